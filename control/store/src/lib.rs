@@ -1,0 +1,98 @@
+//! The replicated byte store: keys, values and revisions, nothing else.
+//!
+//! ```text
+//!   write ──> raft log (SQLite, one writer task, group commit) ──> apply (pure) ──> watch fan-out
+//!                                                                    │
+//!   get, list <── index and recent history in memory <───────────────┴──> objects (SQLite, written behind)
+//! ```
+//!
+//! The store never parses a value, and `apply` reads no clock, no randomness and no environment.
+
+mod command;
+
+pub use command::{COMMAND_VERSION, Command, Expect, Op, Reply, Stored};
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tandem_api::{Key, Revision};
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Sees every write that was acknowledged before the read began, on any member.
+    Linearizable,
+    /// Whatever this member has applied (`resourceVersion=0`).
+    Any,
+    /// At least this revision; waits up to [`FRESHNESS_WAIT`] for it, then [`Error::TooNew`].
+    AtLeast(Revision),
+    /// The state as it was at exactly this revision; [`Error::Compacted`] where history no longer reaches it.
+    Exactly(Revision),
+}
+
+/// How long [`Consistency::AtLeast`] waits for a revision that this member has not applied yet.
+pub const FRESHNESS_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Part of a listing, in key order, as of one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub items: Vec<Stored>,
+    /// The store's revision at which the whole listing holds.
+    pub revision: Revision,
+    /// How many keys of the prefix follow the last item.
+    pub remaining: usize,
+}
+
+/// One change, in revision order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub key: Key,
+    pub revision: Revision,
+    /// The new value; `None` when the key was deleted.
+    pub value: Option<Bytes>,
+    /// What the key held before; `None` when it is new.
+    pub previous: Option<Stored>,
+}
+
+/// What a watch delivers: changes, and word that nothing of interest happened up to a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchItem {
+    Event(std::sync::Arc<Event>),
+    /// Every event up to this revision has been delivered.
+    Progress(Revision),
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("revision {requested} has been compacted; history begins after {compacted}")]
+    Compacted { requested: Revision, compacted: Revision },
+    #[error("revision {requested} is not here yet; this member is at {current}")]
+    TooNew { requested: Revision, current: Revision },
+    /// No leader, or no quorum: the write may or may not happen.
+    #[error("the store has no leader that can commit: {0}")]
+    Unavailable(String),
+    /// The watcher fell behind by more than its buffer and was cut off.
+    #[error("the watch fell too far behind")]
+    Overrun,
+    #[error("the data in {path} {why}")]
+    Data { path: String, why: String },
+    #[error("storage failed while it was to {operation}: {source}")]
+    Storage { operation: &'static str, source: std::sync::Arc<dyn std::error::Error + Send + Sync> },
+}
+
+/// The store as the API server sees it. One suite ([`conformance`]) holds for every implementation.
+#[async_trait::async_trait]
+pub trait Storage: Send + Sync + 'static {
+    async fn get(&self, key: &Key, at: Consistency) -> Result<Option<Stored>, Error>;
+
+    /// The keys below `prefix`, beginning after `from` (exclusive), at most `limit` of them (0: all).
+    async fn list(&self, prefix: &Key, at: Consistency, from: Option<&Key>, limit: usize) -> Result<Page, Error>;
+
+    async fn write(&self, command: Command) -> Result<Reply, Error>;
+
+    /// Every change below `prefix` after revision `after`, once each, in order; all watchers see the same order.
+    /// Ends with an error item when the watcher falls behind ([`Error::Overrun`]).
+    fn watch(&self, prefix: &Key, after: Revision) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error>;
+
+    /// The newest revision that this member has applied.
+    fn revision(&self) -> Revision;
+}

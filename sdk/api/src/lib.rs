@@ -1,0 +1,35 @@
+//! Shared vocabulary of every Tandem crate: objects, keys, revisions, errors, settings.
+//!
+//! ```text
+//!  Key ── where a value lives in the store        Object ── a JSON object with Kubernetes metadata
+//!  Revision ── when it was written                ApiError ── a Kubernetes Status, as an error
+//!  Settings ── what is fixed at first start       Clock, Entropy ── the seams of simulation
+//! ```
+//!
+//! This crate stays light: it never depends on kube, k8s-openapi, a server or a runtime.
+
+mod environment;
+mod error;
+mod identity;
+mod key;
+pub mod names;
+mod object;
+mod settings;
+
+pub use environment::{Clock, Entropy, FixedClock, SeededEntropy, SystemClock, SystemEntropy};
+pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND};
+pub use identity::{Identity, groups};
+pub use key::{Key, Revision};
+pub use object::{GroupVersion, Object};
+pub use settings::{Settings, SettingsError};
+
+/// The annotation that carries a request's trace id from the API request to the pod's Events and the node's logs.
+pub const TRACE_ANNOTATION: &str = "tandem.dev/trace-id";
+/// The RuntimeClass, and its handler, of pods whose containers are all WebAssembly.
+pub const WASM_RUNTIME_CLASS: &str = "wasm";
+/// The taint of a node that runs components only.
+pub const NO_CONTAINERS_TAINT: &str = "tandem.dev/no-containers";
+/// The image host that every node resolves to the cluster's own registry.
+pub const CLUSTER_REGISTRY: &str = "registry.tandem";
+/// The Kubernetes release whose API is served: `/version`, the type table and the typed clients agree on it.
+pub const KUBERNETES_MINOR: u32 = 36;
