@@ -1,1 +1,30 @@
+//! What the built-in kinds are and what they mean: data and pure functions.
+//!
+//! ```text
+//!  data/resources.tsv ─> Registry ─> ResourceDef ─ hooks: default, prepare, validate, fields, cells   (kinds/)
+//!                                        │ type_name
+//!  data/types.tsv ─────> Schema ─> Type ─ Field
+//!                          ├─ protobuf   bytes <-> Object
+//!                          ├─ fields     strict JSON, unknown fields, wrong types, pruning
+//!                          └─ openapi    documents for kubectl            selectors, quantity: small languages
+//! ```
+//!
+//! This crate does no IO, is not async, reads no clock, and never writes to a store. No file of the API server names a
+//! kind; whatever is particular to one kind stands in `kinds/`, one file a family.
 
+pub mod columns;
+mod def;
+pub mod fields;
+mod kinds;
+pub mod openapi;
+pub mod protobuf;
+pub mod quantity;
+mod registry;
+pub mod schema;
+pub mod selectors;
+mod strategy;
+pub mod validate;
+
+pub use def::{Column, Conversion, Hooks, KindName, NameRule, ResourceDef, Scope, StorageName, Subresource};
+pub use registry::{Group, Registry};
+pub use schema::Schema;

@@ -1,0 +1,128 @@
+//! The steps of a write that are the same for every kind; each ends in the hook of the row.
+
+use tandem_api::{Cause, Object};
+
+use crate::{ResourceDef, validate};
+
+/// What a status update may not touch, though it stands in the metadata.
+const KEPT_BY_STATUS: [&str; 5] =
+    ["ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "finalizers"];
+
+pub(crate) fn default(def: &ResourceDef, object: &mut Object) {
+    if object.api_version().is_empty() {
+        object.set(&["apiVersion"], def.api_version());
+    }
+    if object.kind().is_empty() {
+        object.set(&["kind"], def.kind.as_str());
+    }
+    (def.hooks.default)(object);
+}
+
+pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Object) {
+    if def.has_status() && !def.hooks.keeps_status {
+        object.remove(&["status"]);
+    }
+    if counts_generations(def) {
+        object.set(&["metadata", "generation"], 1);
+    } else {
+        object.remove(&["metadata", "generation"]);
+    }
+    (def.hooks.prepare)(object, None);
+}
+
+pub(crate) fn prepare_update(def: &ResourceDef, object: &mut Object, old: &Object) {
+    if def.has_status() {
+        restore(object, old, &["status"]);
+    }
+    (def.hooks.prepare)(object, Some(old));
+    keep_generation(object, old);
+    if counts_generations(def) {
+        let changed = !same_but_metadata_and_status(object, old);
+        // Kubernetes counts the start of a deletion as a change of intent.
+        let dying = object.deletion_timestamp().is_some() && old.deletion_timestamp().is_none();
+        if changed || dying {
+            object.set(&["metadata", "generation"], old.generation() + 1);
+        }
+    }
+}
+
+pub(crate) fn prepare_status(object: &mut Object, old: &Object) {
+    let keys: Vec<String> = object.0.keys().chain(old.0.keys()).cloned().collect();
+    for key in keys {
+        if !["apiVersion", "kind", "metadata", "status"].contains(&key.as_str()) {
+            restore(object, old, &[&key]);
+        }
+    }
+    for key in KEPT_BY_STATUS {
+        restore(object, old, &["metadata", key]);
+    }
+}
+
+fn restore(object: &mut Object, old: &Object, path: &[&str]) {
+    match old.at(path) {
+        Some(value) => object.set(path, value.clone()),
+        None => {
+            object.remove(path);
+        }
+    }
+}
+
+fn keep_generation(object: &mut Object, old: &Object) {
+    restore(object, old, &["metadata", "generation"]);
+}
+
+/// Kinds with a spec that somebody acts on count their changes. ConfigMaps, roles and the like have no generation.
+fn counts_generations(def: &ResourceDef) -> bool {
+    const WITHOUT: [&str; 15] = [
+        "ServiceAccount", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "LimitRange",
+        "PodTemplate", "Lease", "ControllerRevision", "CertificateSigningRequest", "RuntimeClass", "CSINode", "Service",
+        "VolumeAttachment",
+    ];
+    const WITH: [&str; 2] = ["EndpointSlice", "PriorityClass"];
+    let has_spec = def.group.is_empty() || def.has_status() || POLICIES.contains(&def.kind.as_str());
+    (has_spec && def.has_status() || POLICIES.contains(&def.kind.as_str()) || WITH.contains(&def.kind.as_str()))
+        && !WITHOUT.contains(&def.kind.as_str())
+}
+
+const POLICIES: [&str; 9] = [
+    "NetworkPolicy",
+    "IngressClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
+    "MutatingWebhookConfiguration",
+    "ResourceSlice",
+];
+
+fn same_but_metadata_and_status(object: &Object, old: &Object) -> bool {
+    let rest = |object: &Object| -> Vec<(String, serde_json::Value)> {
+        let mut rest: Vec<_> = object
+            .0
+            .iter()
+            .filter(|(key, _)| !["apiVersion", "kind", "metadata", "status"].contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        rest.sort_by(|one, other| one.0.cmp(&other.0));
+        rest
+    };
+    rest(object) == rest(old)
+}
+
+pub(crate) fn validate_create(def: &ResourceDef, object: &Object) -> Vec<Cause> {
+    let mut causes = validate::metadata::on_create(def, object);
+    causes.extend((def.hooks.validate)(object, None));
+    causes
+}
+
+pub(crate) fn validate_update(def: &ResourceDef, object: &Object, old: &Object) -> Vec<Cause> {
+    let mut causes = validate::metadata::on_update(object, old);
+    causes.extend((def.hooks.validate)(object, Some(old)));
+    causes
+}
+
+pub(crate) fn validate_status(def: &ResourceDef, object: &Object, old: &Object) -> Vec<Cause> {
+    let _ = def;
+    validate::metadata::on_update(object, old)
+}
