@@ -1,1 +1,22 @@
+//! The network of one node: pod addresses, Services, cluster DNS, routes to other nodes, the way to the API server.
+//!
+//! ```text
+//!  Services, EndpointSlices ──> rules (pure) ──> transaction (pure) ──> nft
+//!        │                 └──> dns::Zone ──> dns::Server on the cluster DNS address
+//!        └ Nodes ──> routes
+//!  pods, containerd ──> forward (gateway:6443, loopback) ──> any control-plane member
+//! ```
+//!
+//! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
+pub mod dns;
+pub mod forward;
+pub mod proxy;
+pub mod rules;
+
+/// Why the node's network could not be made as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("nftables refused the service rules: {why}")]
+    Rules { why: String },
+}

@@ -1,0 +1,159 @@
+use std::process::{Command, Stdio};
+
+use expect_test::{Expect, expect};
+use k8s_openapi::{
+    api::{
+        core::v1::{Service, ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use super::*;
+
+fn service(name: &str, address: &str, node_port: Option<i32>) -> Service {
+    let port = ServicePort { port: 80, node_port, ..ServicePort::default() };
+    Service {
+        metadata: ObjectMeta { name: Some(name.into()), namespace: Some("default".into()), ..ObjectMeta::default() },
+        spec: Some(ServiceSpec { cluster_ip: Some(address.into()), ports: Some(vec![port]), ..ServiceSpec::default() }),
+        ..Service::default()
+    }
+}
+
+/// `10.0.0.1@n1:ready`, `:terminating` or `:not`.
+fn slice(name: &str, endpoints: &str) -> EndpointSlice {
+    let endpoint = |text: &str| {
+        let (address, rest) = text.split_once('@').unwrap();
+        let (node, state) = rest.split_once(':').unwrap();
+        let conditions = EndpointConditions {
+            ready: Some(state == "ready"),
+            serving: Some(state != "not"),
+            terminating: Some(state == "terminating"),
+        };
+        Endpoint {
+            addresses: vec![address.into()],
+            node_name: Some(node.into()),
+            conditions: Some(conditions),
+            ..Endpoint::default()
+        }
+    };
+    EndpointSlice {
+        address_type: "IPv4".into(),
+        metadata: ObjectMeta {
+            namespace: Some("default".into()),
+            labels: Some([("kubernetes.io/service-name".to_owned(), name.to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        endpoints: Some(endpoints.split_whitespace().map(endpoint).collect()),
+        ports: Some(vec![EndpointPort { port: Some(8080), ..EndpointPort::default() }]),
+    }
+}
+
+fn snapshot(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Snapshot {
+    Snapshot {
+        node: "n1".into(),
+        pod_cidr: "10.128.0.0/10".parse().unwrap(),
+        light_ranges: vec!["10.128.16.0/20".parse().unwrap()],
+        api: Some(("10.128.0.1".parse().unwrap(), 6443)),
+        services,
+        slices,
+    }
+}
+
+fn check(old: &Snapshot, new: &Snapshot, expected: Expect) {
+    expected.assert_eq(&transaction(Some(&rules(old)), &rules(new)));
+}
+
+#[test]
+fn a_service_is_spread_over_its_ready_endpoints() {
+    let before = snapshot(vec![], vec![]);
+    let after = snapshot(
+        vec![service("web", "10.96.0.5", Some(30080))],
+        vec![slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready 10.128.0.4@n1:not 10.128.0.5@n1:terminating")],
+    );
+    check(&before, &after, expect![[r#"
+        add chain ip tandem ext-5c771066-web
+        add chain ip tandem svc-5c771066-web
+        add rule ip tandem ext-5c771066-web meta mark set meta mark | 0x4000
+        add rule ip tandem ext-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+        add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-5c771066-web }
+        add element ip tandem nodeports { tcp . 30080 : goto ext-5c771066-web }
+        add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
+    "#]]);
+}
+
+#[test]
+fn a_change_costs_what_changed() {
+    let web = service("web", "10.96.0.5", None);
+    let before = snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready")]);
+    let after = snapshot(vec![web], vec![slice("web", "10.128.0.3@n2:ready")]);
+    check(&before, &after, expect![[r#"
+        flush chain ip tandem svc-5c771066-web
+        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
+        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+    "#]]);
+    check(&after, &after, expect![""]);
+}
+
+#[test]
+fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
+    let web = service("web", "10.96.0.5", None);
+    let served = snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready")]);
+    let empty = snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:not")]);
+    check(&served, &empty, expect![[r#"
+        delete element ip tandem services { 10.96.0.5 . tcp . 80 }
+        add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
+        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+        flush chain ip tandem svc-5c771066-web
+        delete chain ip tandem svc-5c771066-web
+    "#]]);
+    check(&empty, &snapshot(vec![], vec![]), expect![[r#"
+        delete element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
+    "#]]);
+}
+
+#[test]
+fn endpoints_that_end_serve_on_where_no_other_is_left() {
+    let web = service("web", "10.96.0.5", None);
+    let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:terminating")]));
+    assert_eq!(ruleset.services.len(), 1);
+}
+
+#[test]
+fn local_policies_keep_to_the_node() {
+    let mut web = service("web", "10.96.0.5", Some(30080));
+    if let Some(spec) = &mut web.spec {
+        spec.external_traffic_policy = Some("Local".into());
+    }
+    let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:ready")]));
+    assert_eq!(ruleset.services.len(), 1);
+    assert_eq!(ruleset.no_node_endpoints.keys().collect::<Vec<_>>(), ["tcp . 30080"]);
+}
+
+/// The kernel takes every script: built from nothing, changed, and emptied again, in a namespace of the test's own.
+#[test]
+fn the_kernel_takes_every_transaction() {
+    let mut sticky = service("sticky", "10.96.0.6", Some(30081));
+    if let Some(spec) = &mut sticky.spec {
+        spec.session_affinity = Some("ClientIP".into());
+    }
+    let empty = rules(&snapshot(vec![], vec![]));
+    let full = rules(&snapshot(
+        vec![service("web", "10.96.0.5", Some(30080)), sticky, service("kubernetes", "10.96.0.1", None)],
+        vec![
+            slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
+            slice("sticky", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
+        ],
+    ));
+    let script = [transaction(None, &empty), transaction(Some(&empty), &full), transaction(Some(&full), &empty)].concat();
+    let mut nft = Command::new("unshare")
+        .args(["--net", "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("unshare and nft are installed");
+    std::io::Write::write_all(&mut nft.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    let output = nft.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+}
