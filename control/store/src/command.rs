@@ -8,6 +8,9 @@ use tandem_api::{Key, Revision};
 pub const COMMAND_VERSION: u16 = 1;
 
 /// One entry of the replicated log. All of it happens at one revision, or none of it.
+///
+/// Expectations are checked against the state before the command; of several operations on one key the last one counts.
+/// A command that would leave everything as it is (same bytes, key already absent) makes no revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     pub version: u16,
@@ -27,9 +30,11 @@ pub enum Op {
         key: Key,
         expect: Expect,
     },
-    /// Forgets history: reads and watches at or before `before` end in [`crate::Error::Compacted`].
+    /// Forgets history: reads as of a revision older than `before`, and watches from one older than `watches`, end in
+    /// [`crate::Error::Compacted`]. The two horizons never go back, and `watches` never passes `before`.
     Compact {
         before: Revision,
+        watches: Revision,
     },
 }
 
@@ -44,6 +49,7 @@ pub enum Expect {
 /// How a command ended. A mismatch is an answer, never an error: an error would stop the state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// `revision` is the command's own, or, when nothing changed, the newest one among its keys.
     Done {
         revision: Revision,
     },
@@ -80,8 +86,14 @@ impl Command {
         Command { version: COMMAND_VERSION, fence: None, ops: vec![Op::Delete { key, expect }] }
     }
 
+    /// Forgets what is older than `before`, for reads and watches alike.
     pub fn compact(before: Revision) -> Command {
-        Command { version: COMMAND_VERSION, fence: None, ops: vec![Op::Compact { before }] }
+        Command::horizons(before, before)
+    }
+
+    /// Forgets what is older than `before` for reads and older than `watches` for watches.
+    pub fn horizons(before: Revision, watches: Revision) -> Command {
+        Command { version: COMMAND_VERSION, fence: None, ops: vec![Op::Compact { before, watches }] }
     }
 
     #[must_use]

@@ -8,9 +8,21 @@
 //!
 //! The store never parses a value, and `apply` reads no clock, no randomness and no environment.
 
+mod apply;
 mod command;
+pub mod conformance;
+mod history;
+mod index;
+mod memory;
+mod metrics;
+mod replica;
+mod watch;
 
 pub use command::{COMMAND_VERSION, Command, Expect, Op, Reply, Stored};
+pub use history::{HISTORY_BYTES_MAX, HISTORY_EVENTS_MAX};
+pub use memory::{MEMORY_TERM, MemoryStore};
+pub use metrics::Metrics;
+pub use watch::{PROGRESS_INTERVAL, WATCH_LAG_MAX};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -80,6 +92,9 @@ pub enum Error {
 }
 
 /// The store as the API server sees it. One suite ([`conformance`]) holds for every implementation.
+///
+/// Revisions begin at 1 and go up by one with every command that changes a key. An answered write is on disk (where
+/// there is one) and visible to every read on the same member.
 #[async_trait::async_trait]
 pub trait Storage: Send + Sync + 'static {
     async fn get(&self, key: &Key, at: Consistency) -> Result<Option<Stored>, Error>;
@@ -90,7 +105,9 @@ pub trait Storage: Send + Sync + 'static {
     async fn write(&self, command: Command) -> Result<Reply, Error>;
 
     /// Every change below `prefix` after revision `after`, once each, in order; all watchers see the same order.
-    /// Ends with an error item when the watcher falls behind ([`Error::Overrun`]).
+    /// [`Error::Compacted`] when `after` is older than history; [`WatchItem::Progress`] comes once at the end of the
+    /// replay, and about every second while only other keys change. Ends with an error item when the watcher falls
+    /// behind ([`Error::Overrun`]) or the member shuts down ([`Error::Unavailable`]). To be polled within tokio.
     fn watch(&self, prefix: &Key, after: Revision) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error>;
 
     /// The newest revision that this member has applied.
