@@ -4,8 +4,11 @@
 //! The seam is at container level, as in CRI. Restart policy, probes, volumes, logs and statistics stand above it,
 //! once for all runtimes; nothing here knows a pod's policy.
 
+pub mod conformance;
+mod fake;
 mod types;
 
+pub use fake::{Act, Fake, Program};
 pub use types::*;
 
 use std::{net::Ipv4Addr, time::Duration};
@@ -50,6 +53,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Wake-ups without information: something may have changed.
     fn changes(&self) -> BoxStream<'static, ()>;
+
+    /// How often `list` is asked although nothing was heard: seldom where `changes` tells of everything.
+    fn relist_interval(&self) -> Duration {
+        Duration::from_secs(1)
+    }
 
     /// What the workload's user should be told as an Event of the pod: a trap in a request, for one.
     fn notices(&self) -> BoxStream<'static, Notice>;
