@@ -1,1 +1,72 @@
+//! What the end-to-end tests share: machines in network namespaces of their own, clusters on them, kubectl sessions.
+//!
+//! ```text
+//!  Network ── a bridge in a namespace of the test ──┬── Machine 1 ── Cluster (tandem up)
+//!                                                   └── Machine 2 ── Joined (tandem node)
+//! ```
+//!
+//! Everything is removed again by name when it is dropped. The tests need root, as the product does.
 
+pub mod cluster;
+pub mod machine;
+pub mod session;
+
+use std::{
+    fmt::Debug,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// How often a condition is looked at while a test waits for it.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Waits until `probe` gives a value; panics with what it said last when the deadline passes.
+pub fn until<T, E: Debug>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return value,
+            Err(last) if Instant::now() >= deadline => panic!("{what}: not within {limit:?}; last seen: {last:?}"),
+            Err(_) => pause(POLL),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place where tests wait, and always for a condition")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// The workspace's folder.
+pub fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Where cargo puts what it builds: the tests run from `TARGET/PROFILE/deps`.
+pub fn target() -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its own path");
+    path.pop();
+    path.pop();
+    path
+}
+
+/// The product's binary, of the same build as the tests.
+pub fn tandem() -> PathBuf {
+    let path = target().join("tandem");
+    assert!(path.exists(), "{} is not there: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// A kubectl of one minor release, as `scripts/get-clients` fetches it.
+pub fn kubectl(minor: u32) -> PathBuf {
+    let path = root().join(format!("target/clients/1.{minor}/kubectl"));
+    assert!(path.exists(), "{} is not there: run `make setup-test` first", path.display());
+    path
+}
+
+/// A file that `samples/build.sh` made.
+pub fn sample(name: &str) -> PathBuf {
+    let path = root().join("target/samples").join(name);
+    assert!(path.exists(), "{} is not there: run `samples/build.sh` first", path.display());
+    path
+}

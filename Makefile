@@ -1,0 +1,42 @@
+# make up      build and start a one-machine cluster with the samples     (PROFILE=dev builds faster)
+# make down    stop its workloads and remove what it made; the data stays
+# make test    everything that a change must pass
+.PHONY: up down test test-long bench fmt lint setup-test
+
+SHELL := /bin/bash
+DATA_DIR ?= /var/lib/tandem
+PROFILE ?= release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/tandem
+
+up:
+	@DATA_DIR=$(DATA_DIR) PROFILE=$(PROFILE) scripts/up
+
+down:
+	@$(BINARY) down --data-dir $(DATA_DIR)
+
+setup-test:
+	@scripts/setup test
+	@KUBECTL_MINOR=37 scripts/get-clients target/clients/1.37
+	@KUBECTL_MINOR=32 scripts/get-clients target/clients/1.32
+	@samples/build.sh
+
+test: setup-test
+	cargo fmt --all --check
+	cargo test --workspace --no-fail-fast
+
+# Longer runs of the same: repeated restarts, faults and load.
+test-long: setup-test
+	TANDEM_LONG=1 cargo test --workspace --no-fail-fast
+
+bench:
+	@scripts/setup bench
+	@scripts/bench
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: skipped"; fi

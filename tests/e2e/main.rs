@@ -1,0 +1,1 @@
+//! End-to-end tests: the real binary, real containerd, real wasmtime, real kubectl.

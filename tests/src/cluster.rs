@@ -1,0 +1,154 @@
+//! Clusters: the real binary on a machine of the test's own.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{machine::Machine, tandem, until};
+
+/// How long a cluster may take to be ready on a busy machine. Its real goal is measured by the benchmarks.
+const READY: Duration = Duration::from_secs(60);
+const KUBECTL_MINOR: u32 = 37;
+
+/// A process of the product and its data folder, on one machine.
+#[derive(Debug)]
+pub struct Daemon {
+    pub machine: Machine,
+    data: TempDir,
+    arguments: Vec<String>,
+    process: Option<Child>,
+    kubeconfig: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `tandem up` and waits until it is ready.
+    pub fn up(machine: Machine, flags: &[&str]) -> Daemon {
+        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+        let path = data.path().display().to_string();
+        let address = machine.address.to_string();
+        let base =
+            ["up", "--data-dir", &path, "--listen", "0.0.0.0:6443", "--advertise", &address, "--node-ip", &address];
+        let named = ["--node-name", "one"];
+        let arguments = base.iter().chain(&named).chain(flags).map(ToString::to_string).collect();
+        let kubeconfig = data.path().join("admin.kubeconfig");
+        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig };
+        daemon.start();
+        daemon
+    }
+
+    /// Starts `tandem node`, which joins the cluster of `server`.
+    pub fn join(machine: Machine, server: &Daemon, name: &str, flags: &[&str]) -> Daemon {
+        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+        let token = server.tandem(&["token", "create", "--role", "node", "--data-dir", &server.data_dir()]);
+        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+        let url = format!("https://{}:6443", server.machine.address);
+        let path = data.path().display().to_string();
+        let token = String::from_utf8_lossy(&token.stdout).trim().to_owned();
+        let address = machine.address.to_string();
+        let base = [
+            "node", "--data-dir", &path, "--server", &url, "--token", &token, "--node-name", name, "--node-ip", &address,
+        ];
+        let arguments = base.iter().chain(flags).map(ToString::to_string).collect();
+        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig: server.kubeconfig.clone() };
+        daemon.spawn();
+        daemon
+    }
+
+    pub fn data_dir(&self) -> String {
+        self.data.path().display().to_string()
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.data.path().with_extension("log")
+    }
+
+    /// Starts the process again after [`Daemon::kill`] or [`Daemon::stop`].
+    pub fn start(&mut self) {
+        self.spawn();
+        let log = self.log();
+        until("tandem is ready", READY, || {
+            if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten()) {
+                panic!("tandem ended ({status}):\n{}", tail(&log));
+            }
+            let ready = self.kubectl(&["get", "--raw", "/readyz"]);
+            if ready.status.success() { Ok(()) } else { Err(tail(&log)) }
+        });
+    }
+
+    fn spawn(&mut self) {
+        let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
+        let mut command = self.machine.command(tandem());
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "info");
+        }
+        self.process = Some(command.spawn().expect("tandem starts"));
+    }
+
+    /// Ends the process as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("the process can be killed");
+            process.wait().expect("the process ends");
+        }
+    }
+
+    /// Ends the process as an operator would, and gives back how long that took.
+    pub fn stop(&mut self) -> Duration {
+        let began = Instant::now();
+        if let Some(mut process) = self.process.take() {
+            let signal = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
+            assert!(signal.expect("kill runs").success());
+            process.wait().expect("the process ends");
+        }
+        began.elapsed()
+    }
+
+    /// Runs the binary on this machine.
+    pub fn tandem(&self, arguments: &[&str]) -> Output {
+        self.machine.command(tandem()).args(arguments).env("KUBECONFIG", &self.kubeconfig).output().expect("tandem runs")
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Output {
+        let kubectl = crate::kubectl(KUBECTL_MINOR);
+        self.machine.command(kubectl).args(arguments).env("KUBECONFIG", &self.kubeconfig).output().expect("kubectl runs")
+    }
+
+    /// What kubectl prints; panics where it fails.
+    pub fn read(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {}: {error}\n{}", arguments.join(" "), tail(&self.log()));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+        let down = self.tandem(&["down", "--data-dir", &self.data_dir()]);
+        if !down.status.success() && !std::thread::panicking() {
+            panic!("tandem down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+        if std::thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.machine.name, tail(&self.log()));
+        }
+        let _gone = std::fs::remove_file(self.log());
+    }
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
