@@ -37,10 +37,6 @@ pub(crate) fn failed(operation: &'static str, message: impl ToString) -> Runtime
     RuntimeError::Failed { operation, message: message.to_string() }
 }
 
-pub(crate) fn is_missing(status: &Status) -> bool {
-    status.code() == Code::NotFound
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
