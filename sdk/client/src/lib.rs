@@ -2,6 +2,7 @@
 //!
 //! Re-exports the one version of `kube` and `k8s-openapi` that the product is built with.
 
+pub mod events;
 mod kubeconfig;
 
 use std::{
