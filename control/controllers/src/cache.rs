@@ -1,0 +1,545 @@
+//! What the controllers know of the cluster: one store a kind, filled by one informer, read by all controllers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt};
+use kube::{
+    Api, Resource,
+    api::ObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        utils::Backoff,
+        watcher::{self, Event},
+    },
+};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::object;
+
+/// The first and the longest wait before an informer that failed asks again.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Where an object is; `namespace` is empty for cluster-scoped kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Key {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Key {
+        Key { namespace: namespace.into(), name: name.into() }
+    }
+
+    pub fn of(meta: &ObjectMeta) -> Key {
+        Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            formatter.write_str(&self.name)
+        } else {
+            write!(formatter, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// A kind that can be cached.
+pub trait Cached:
+    Resource<DynamicType = ()>
+    + k8s_openapi::Resource
+    + k8s_openapi::Metadata<Ty = ObjectMeta>
+    + Clone
+    + fmt::Debug
+    + serde::de::DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Cached for K where
+    K: Resource<DynamicType = ()>
+        + k8s_openapi::Resource
+        + k8s_openapi::Metadata<Ty = ObjectMeta>
+        + Clone
+        + fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// One object before and after; never both absent.
+#[derive(Clone, Debug)]
+pub struct Delta<K> {
+    pub old: Option<Arc<K>>,
+    pub new: Option<Arc<K>>,
+}
+
+impl<K> Delta<K> {
+    /// The versions that there are, the newest first.
+    pub fn versions(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.new.iter().chain(self.old.iter())
+    }
+}
+
+impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> Delta<K> {
+    pub fn key(&self) -> Key {
+        self.versions().next().map(|object| Key::of(object.metadata())).unwrap_or_default()
+    }
+}
+
+/// How far a store has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The highest resourceVersion that an object in it had.
+    pub revision: u64,
+    /// Listed since this member began to lead, so that the last leader's writes are in it.
+    pub fresh: bool,
+}
+
+/// All objects of a kind, indexed by namespace and by controlling owner.
+pub struct Store<K> {
+    objects: RwLock<Objects<K>>,
+    seen: watch::Sender<Seen>,
+}
+
+struct Objects<K> {
+    all: BTreeMap<Key, Arc<K>>,
+    controlled: HashMap<String, BTreeSet<Key>>,
+    orphans: HashMap<String, BTreeSet<Key>>,
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Store<K> {
+        let objects = Objects { all: BTreeMap::new(), controlled: HashMap::new(), orphans: HashMap::new() };
+        Store { objects: RwLock::new(objects), seen: watch::Sender::new(Seen::default()) }
+    }
+}
+
+impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> Store<K> {
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.objects.read().all.get(key).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.objects.read().all.values().cloned().collect()
+    }
+
+    pub fn keys(&self) -> Vec<Key> {
+        self.objects.read().all.keys().cloned().collect()
+    }
+
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let objects = self.objects.read();
+        let from = objects.all.range(Key::new(namespace, "")..);
+        from.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// The objects whose controller has this uid.
+    pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
+        let objects = self.objects.read();
+        let keys = objects.controlled.get(uid).into_iter().flatten();
+        keys.filter_map(|key| objects.all.get(key).cloned()).collect()
+    }
+
+    /// The objects of a namespace that no controller owns.
+    pub fn orphans(&self, namespace: &str) -> Vec<Arc<K>> {
+        let objects = self.objects.read();
+        let keys = objects.orphans.get(namespace).into_iter().flatten();
+        keys.filter_map(|key| objects.all.get(key).cloned()).collect()
+    }
+
+    pub fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.subscribe()
+    }
+
+    pub fn apply(&self, object: K) -> Delta<K> {
+        let revision = object::revision(object.metadata());
+        let new = Arc::new(object);
+        let old = self.objects.write().insert(new.clone());
+        self.advance(revision);
+        Delta { old, new: Some(new) }
+    }
+
+    pub fn remove(&self, object: &K) -> Delta<K> {
+        let old = self.objects.write().remove(&Key::of(object.metadata()));
+        self.advance(object::revision(object.metadata()));
+        Delta { old, new: None }
+    }
+
+    /// Takes over the result of a list: what is not in it was deleted meanwhile.
+    pub fn replace(&self, listed: Vec<K>) -> Vec<Delta<K>> {
+        let mut deltas = Vec::with_capacity(listed.len());
+        let mut revision = 0;
+        let mut objects = self.objects.write();
+        let mut gone: BTreeSet<Key> = objects.all.keys().cloned().collect();
+        for object in listed {
+            revision = revision.max(object::revision(object.metadata()));
+            gone.remove(&Key::of(object.metadata()));
+            let new = Arc::new(object);
+            let old = objects.insert(new.clone());
+            deltas.push(Delta { old, new: Some(new) });
+        }
+        for key in gone {
+            let old = objects.remove(&key);
+            deltas.push(Delta { old, new: None });
+        }
+        drop(objects);
+        self.advance(revision);
+        deltas
+    }
+
+    fn advance(&self, revision: u64) {
+        self.seen.send_modify(|seen| seen.revision = seen.revision.max(revision));
+    }
+
+    pub fn set_fresh(&self, fresh: bool) {
+        self.seen.send_if_modified(|seen| std::mem::replace(&mut seen.fresh, fresh) != fresh);
+    }
+
+    /// True while the object with this uid is there and nobody has begun to delete it.
+    pub fn is_untouched(&self, key: &Key, uid: &str) -> bool {
+        self.get(key).is_some_and(|object| {
+            let meta = object.metadata();
+            meta.uid.as_deref() == Some(uid) && meta.deletion_timestamp.is_none()
+        })
+    }
+}
+
+impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> Objects<K> {
+    fn insert(&mut self, new: Arc<K>) -> Option<Arc<K>> {
+        let key = Key::of(new.metadata());
+        let old = self.remove(&key);
+        match object::controller_of(new.metadata()) {
+            Some(owner) => self.controlled.entry(owner.uid.clone()).or_default().insert(key.clone()),
+            None => self.orphans.entry(key.namespace.clone()).or_default().insert(key.clone()),
+        };
+        self.all.insert(key, new);
+        old
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.all.remove(key)?;
+        match object::controller_of(old.metadata()) {
+            Some(owner) => forget(&mut self.controlled, &owner.uid, key),
+            None => forget(&mut self.orphans, &key.namespace, key),
+        }
+        Some(old)
+    }
+}
+
+fn forget(index: &mut HashMap<String, BTreeSet<Key>>, entry: &str, key: &Key) {
+    if let Some(keys) = index.get_mut(entry) {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(entry);
+        }
+    }
+}
+
+/// What must be seen in the caches before a key is planned again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    Revision { kind: String, revision: u64 },
+    Deleted { kind: String, key: Key, uid: String },
+}
+
+/// Called for every change of a cached object, on the informer's task: it must be quick and never block.
+pub(crate) type Listener = Box<dyn Fn(&Cache, &Change) + Send + Sync>;
+
+/// Keeps `store` equal to what the server has, for ever. Lists anew when this member begins to lead.
+pub(crate) async fn inform<K: Cached>(
+    store: &Store<K>,
+    api: Api<K>,
+    config: watcher::Config,
+    mut leadership: watch::Receiver<bool>,
+    notify: impl Fn(Delta<K>),
+) {
+    loop {
+        let leading = *leadership.borrow_and_update();
+        let events = watcher::watcher(api.clone(), config.clone())
+            .modify(|object| object.metadata_mut().managed_fields = None)
+            .backoff(Retry::default());
+        follow(store, events, leading, &mut leadership, &notify).await;
+    }
+}
+
+/// Returns when the store has to be listed anew.
+async fn follow<K: Cached>(
+    store: &Store<K>,
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    listed_as_leader: bool,
+    leadership: &mut watch::Receiver<bool>,
+    notify: &impl Fn(Delta<K>),
+) {
+    let mut events = pin!(events);
+    let mut fresh = listed_as_leader;
+    let mut listed = Vec::new();
+    let mut leadership_known = true;
+    loop {
+        tokio::select! {
+            changed = leadership.changed(), if leadership_known => {
+                leadership_known = changed.is_ok();
+                let leading = *leadership.borrow_and_update();
+                if leading && !fresh {
+                    return;
+                }
+                fresh &= leading;
+                if !fresh {
+                    store.set_fresh(false);
+                }
+            }
+            event = events.next() => match event {
+                Some(Ok(Event::Init)) => listed.clear(),
+                Some(Ok(Event::InitApply(object))) => listed.push(object),
+                Some(Ok(Event::InitDone)) => {
+                    store.replace(std::mem::take(&mut listed)).into_iter().for_each(notify);
+                    store.set_fresh(fresh);
+                }
+                Some(Ok(Event::Apply(object))) => notify(store.apply(object)),
+                Some(Ok(Event::Delete(object))) => notify(store.remove(&object)),
+                Some(Err(error)) => tracing::debug!(kind = K::KIND, %error, "informer retries"),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Doubling waits, back to the first after a success.
+#[derive(Debug)]
+pub(crate) struct Retry(Duration);
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry(RETRY_FIRST)
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(RETRY_MAX);
+        Some(wait)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        *self = Retry::default();
+    }
+}
+
+macro_rules! stores {
+    ($($field:ident: $kind:ident from $path:path, $config:expr;)*) => {
+        $(use $path;)*
+
+        /// Every store, and who wants to hear of changes.
+        #[derive(Default)]
+        pub struct Cache {
+            $(pub $field: Store<$kind>,)*
+            listeners: RwLock<Vec<Listener>>,
+        }
+
+        /// One change in one store.
+        #[derive(Clone, Debug)]
+        pub enum Change {
+            $($kind(Delta<$kind>),)*
+        }
+
+        impl Cache {
+            /// How far the store of a kind has come; `None` for kinds that are not cached.
+            pub fn seen(&self, kind: &str) -> Option<watch::Receiver<Seen>> {
+                match kind {
+                    $(stringify!($kind) => Some(self.$field.seen()),)*
+                    _ => None,
+                }
+            }
+
+            fn is_untouched(&self, kind: &str, key: &Key, uid: &str) -> bool {
+                match kind {
+                    $(stringify!($kind) => self.$field.is_untouched(key, uid),)*
+                    _ => false,
+                }
+            }
+
+            /// Fills all stores until it is dropped.
+            pub async fn follow(&self, client: &kube::Client, leadership: &watch::Receiver<bool>) {
+                tokio::join!($(
+                    inform(&self.$field, Api::all(client.clone()), $config, leadership.clone(), |delta| {
+                        self.notify(&Change::$kind(delta));
+                    }),
+                )*);
+            }
+        }
+    };
+}
+
+fn everything() -> watcher::Config {
+    watcher::Config::default()
+}
+
+fn named(name: &str) -> watcher::Config {
+    watcher::Config::default().fields(&format!("metadata.name={name}"))
+}
+
+fn within(namespace: &str) -> watcher::Config {
+    watcher::Config::default().fields(&format!("metadata.namespace={namespace}"))
+}
+
+stores! {
+    pods: Pod from k8s_openapi::api::core::v1::Pod, everything();
+    replica_sets: ReplicaSet from k8s_openapi::api::apps::v1::ReplicaSet, everything();
+    deployments: Deployment from k8s_openapi::api::apps::v1::Deployment, everything();
+    services: Service from k8s_openapi::api::core::v1::Service, everything();
+    endpoints: Endpoints from k8s_openapi::api::core::v1::Endpoints, everything();
+    endpoint_slices: EndpointSlice from k8s_openapi::api::discovery::v1::EndpointSlice, everything();
+    namespaces: Namespace from k8s_openapi::api::core::v1::Namespace, everything();
+    service_accounts: ServiceAccount from k8s_openapi::api::core::v1::ServiceAccount, named("default");
+    root_certificates: ConfigMap from k8s_openapi::api::core::v1::ConfigMap, named("kube-root-ca.crt");
+    nodes: Node from k8s_openapi::api::core::v1::Node, everything();
+    leases: Lease from k8s_openapi::api::coordination::v1::Lease, within("kube-node-lease");
+    signing_requests: CertificateSigningRequest from k8s_openapi::api::certificates::v1::CertificateSigningRequest, everything();
+}
+
+impl Cache {
+    /// Listeners are added before the informers start, so that none misses a change.
+    pub(crate) fn listen(&self, listener: Listener) {
+        self.listeners.write().push(listener);
+    }
+
+    pub(crate) fn notify(&self, change: &Change) {
+        for listener in self.listeners.read().iter() {
+            listener(self, change);
+        }
+    }
+
+    /// Waits until all of these kinds were listed since this member began to lead.
+    pub async fn fresh(&self, kinds: &[&str]) {
+        for kind in kinds {
+            if let Some(mut seen) = self.seen(kind) {
+                // The sender lives as long as the cache: waiting cannot fail.
+                let _seen = seen.wait_for(|seen| seen.fresh).await;
+            }
+        }
+    }
+
+    /// Waits until the caches show the effects of the writes. Kinds that are not cached have nothing to wait for.
+    pub async fn settled(&self, expectations: &[Expectation]) {
+        for expectation in expectations {
+            match expectation {
+                Expectation::Revision { kind, revision } => {
+                    if let Some(mut seen) = self.seen(kind) {
+                        let _seen = seen.wait_for(|seen| seen.revision >= *revision).await;
+                    }
+                }
+                Expectation::Deleted { kind, key, uid } => {
+                    if let Some(mut seen) = self.seen(kind) {
+                        let _seen = seen.wait_for(|_| !self.is_untouched(kind, key, uid)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    fn pod(name: &str, revision: u64, owner: Option<&str>) -> Pod {
+        let owner = owner.map(|uid| OwnerReference { uid: uid.into(), controller: Some(true), ..OwnerReference::default() });
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("ns".into()),
+            uid: Some(format!("uid-{name}")),
+            resource_version: Some(revision.to_string()),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        };
+        Pod { metadata, ..Pod::default() }
+    }
+
+    fn names(pods: &[Arc<Pod>]) -> Vec<&str> {
+        pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect()
+    }
+
+    #[test]
+    fn the_indexes_follow_the_owner() {
+        let store = Store::default();
+        store.apply(pod("a", 1, None));
+        store.apply(pod("b", 2, Some("rs")));
+        assert_eq!(names(&store.orphans("ns")), ["a"]);
+        store.apply(pod("a", 3, Some("rs")));
+        assert_eq!(names(&store.controlled_by("rs")), ["a", "b"]);
+        assert!(store.orphans("ns").is_empty());
+        store.remove(&pod("b", 4, None));
+        assert_eq!(names(&store.controlled_by("rs")), ["a"]);
+        assert_eq!(store.seen().borrow().revision, 4);
+        assert!(store.in_namespace("other").is_empty());
+    }
+
+    #[test]
+    fn a_list_says_what_is_gone() {
+        let store = Store::default();
+        store.replace(vec![pod("a", 1, None), pod("b", 2, None)]);
+        let deltas = store.replace(vec![pod("b", 2, None)]);
+        let gone: Vec<Key> = deltas.iter().filter(|delta| delta.new.is_none()).map(Delta::key).collect();
+        assert_eq!(gone, [Key::new("ns", "a")]);
+    }
+
+    #[tokio::test]
+    async fn a_write_is_settled_when_the_cache_has_seen_it() {
+        let cache = Cache::default();
+        let written = [Expectation::Revision { kind: "Pod".into(), revision: 7 }];
+        assert!(cache.settled(&written).now_or_never().is_none());
+        cache.pods.apply(pod("a", 7, None));
+        assert!(cache.settled(&written).now_or_never().is_some());
+        let deleted = [Expectation::Deleted { kind: "Pod".into(), key: Key::new("ns", "a"), uid: "uid-a".into() }];
+        assert!(cache.settled(&deleted).now_or_never().is_none());
+        cache.pods.remove(&pod("a", 8, None));
+        assert!(cache.settled(&deleted).now_or_never().is_some());
+        let uncached = [Expectation::Revision { kind: "Secret".into(), revision: 99 }];
+        assert!(cache.settled(&uncached).now_or_never().is_some());
+    }
+
+    fn events(events: Vec<Event<Pod>>) -> impl Stream<Item = watcher::Result<Event<Pod>>> {
+        futures::stream::iter(events.into_iter().map(Ok)).chain(futures::stream::pending())
+    }
+
+    #[tokio::test]
+    async fn a_cache_listed_by_a_follower_is_listed_again_by_the_leader() {
+        let store = Store::default();
+        let (lead, mut leadership) = watch::channel(false);
+        let listed = || events(vec![Event::Init, Event::InitApply(pod("a", 1, None)), Event::InitDone]);
+        let mut following = Box::pin(follow(&store, listed(), false, &mut leadership, &|_| ()));
+        assert!((&mut following).now_or_never().is_none());
+        assert_eq!(*store.seen().borrow(), Seen { revision: 1, fresh: false });
+        lead.send(true).unwrap();
+        assert!((&mut following).now_or_never().is_some(), "asks for a new list");
+        drop(following);
+        let mut following = Box::pin(follow(&store, listed(), true, &mut leadership, &|_| ()));
+        assert!((&mut following).now_or_never().is_none());
+        assert!(store.seen().borrow().fresh);
+        lead.send(false).unwrap();
+        assert!((&mut following).now_or_never().is_none());
+        assert!(!store.seen().borrow().fresh);
+    }
+}

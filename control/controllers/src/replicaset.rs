@@ -1,0 +1,283 @@
+//! ReplicaSet: as many pods as it says, no more and no fewer.
+
+use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus},
+        core::v1::Pod,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::core::Selector;
+use serde::Serialize;
+use tandem_client::events;
+
+use crate::{
+    Cache, Change, Controller, Error, Failure, Input, Key, Store,
+    action::{Action, Deletion, Plan, Report, Target},
+    driver::controller_key,
+    object, pod,
+    pod::Availability,
+};
+
+/// Pods that one plan creates or deletes; the next plan goes on from there.
+const BURST: usize = 500;
+/// What a pod's deletion costs, as its user says: cheap ones go first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+pub(crate) struct ReplicaSets;
+
+#[derive(Debug)]
+pub(crate) struct View {
+    set: Arc<ReplicaSet>,
+    /// The pods that it controls, and those of its namespace that nobody controls.
+    owned: Vec<Arc<Pod>>,
+    orphans: Vec<Arc<Pod>>,
+    /// How many pods of the same Deployment each node runs.
+    related: HashMap<String, usize>,
+    failure: Option<Failure>,
+}
+
+impl Controller for ReplicaSets {
+    type Parent = ReplicaSet;
+    type View = View;
+
+    const NAME: &'static str = "replicaset";
+    const READS: &'static [&'static str] = &["ReplicaSet", "Pod"];
+
+    fn store(cache: &Cache) -> &Store<ReplicaSet> {
+        &cache.replica_sets
+    }
+
+    fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
+        match change {
+            Change::ReplicaSet(delta) => vec![delta.key()],
+            Change::Pod(delta) => {
+                let mut keys: Vec<Key> =
+                    delta.versions().filter_map(|pod| controller_key::<ReplicaSet, Pod>(pod)).collect();
+                keys.dedup();
+                let orphan = delta.new.as_ref().filter(|pod| object::controller_of(&pod.metadata).is_none());
+                keys.extend(orphan.into_iter().flat_map(|pod| sets_that_want(cache, pod)));
+                keys
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    async fn view(&self, input: &Input<'_>, set: Arc<ReplicaSet>) -> Result<View, Error> {
+        let (cache, meta) = (input.cache, &set.metadata);
+        let siblings = match object::controller_of(meta) {
+            Some(owner) => cache.replica_sets.controlled_by(&owner.uid),
+            None => vec![set.clone()],
+        };
+        let mut related = HashMap::new();
+        for sibling in siblings {
+            let pods = cache.pods.controlled_by(object::uid(&sibling.metadata));
+            for node in pods.iter().filter(|pod| pod::is_active(pod)).filter_map(|pod| pod::node(pod)) {
+                *related.entry(node.to_owned()).or_default() += 1;
+            }
+        }
+        let owned = cache.pods.controlled_by(object::uid(meta));
+        let orphans = cache.pods.orphans(object::namespace(meta));
+        Ok(View { owned, orphans, related, failure: input.failure.cloned(), set })
+    }
+
+    fn plan(view: &View, now: Timestamp) -> Plan {
+        plan(view, now)
+    }
+}
+
+fn sets_that_want(cache: &Cache, pod: &Pod) -> Vec<Key> {
+    let sets = cache.replica_sets.in_namespace(object::namespace(&pod.metadata));
+    let wanting = sets.iter().filter(|set| object::matches(selector(set).as_ref(), &pod.metadata));
+    wanting.map(|set| Key::of(&set.metadata)).collect()
+}
+
+fn spec(set: &ReplicaSet) -> ReplicaSetSpec {
+    set.spec.clone().unwrap_or_default()
+}
+
+fn selector(set: &ReplicaSet) -> Option<Selector> {
+    let selector = &set.spec.as_ref()?.selector;
+    if object::is_empty(selector) { None } else { object::selector(selector) }
+}
+
+fn plan(view: &View, now: Timestamp) -> Plan {
+    let set = &view.set;
+    let selector = selector(set);
+    let mut plan = Plan::default();
+    let (kept, released): (Vec<_>, Vec<_>) =
+        view.owned.iter().partition(|pod| object::matches(selector.as_ref(), &pod.metadata));
+    let mut mine: Vec<&Arc<Pod>> = kept.into_iter().filter(|pod| pod::is_active(pod)).collect();
+    for pod in released.into_iter().filter(|pod| !object::is_deleting(&pod.metadata)) {
+        plan.actions.push(set_owners(pod, others(pod, set)));
+    }
+    if !object::is_deleting(&set.metadata) {
+        for pod in view.orphans.iter().filter(|pod| pod::is_active(pod)) {
+            if object::matches(selector.as_ref(), &pod.metadata) {
+                plan.actions.push(set_owners(pod, [others(pod, set), vec![object::controller_reference(&**set)]].concat()));
+                mine.push(pod);
+            }
+        }
+        let wanted = usize::try_from(spec(set).replicas.unwrap_or(1)).unwrap_or(0);
+        if mine.len() < wanted {
+            plan.actions.extend((mine.len()..wanted).take(BURST).map(|_| create(set)));
+        } else if mine.len() > wanted {
+            let surplus = (mine.len() - wanted).min(BURST);
+            rank(&mut mine, &view.related, now);
+            plan.actions.extend(mine.iter().take(surplus).map(|pod| delete(set, pod)));
+        }
+    }
+    let (status, next) = status(view, &mine, now);
+    if set.status.as_ref() != Some(&status) {
+        plan.actions.push(Action::set_status(ReplicaSet { status: Some(status), ..(**set).clone() }));
+    }
+    if let Some(next) = next {
+        plan.requeue_after(next);
+    }
+    plan
+}
+
+fn create(set: &ReplicaSet) -> Action {
+    let (meta, template) = (&set.metadata, spec(set).template.unwrap_or_default());
+    let owner = object::controller_reference(set);
+    let pod = pod::from_template(&template, object::namespace(meta), object::name(meta), owner);
+    Action::Create { object: Box::new(pod), report: Some(report(set)) }
+}
+
+fn delete(set: &ReplicaSet, pod: &Pod) -> Action {
+    Action::Delete(Deletion { report: Some(report(set)), ..Deletion::of(pod) })
+}
+
+fn report(set: &ReplicaSet) -> Report {
+    Report { regarding: events::reference(set), noun: "pod" }
+}
+
+#[derive(Debug, Serialize)]
+struct Owners {
+    metadata: OwnersMeta,
+}
+
+/// With the uid and the version that were seen, so that neither a successor nor a changed pod is adopted.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OwnersMeta {
+    uid: Option<String>,
+    resource_version: Option<String>,
+    owner_references: Vec<OwnerReference>,
+}
+
+fn set_owners(pod: &Pod, owner_references: Vec<OwnerReference>) -> Action {
+    let (uid, resource_version) = (pod.metadata.uid.clone(), pod.metadata.resource_version.clone());
+    Action::patch(Target::of(pod), Owners { metadata: OwnersMeta { uid, resource_version, owner_references } })
+}
+
+fn others(pod: &Pod, set: &ReplicaSet) -> Vec<OwnerReference> {
+    let uid = object::uid(&set.metadata);
+    pod.metadata.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect()
+}
+
+fn status(view: &View, pods: &[&Arc<Pod>], now: Timestamp) -> (ReplicaSetStatus, Option<std::time::Duration>) {
+    let (set, spec) = (&view.set, spec(&view.set));
+    let labels = spec.template.and_then(|template| template.metadata).and_then(|meta| meta.labels).unwrap_or_default();
+    let mut status = ReplicaSetStatus {
+        observed_generation: set.metadata.generation,
+        replicas: count(pods.len()),
+        conditions: conditions(view, now),
+        ..ReplicaSetStatus::default()
+    };
+    let (mut labelled, mut ready, mut available, mut next) = (0, 0, 0, None);
+    for pod in pods {
+        let has = |label: (&String, &String)| pod.metadata.labels.as_ref().and_then(|own| own.get(label.0)) == Some(label.1);
+        labelled += i32::from(labels.iter().all(has));
+        ready += i32::from(pod::is_ready(pod));
+        match pod::availability(pod, spec.min_ready_seconds.unwrap_or(0), now) {
+            Availability::Yes => available += 1,
+            Availability::In(wait) => next = Some(next.map_or(wait, |other: std::time::Duration| other.min(wait))),
+            Availability::No => {}
+        }
+    }
+    // Kubernetes leaves zeros out.
+    let some = |value: i32| (value != 0).then_some(value);
+    status.fully_labeled_replicas = some(labelled);
+    status.ready_replicas = some(ready);
+    status.available_replicas = some(available);
+    (status, next)
+}
+
+fn conditions(view: &View, now: Timestamp) -> Option<Vec<ReplicaSetCondition>> {
+    let before = view.set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let (old, mut conditions): (Vec<_>, Vec<_>) =
+        before.into_iter().partition(|condition| condition.type_ == "ReplicaFailure");
+    if let Some(failure) = &view.failure {
+        let same = |condition: &ReplicaSetCondition| {
+            condition.status == "True" && condition.reason.as_deref() == Some(failure.reason)
+        };
+        conditions.push(old.into_iter().find(same).unwrap_or_else(|| ReplicaSetCondition {
+            type_: "ReplicaFailure".to_owned(),
+            status: "True".to_owned(),
+            reason: Some(failure.reason.to_owned()),
+            message: Some(failure.message.clone()),
+            last_transition_time: Some(object::time(now)),
+        }));
+    }
+    (!conditions.is_empty()).then_some(conditions)
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// Puts first what is best deleted: what serves least, then what has been there for the shortest time.
+///
+/// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#scaling-a-replicaset>
+fn rank(pods: &mut [&Arc<Pod>], related: &HashMap<String, usize>, now: Timestamp) {
+    pods.sort_by(|one, other| deletion_order(one, other, related, now));
+}
+
+fn deletion_order(one: &Pod, other: &Pod, related: &HashMap<String, usize>, now: Timestamp) -> Ordering {
+    let neighbours = |pod: &Pod| pod::node(pod).and_then(|node| related.get(node)).copied().unwrap_or(0);
+    let key = |pod: &Pod| (pod::node(pod).is_some(), phase_rank(pod), pod::is_ready(pod), deletion_cost(pod));
+    key(one)
+        .cmp(&key(other))
+        .then_with(|| neighbours(other).cmp(&neighbours(one)))
+        .then_with(|| match (pod::is_ready(one), pod::is_ready(other)) {
+            (true, true) => age_rank(pod::ready_since(one), now).cmp(&age_rank(pod::ready_since(other), now)),
+            _ => Ordering::Equal,
+        })
+        .then_with(|| restarts(other).cmp(&restarts(one)))
+        .then_with(|| {
+            let created = |pod: &Pod| age_rank(pod.metadata.creation_timestamp.as_ref().map(|time| time.0), now);
+            created(one).cmp(&created(other))
+        })
+        .then_with(|| one.metadata.uid.cmp(&other.metadata.uid))
+}
+
+fn phase_rank(pod: &Pod) -> u8 {
+    match pod::phase(pod) {
+        "Pending" => 0,
+        "Running" => 2,
+        _ => 1,
+    }
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    object::annotation(&pod.metadata, DELETION_COST).and_then(|cost| cost.parse().ok()).unwrap_or(0)
+}
+
+/// Ages are compared by orders of magnitude, so that of pods about as old a random one goes.
+fn age_rank(since: Option<Timestamp>, now: Timestamp) -> u32 {
+    let seconds = since.map_or(0, |since| now.duration_since(since).as_secs().max(0));
+    (seconds + 1).ilog2()
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    statuses.into_iter().flatten().map(|container| container.restart_count).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "replicaset/tests.rs"]
+mod tests;
