@@ -9,10 +9,15 @@
 //!
 //! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
+pub mod addresses;
 pub mod dns;
 pub mod forward;
+pub mod ipam;
+pub mod links;
 pub mod proxy;
 pub mod rules;
+
+pub use addresses::Allocator;
 
 /// Why the node's network could not be made as it should be.
 #[derive(Debug, thiserror::Error)]
