@@ -51,7 +51,17 @@ impl Daemon {
         let token = String::from_utf8_lossy(&token.stdout).trim().to_owned();
         let address = machine.address.to_string();
         let base = [
-            "node", "--data-dir", &path, "--server", &url, "--token", &token, "--node-name", name, "--node-ip", &address,
+            "node",
+            "--data-dir",
+            &path,
+            "--server",
+            &url,
+            "--token",
+            &token,
+            "--node-name",
+            name,
+            "--node-ip",
+            &address,
         ];
         let arguments = base.iter().chain(flags).map(ToString::to_string).collect();
         let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig: server.kubeconfig.clone() };
@@ -111,7 +121,12 @@ impl Daemon {
 
     /// Runs the binary on this machine.
     pub fn tandem(&self, arguments: &[&str]) -> Output {
-        self.machine.command(tandem()).args(arguments).env("KUBECONFIG", &self.kubeconfig).output().expect("tandem runs")
+        self.machine
+            .command(tandem())
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .output()
+            .expect("tandem runs")
     }
 
     pub fn kubeconfig(&self) -> &Path {
@@ -120,7 +135,12 @@ impl Daemon {
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {
         let kubectl = crate::kubectl(KUBECTL_MINOR);
-        self.machine.command(kubectl).args(arguments).env("KUBECONFIG", &self.kubeconfig).output().expect("kubectl runs")
+        self.machine
+            .command(kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .output()
+            .expect("kubectl runs")
     }
 
     /// What kubectl prints; panics where it fails.

@@ -2,6 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     path::PathBuf,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -25,7 +26,11 @@ pub struct Machine {
 
 fn run(line: &str) {
     let output = Command::new("sh").args(["-ec", line]).output().expect("sh runs");
-    assert!(output.status.success(), "{line}: {} (end-to-end tests need root)", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{line}: {} (end-to-end tests need root)",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 impl Network {
@@ -33,7 +38,9 @@ impl Network {
     pub fn new() -> Network {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let switch = format!("tdt{}s{id}", std::process::id());
-        run(&format!("ip netns add {switch} && ip -n {switch} link add br0 type bridge && ip -n {switch} link set br0 up"));
+        run(&format!(
+            "ip netns add {switch} && ip -n {switch} link add br0 type bridge && ip -n {switch} link set br0 up"
+        ));
         Network { switch, id }
     }
 
@@ -72,6 +79,23 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.namespace().display())).arg("--").arg(program);
         command
+    }
+
+    /// Runs a future on a thread that is on this machine's network.
+    pub fn inside<T, F>(&self, future: F) -> T
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let namespace = std::fs::File::open(self.namespace()).expect("the namespace is there");
+        let thread = std::thread::spawn(move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
+                .expect("entering a namespace needs root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(future)
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Runs a line of shell on this machine.

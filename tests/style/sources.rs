@@ -47,7 +47,9 @@ fn sources() -> Vec<Source> {
 impl Source {
     fn is_test(&self) -> bool {
         self.path.starts_with("tests/")
-            || ["/tests/", "/tests.rs", "_test.rs", "/examples/", "/benches/"].iter().any(|part| self.path.contains(part))
+            || ["/tests/", "/tests.rs", "_test.rs", "/examples/", "/benches/"]
+                .iter()
+                .any(|part| self.path.contains(part))
     }
 
     /// The text without the inline test module at its end.
@@ -65,7 +67,8 @@ fn check(problems: Vec<String>) {
 fn files_stay_readable() {
     let long = sources().into_iter().filter_map(|source| {
         let lines = source.text.lines().count();
-        (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines; what is the second thing that it does?", source.path))
+        (lines > FILE_LINES_MAX)
+            .then(|| format!("{}: {lines} lines; what is the second thing that it does?", source.path))
     });
     check(long.collect());
 }
@@ -140,7 +143,8 @@ fn generic_paths_name_no_kind() {
 #[test]
 fn the_agent_knows_no_runtime() {
     let agent = sources().into_iter().filter(|source| source.path.starts_with("node/agent/src") && !source.is_test());
-    let leaks = agent.filter(|source| source.product().contains("tandem_containerd") || source.product().contains("tandem_wasm"));
+    let leaks = agent
+        .filter(|source| source.product().contains("tandem_containerd") || source.product().contains("tandem_wasm"));
     check(leaks.map(|source| format!("{}: names a runtime", source.path)).collect());
 }
 
@@ -150,13 +154,19 @@ fn no_file_is_dead() {
     let mut problems = Vec::new();
     for source in &sources {
         let path = Path::new(&source.path);
-        let (Some(stem), Some(folder)) = (path.file_stem().and_then(|stem| stem.to_str()), path.parent()) else { continue };
+        let (Some(stem), Some(folder)) = (path.file_stem().and_then(|stem| stem.to_str()), path.parent()) else {
+            continue;
+        };
         let root_file = matches!(stem, "lib" | "main" | "build") || source.path.contains("/examples/");
-        let top_test = folder.ends_with("tests") && folder.parent().is_some_and(|parent| parent.join("src").exists() || root().join(parent).join("Cargo.toml").exists());
+        let top_test = folder.ends_with("tests")
+            && folder
+                .parent()
+                .is_some_and(|parent| parent.join("src").exists() || root().join(parent).join("Cargo.toml").exists());
         if root_file || top_test {
             continue;
         }
-        let name = if stem == "mod" { folder.file_name().and_then(|name| name.to_str()).unwrap_or_default() } else { stem };
+        let name =
+            if stem == "mod" { folder.file_name().and_then(|name| name.to_str()).unwrap_or_default() } else { stem };
         let declared = sources.iter().any(|other| {
             other.text.lines().any(|line| {
                 let line = line.trim().trim_start_matches("pub ").trim_start_matches("pub(crate) ");

@@ -7,31 +7,39 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Kubernetes in one binary, with WebAssembly components as pods beside containers.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "Start here:\n  sudo tandem up --set-context     a cluster of one machine\n  kubectl get nodes                what it is made of\n  tandem push app.wasm registry.tandem/app:1\n  kubectl create deployment app --image=registry.tandem/app:1")]
-pub struct Cli {
+#[command(
+    after_help = "Start here:\n  sudo tandem up --set-context     a cluster of one machine\n  kubectl get nodes                what it is made of\n  tandem push app.wasm registry.tandem/app:1\n  kubectl create deployment app --image=registry.tandem/app:1"
+)]
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
     /// How log lines are written.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "TANDEM_LOG_FORMAT")]
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run a control-plane member and a node in one, in the foreground.
-    #[command(after_help = "Examples:\n  sudo tandem up\n  sudo tandem up --listen 0.0.0.0:6443 --advertise 192.0.2.10   # other nodes can join\n\nCtrl-C stops Tandem and leaves the workloads running; start it again and it takes them over.\n`tandem down` stops the workloads.")]
+    #[command(
+        after_help = "Examples:\n  sudo tandem up\n  sudo tandem up --listen 0.0.0.0:6443 --advertise 192.0.2.10   # other nodes can join\n\nCtrl-C stops Tandem and leaves the workloads running; start it again and it takes them over.\n`tandem down` stops the workloads."
+    )]
     Up(Box<Up>),
     /// Run a control-plane member.
-    #[command(after_help = "Example:\n  tandem control --data-dir /var/lib/tandem --listen 0.0.0.0:6443 --advertise 192.0.2.10")]
+    #[command(
+        after_help = "Example:\n  tandem control --data-dir /var/lib/tandem --listen 0.0.0.0:6443 --advertise 192.0.2.10"
+    )]
     Control(Box<Control>),
     /// Run a node that joins a cluster.
-    #[command(after_help = "Example:\n  sudo tandem node --server https://192.0.2.10:6443 --token \"$(cat token)\"\n\n`tandem token create --role node` on a control-plane member prints the token.")]
+    #[command(
+        after_help = "Example:\n  sudo tandem node --server https://192.0.2.10:6443 --token \"$(cat token)\"\n\n`tandem token create --role node` on a control-plane member prints the token."
+    )]
     Node(Box<Node>),
     /// Make a token with which a machine joins the cluster.
     Token {
@@ -55,115 +63,115 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct DataDir {
+pub(crate) struct DataDir {
     /// Where everything is kept [default: /var/lib/tandem for root, else the user's data folder].
     #[arg(long, value_name = "DIR", env = "TANDEM_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// What a control-plane member takes.
 #[derive(Clone, Debug, Args)]
-pub struct MemberFlags {
+pub(crate) struct MemberFlags {
     /// The address of the API server.
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDRESS:PORT")]
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// The address at which others reach this member, where it is not the one that it listens on.
     #[arg(long, value_name = "ADDRESS")]
-    pub advertise: Option<std::net::IpAddr>,
+    pub(crate) advertise: Option<std::net::IpAddr>,
     #[command(flatten)]
-    pub settings: SettingsFlags,
+    pub(crate) settings: SettingsFlags,
 }
 
 /// Fixed when the cluster first starts; giving another value later is an error.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Cluster settings (fixed at first start)")]
-pub struct SettingsFlags {
+pub(crate) struct SettingsFlags {
     /// A YAML file with cluster settings: podCidr, nodeMask, serviceCidr, dnsDomain, dnsAddress, tokenIssuer, nodePorts, featureGates.
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// The addresses of all pods [default: 10.128.0.0/10].
     #[arg(long, value_name = "CIDR")]
-    pub pod_cidr: Option<ipnet::Ipv4Net>,
+    pub(crate) pod_cidr: Option<ipnet::Ipv4Net>,
     /// The prefix length of one node's share of the pod addresses [default: 18].
     #[arg(long, value_name = "BITS")]
-    pub node_mask: Option<u8>,
+    pub(crate) node_mask: Option<u8>,
     /// The addresses of Services [default: 10.96.0.0/16].
     #[arg(long, value_name = "CIDR")]
-    pub service_cidr: Option<ipnet::Ipv4Net>,
+    pub(crate) service_cidr: Option<ipnet::Ipv4Net>,
     /// The domain of Service names [default: cluster.local].
     #[arg(long, value_name = "DOMAIN")]
-    pub dns_domain: Option<String>,
+    pub(crate) dns_domain: Option<String>,
     /// The address of cluster DNS [default: the tenth of the Service addresses].
     #[arg(long, value_name = "ADDRESS")]
-    pub dns_address: Option<std::net::Ipv4Addr>,
+    pub(crate) dns_address: Option<std::net::Ipv4Addr>,
     /// The issuer of ServiceAccount tokens [default: https://kubernetes.default.svc.DOMAIN].
     #[arg(long, value_name = "URL")]
-    pub token_issuer: Option<String>,
+    pub(crate) token_issuer: Option<String>,
 }
 
 /// What a node takes.
 #[derive(Clone, Debug, Args)]
-pub struct NodeFlags {
+pub(crate) struct NodeFlags {
     /// The node's name [default: the host's name].
     #[arg(long, value_name = "NAME")]
-    pub node_name: Option<String>,
+    pub(crate) node_name: Option<String>,
     /// The node's address [default: that of the default route's interface].
     #[arg(long, value_name = "ADDRESS")]
-    pub node_ip: Option<std::net::Ipv4Addr>,
+    pub(crate) node_ip: Option<std::net::Ipv4Addr>,
     /// `auto`: run an own containerd where it is installed; `off`: components only; or the socket of one that runs.
     #[arg(long, default_value = "auto", value_name = "auto|off|SOCKET")]
-    pub containerd: String,
+    pub(crate) containerd: String,
     /// The port of the node's own server.
     #[arg(long, default_value_t = 10250, value_name = "PORT")]
-    pub node_port: u16,
+    pub(crate) node_port: u16,
     /// The loopback port under which the node reaches the API server and the registry.
     #[arg(long, default_value_t = 6444, value_name = "PORT")]
-    pub local_port: u16,
+    pub(crate) local_port: u16,
     /// A public registry that the cluster's own registry stands in for, such as `docker.io`. May be given several times.
     #[arg(long = "mirror", value_name = "HOST", default_values = ["docker.io"])]
-    pub mirrors: Vec<String>,
+    pub(crate) mirrors: Vec<String>,
     /// Refuse to run with a containerd or runc that has known security holes.
     #[arg(long)]
-    pub strict: bool,
+    pub(crate) strict: bool,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     #[command(flatten)]
-    pub data: DataDir,
+    pub(crate) data: DataDir,
     #[command(flatten)]
-    pub member: MemberFlags,
+    pub(crate) member: MemberFlags,
     #[command(flatten)]
-    pub node: NodeFlags,
+    pub(crate) node: NodeFlags,
     /// Merge a context `tandem` into the user's kubeconfig and make it current.
     #[arg(long)]
-    pub set_context: bool,
+    pub(crate) set_context: bool,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Control {
+pub(crate) struct Control {
     #[command(flatten)]
-    pub data: DataDir,
+    pub(crate) data: DataDir,
     #[command(flatten)]
-    pub member: MemberFlags,
+    pub(crate) member: MemberFlags,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Node {
+pub(crate) struct Node {
     #[command(flatten)]
-    pub data: DataDir,
+    pub(crate) data: DataDir,
     /// A control-plane member, `https://HOST:PORT`.
     #[arg(long, value_name = "URL")]
-    pub server: String,
+    pub(crate) server: String,
     /// The token, needed the first time only.
     #[arg(long, env = "TANDEM_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
+    pub(crate) token: Option<String>,
     #[command(flatten)]
-    pub node: NodeFlags,
+    pub(crate) node: NodeFlags,
 }
 
 #[derive(Clone, Debug, Subcommand)]
-pub enum TokenCommand {
+pub(crate) enum TokenCommand {
     /// Print a token that is good for a while.
     Create {
         #[command(flatten)]
@@ -181,35 +189,35 @@ pub enum TokenCommand {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Role {
+pub(crate) enum Role {
     Node,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Registry {
+pub(crate) struct Registry {
     #[command(flatten)]
-    pub data: DataDir,
+    pub(crate) data: DataDir,
     /// The kubeconfig of the cluster [default: DIR/admin.kubeconfig].
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
-    pub kubeconfig: Option<PathBuf>,
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Push {
+pub(crate) struct Push {
     /// The component.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Where it goes, such as `registry.tandem/hello:1`.
-    pub reference: String,
+    pub(crate) reference: String,
     #[command(flatten)]
-    pub registry: Registry,
+    pub(crate) registry: Registry,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Inspect {
+pub(crate) struct Inspect {
     /// A file, or an image in the cluster's registry.
-    pub target: String,
+    pub(crate) target: String,
     #[command(flatten)]
-    pub registry: Registry,
+    pub(crate) registry: Registry,
 }
 
 fn parse_ttl(text: &str) -> Result<jiff::SignedDuration, String> {

@@ -17,13 +17,13 @@ const USER_FOLDER: &str = ".local/share/tandem";
 
 /// A data folder in use by this process, until it is dropped.
 #[derive(Debug)]
-pub struct DataFolder {
+pub(crate) struct DataFolder {
     path: PathBuf,
     _lock: File,
 }
 
 /// The folder to use where none was named.
-pub fn default_path(is_root: bool, home: Option<PathBuf>, xdg: Option<PathBuf>) -> PathBuf {
+pub(crate) fn default_path(is_root: bool, home: Option<PathBuf>, xdg: Option<PathBuf>) -> PathBuf {
     if is_root {
         return PathBuf::from(ROOT_FOLDER);
     }
@@ -31,7 +31,7 @@ pub fn default_path(is_root: bool, home: Option<PathBuf>, xdg: Option<PathBuf>) 
 }
 
 /// The folder that a command was told of, or the user's own.
-pub fn chosen(given: Option<&Path>) -> PathBuf {
+pub(crate) fn chosen(given: Option<&Path>) -> PathBuf {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let default = || default_path(rustix::process::geteuid().is_root(), variable("HOME"), variable("XDG_DATA_HOME"));
     let path = given.map_or_else(default, Path::to_owned);
@@ -40,19 +40,19 @@ pub fn chosen(given: Option<&Path>) -> PathBuf {
 
 impl DataFolder {
     /// Takes the folder for this process, making it if it is not there.
-    pub fn open(path: &Path) -> anyhow::Result<DataFolder> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<DataFolder> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data folder {}", path.display()))?;
         check_format(path)?;
         let lock = take_lock(&path.join("lock"))?;
         Ok(DataFolder { path: path.to_owned(), _lock: lock })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The id of the cluster whose data this is, made when the folder is new.
-    pub fn cluster_id(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
+    pub(crate) fn cluster_id(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
         let file = self.path.join("cluster-id");
         match fs::read_to_string(&file) {
             Ok(id) => Ok(id.trim().to_owned()),
@@ -65,23 +65,23 @@ impl DataFolder {
         }
     }
 
-    pub fn pki(&self) -> PathBuf {
+    pub(crate) fn pki(&self) -> PathBuf {
         self.path.join("pki")
     }
 
-    pub fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.path.join("store")
     }
 
-    pub fn images(&self) -> PathBuf {
+    pub(crate) fn images(&self) -> PathBuf {
         self.path.join("images")
     }
 
-    pub fn node(&self) -> PathBuf {
+    pub(crate) fn node(&self) -> PathBuf {
         self.path.join("node")
     }
 
-    pub fn admin_kubeconfig(&self) -> PathBuf {
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.path.join("admin.kubeconfig")
     }
 }
@@ -98,7 +98,10 @@ fn check_format(path: &Path) -> anyhow::Result<()> {
                     "{shown} has data format {newer}, and this version of tandem knows format {FORMAT_VERSION}: \
                      use the newer version that wrote it"
                 ),
-                _ => bail!("{} does not say a data format that tandem knows; is {shown} the right folder?", file.display()),
+                _ => bail!(
+                    "{} does not say a data format that tandem knows; is {shown} the right folder?",
+                    file.display()
+                ),
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

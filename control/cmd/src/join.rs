@@ -34,16 +34,16 @@ const STEP: Duration = Duration::from_secs(30);
 
 /// The files by which a node proves who it is.
 #[derive(Clone, Debug)]
-pub struct NodeFiles {
-    pub authority: PathBuf,
-    pub client_certificate: PathBuf,
-    pub client_key: PathBuf,
-    pub server_certificate: PathBuf,
-    pub server_key: PathBuf,
+pub(crate) struct NodeFiles {
+    pub(crate) authority: PathBuf,
+    pub(crate) client_certificate: PathBuf,
+    pub(crate) client_key: PathBuf,
+    pub(crate) server_certificate: PathBuf,
+    pub(crate) server_key: PathBuf,
 }
 
 impl NodeFiles {
-    pub fn below(folder: &Path) -> NodeFiles {
+    pub(crate) fn below(folder: &Path) -> NodeFiles {
         NodeFiles {
             authority: folder.join("ca.crt"),
             client_certificate: folder.join("client.crt"),
@@ -53,7 +53,7 @@ impl NodeFiles {
         }
     }
 
-    pub fn credentials(&self) -> Credentials {
+    pub(crate) fn credentials(&self) -> Credentials {
         Credentials {
             authority: self.authority.clone(),
             certificate: self.client_certificate.clone(),
@@ -69,7 +69,7 @@ impl NodeFiles {
 }
 
 /// Makes sure that the node has its certificates. The token is needed the first time only.
-pub async fn ensure(
+pub(crate) async fn ensure(
     files: &NodeFiles,
     server: &str,
     token: Option<&str>,
@@ -84,7 +84,9 @@ pub async fn ensure(
         };
     }
     let Some(token) = token else {
-        bail!("this machine has not joined yet: give --token (`tandem token create --role node` on a member prints one)");
+        bail!(
+            "this machine has not joined yet: give --token (`tandem token create --role node` on a member prints one)"
+        );
     };
     let authority = timeout(STEP, fetch_authority(server, &token.fingerprint))
         .await
@@ -119,13 +121,7 @@ fn same_cluster(files: &NodeFiles, token: &JoinToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn signed(
-    client: &kube::Client,
-    name: &str,
-    signer: &str,
-    usage: &str,
-    request: &str,
-) -> anyhow::Result<String> {
+async fn signed(client: &kube::Client, name: &str, signer: &str, usage: &str, request: &str) -> anyhow::Result<String> {
     let requests = Api::<CertificateSigningRequest>::all(client.clone());
     let object = CertificateSigningRequest {
         metadata: ObjectMeta { generate_name: Some(format!("{name}-")), ..ObjectMeta::default() },
@@ -183,12 +179,13 @@ async fn fetch_authority(server: &str, fingerprint: &str) -> anyhow::Result<Stri
 fn to_pem(certificate: &CertificateDer<'_>) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let body = STANDARD.encode(certificate);
-    let lines: Vec<String> = body.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    let lines: Vec<String> =
+        body.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// `https://HOST:PORT`, taken apart.
-pub fn host_and_port(server: &str) -> anyhow::Result<(String, u16)> {
+pub(crate) fn host_and_port(server: &str) -> anyhow::Result<(String, u16)> {
     let rest = server.strip_prefix("https://").with_context(|| format!("{server} must begin with https://"))?;
     let rest = rest.trim_end_matches('/');
     if let Ok(address) = rest.parse::<SocketAddr>() {

@@ -14,7 +14,7 @@ fn key() -> Key {
 }
 
 /// The settings of a cluster that starts for the first time: the defaults, the file's or the flags', never both for one value.
-pub fn from_flags(flags: &SettingsFlags) -> anyhow::Result<Settings> {
+pub(crate) fn from_flags(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let mut settings = Settings::default();
     let mut named = Vec::new();
     if let Some(file) = &flags.config {
@@ -60,7 +60,7 @@ pub fn from_flags(flags: &SettingsFlags) -> anyhow::Result<Settings> {
 }
 
 /// The settings in the store; those of `flags` are written there when the cluster is new, and compared when it is not.
-pub async fn settle(storage: &dyn Storage, flags: &SettingsFlags) -> anyhow::Result<Settings> {
+pub(crate) async fn settle(storage: &dyn Storage, flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let asked = from_flags(flags)?;
     let stored = storage.get(&key(), Consistency::Linearizable).await.context("cannot read the cluster's settings")?;
     let Some(stored) = stored else {

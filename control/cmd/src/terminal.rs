@@ -10,11 +10,12 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 use crate::cli::LogFormat;
 
 /// What is logged where `RUST_LOG` says nothing.
-const DEFAULT_FILTER: &str = "warn,tandem=info,tandem_apiserver=info,tandem_agent=info,tandem_controllers=info,tandem_store=info";
+const DEFAULT_FILTER: &str =
+    "warn,tandem=info,tandem_apiserver=info,tandem_agent=info,tandem_controllers=info,tandem_store=info";
 /// On a terminal the progress lines tell what goes well; logs tell the rest.
 const TERMINAL_FILTER: &str = "warn";
 
-pub fn start_logging(format: LogFormat, quiet: bool) {
+pub(crate) fn start_logging(format: LogFormat, quiet: bool) {
     let fallback = if quiet && std::io::stderr().is_terminal() { TERMINAL_FILTER } else { DEFAULT_FILTER };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(fallback));
     let registry = tracing_subscriber::registry().with(filter);
@@ -27,22 +28,22 @@ pub fn start_logging(format: LogFormat, quiet: bool) {
 
 /// A line for each step of a start, with the time since the start.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     began: Instant,
     colour: bool,
 }
 
 impl Progress {
-    pub fn begin() -> Progress {
+    pub(crate) fn begin() -> Progress {
         Progress { began: Instant::now(), colour: std::io::stderr().is_terminal() }
     }
 
-    pub fn done(&self, what: &str) {
+    pub(crate) fn done(&self, what: &str) {
         let (on, off) = if self.colour { ("\x1b[32m", "\x1b[0m") } else { ("", "") };
         self.line(&format!("{on}✓{off} {what}"));
     }
 
-    pub fn note(&self, what: &str) {
+    pub(crate) fn note(&self, what: &str) {
         self.line(&format!("  {what}"));
     }
 
@@ -53,6 +54,6 @@ impl Progress {
 }
 
 /// Prints what a command was asked for.
-pub fn answer(text: &str) -> std::io::Result<()> {
+pub(crate) fn answer(text: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{text}")
 }

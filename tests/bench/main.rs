@@ -1,0 +1,33 @@
+//! What the product costs and how fast it is, beside its goals and beside peers in the same run. `make bench` runs it.
+//!
+//! Figures are printed, never asserted: machines are noisy. Ratios compare two programs that ran right after each other.
+
+mod api;
+mod footprint;
+mod pods;
+mod report;
+mod serving;
+
+use report::Report;
+use tandem_tests::{cluster::Daemon, machine::Network};
+
+fn main() -> anyhow::Result<()> {
+    let mut report = Report::begin();
+    report.machine();
+    let network = Network::new();
+    let cluster = footprint::starts(&mut report, &network)?;
+    footprint::idle(&mut report, &cluster)?;
+    upload(&cluster)?;
+    api::writes(&mut report, &cluster)?;
+    pods::creation(&mut report, &cluster)?;
+    serving::requests(&mut report, &cluster)?;
+    report.end();
+    Ok(())
+}
+
+fn upload(cluster: &Daemon) -> anyhow::Result<()> {
+    let mut push = cluster.machine.command(tandem_tests::root().join("samples/push.sh"));
+    let output = push.arg(cluster.kubeconfig()).env("TANDEM", tandem_tests::tandem()).output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

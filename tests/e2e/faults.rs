@@ -1,0 +1,131 @@
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
+
+use tandem_tests::{cluster::Daemon, machine::Network, root, tandem, until};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn refused(output: &Output, words: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains(words), "expected {words:?}, got: {error}");
+}
+
+fn pod_address(cluster: &Daemon, pod: &str) -> String {
+    cluster.read(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+    cluster.read(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+}
+
+fn status(cluster: &Daemon, url: &str) -> String {
+    let output = cluster.machine.shell(&format!("curl -s -o /dev/null --max-time 10 -w '%{{http_code}}' '{url}'"));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Components that fail in every way, beside one that must not notice.
+#[test]
+fn a_failing_component_harms_nobody_else() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    cluster.read(&["apply", "-f", &root().join("tests/scripts/faults.yaml").display().to_string()]);
+    let (faults, neighbour) = (pod_address(&cluster, "faults"), pod_address(&cluster, "neighbour"));
+    let fault = |path: &str| status(&cluster, &format!("http://{faults}:8080{path}"));
+    let neighbour = format!("http://{neighbour}:8080/");
+
+    // A trap fails its request; the next one works; the user is told.
+    assert_eq!(fault("/trap"), "500");
+    assert_eq!(fault("/"), "200");
+    until("the trap is an Event", DEADLINE, || {
+        let events = cluster.read(&["get", "events", "--field-selector", "involvedObject.name=faults"]);
+        if events.contains("Trapped") { Ok(()) } else { Err(events) }
+    });
+    assert_eq!(
+        cluster.read(&["get", "pod", "faults", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]),
+        "0"
+    );
+
+    // Endless loops take their own time only.
+    let loops =
+        format!("for i in 1 2 3 4; do curl -s --max-time 8 -o /dev/null http://{faults}:8080/loop & done; wait");
+    let mut looping = cluster.machine.command("bash").args(["-c", &loops]).spawn().expect("bash runs");
+    for _ in 0..50 {
+        assert_eq!(status(&cluster, &neighbour), "200");
+    }
+    looping.wait().expect("the loops' clients end");
+
+    // More requests than instances: they queue, and beyond the queue are told when to come back.
+    let limited = pod_address(&cluster, "limited");
+    let flood = format!(
+        "seq 40 | xargs -P 40 -I{{}} curl -s -o /dev/null --max-time 20 -w '%{{http_code}} %header{{retry-after}}\\n' 'http://{limited}:8080/sleep?ms=500'"
+    );
+    let codes = String::from_utf8_lossy(&cluster.machine.shell(&flood).stdout).into_owned();
+    let count = |code: &str| codes.lines().filter(|line| line.starts_with(code)).count();
+    assert!(count("200") >= 2 && count("503") >= 1 && count("200") + count("503") == 40, "{codes}");
+    assert!(codes.lines().filter(|line| line.starts_with("503")).all(|line| line.len() > 4), "{codes}");
+}
+
+/// Images that can never run are refused by name, before they run.
+#[test]
+fn what_cannot_run_is_refused_with_the_reason() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).expect("a file");
+        path.display().to_string()
+    };
+    let text = write("text.wasm", b"this is not a component");
+    let push = |file: &str, reference: &str| {
+        cluster.tandem(&["push", file, reference, "--kubeconfig", &cluster.kubeconfig().display().to_string()])
+    };
+    refused(&push(&text, "registry.tandem/bad:1"), "not a WebAssembly");
+    refused(&cluster.tandem(&["inspect", &text]), "not a WebAssembly");
+
+    let needy = wat::parse_str(r#"(component (import "acme:db/store@1.0.0" (instance (export "get" (func)))))"#);
+    let needy = write("needy.wasm", &needy.expect("a component"));
+    let pushed = push(&needy, "registry.tandem/needy:1");
+    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    cluster.read(&["run", "needy", "--image=registry.tandem/needy:1"]);
+    until("the interface is named", DEADLINE, || {
+        let pod = cluster.read(&[
+            "get",
+            "pod",
+            "needy",
+            "-o",
+            "jsonpath={.status.containerStatuses[0].state.waiting.message}",
+        ]);
+        if pod.contains("acme:db/store@1.0.0") { Ok(()) } else { Err(pod) }
+    });
+}
+
+/// Starts that cannot work say why, and change nothing.
+#[test]
+fn a_start_that_cannot_work_says_why() {
+    let network = Network::new();
+    let cluster = Daemon::up(network.machine(11), &["--containerd", "off"]);
+    let other = tempfile::tempdir().expect("a folder");
+    let path = other.path().join("data").display().to_string();
+    let up = |arguments: &[&str]| {
+        let all: Vec<&str> =
+            ["up", "--node-ip", "10.250.0.11", "--data-dir"].iter().chain(arguments).copied().collect();
+        cluster.tandem(&all)
+    };
+    refused(&up(&[&path, "--listen", "127.0.0.1:6443"]), "in use");
+    refused(&up(&[&cluster.data_dir(), "--listen", "127.0.0.1:7443"]), "in use by another tandem");
+    let foreign = tempfile::tempdir().expect("a folder");
+    std::fs::write(foreign.path().join("thesis"), "x").expect("a file");
+    refused(&up(&[&foreign.path().display().to_string()]), "holds files of something else");
+    let newer = tempfile::tempdir().expect("a folder");
+    std::fs::write(newer.path().join("format"), "tandem-data 99\n").expect("a file");
+    refused(&up(&[&newer.path().display().to_string()]), "use the newer version");
+    refused(&up(&[&path, "--node-mask", "40"]), "node mask");
+
+    let nobody = Command::new("setpriv").args(["--reuid=65534", "--clear-groups"]).arg(tandem()).args(["up"]).output();
+    refused(&nobody.expect("setpriv runs"), "sudo tandem up");
+
+    let status = cluster.read(&["get", "node", "one", "-o", "jsonpath={.spec.taints[*].key}"]);
+    assert!(status.contains("tandem.dev/no-containers"), "{status}");
+    let usage = cluster.tandem(&["up", "--no-such-flag"]);
+    assert_eq!(usage.status.code(), Some(2));
+}

@@ -1,0 +1,43 @@
+use std::time::Duration;
+
+use tandem_tests::{cluster::Daemon, machine::Network, root, until};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A second machine joins with a token; pods run on both and reach each other, by address and by Service.
+#[test]
+fn a_second_node_joins_and_its_pods_are_reached() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    let second = Daemon::join(network.machine(12), &cluster, "two", &[]);
+    cluster.read(&["wait", "--for=create", "node/two", "--timeout=60s"]);
+    cluster.read(&["wait", "--for=condition=Ready", "node/two", "--timeout=60s"]);
+    cluster.read(&["apply", "-f", &root().join("tests/scripts/nodes.yaml").display().to_string()]);
+    let pods = ["container-one", "component-one", "container-two", "component-two"];
+    for pod in pods {
+        cluster.read(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+    }
+    for pod in pods {
+        let address = cluster.read(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"]);
+        let port = if pod.starts_with("container") { 80 } else { 8080 };
+        for machine in [&cluster.machine, &second.machine] {
+            let url = format!("http://{address}:{port}/");
+            until(&format!("{pod} answers {}", machine.name), DEADLINE, || {
+                let output = machine.shell(&format!("curl -s --fail --max-time 2 {url}"));
+                if output.status.success() { Ok(()) } else { Err(output) }
+            });
+        }
+        let fetch = format!("wget -q -O - -T 2 http://{address}:{port}/");
+        until(&format!("{pod} answers a container on the other node"), DEADLINE, || {
+            let from = if pod.ends_with("one") { "container-two" } else { "container-one" };
+            let output = cluster.kubectl(&["exec", from, "--", "sh", "-c", &fetch]);
+            if output.status.success() { Ok(()) } else { Err(output) }
+        });
+    }
+    // Names and Services work from pods of the second node, the API server's included.
+    let names = "wget -q -O - -T 2 http://everywhere.default.svc.cluster.local/ && wget -q -O /dev/null -T 2 --no-check-certificate https://kubernetes.default/livez";
+    until("names answer on the second node", DEADLINE, || {
+        let output = cluster.kubectl(&["exec", "container-two", "--", "sh", "-c", names]);
+        if output.status.success() { Ok(()) } else { Err(output) }
+    });
+}

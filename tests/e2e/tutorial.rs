@@ -1,0 +1,53 @@
+use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session};
+
+/// Runs a script in a namespace of its own, with the variables that scripts use.
+fn run(cluster: &Daemon, script: &str, namespace: &str, variables: &[(&str, &str)]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    cluster.read(&["create", "namespace", namespace]);
+    let kubeconfig = folder.path().join("kubeconfig");
+    std::fs::copy(cluster.kubeconfig(), &kubeconfig).expect("the kubeconfig is copied");
+    let newest = kubectl(37);
+    let path =
+        format!("{}:{}", newest.parent().expect("a folder").display(), std::env::var("PATH").unwrap_or_default());
+    let kubeconfig = kubeconfig.display().to_string();
+    let folder_path = folder.path().display().to_string();
+    let node = cluster.machine.address.to_string();
+    let old = kubectl(32).display().to_string();
+    let mut environment = vec![
+        ("PATH", path.as_str()),
+        ("KUBECONFIG", &kubeconfig),
+        ("DIR", &folder_path),
+        ("NODE", &node),
+        ("KUBECTL_OLD", &old),
+    ];
+    environment.extend(variables);
+    let context = cluster
+        .machine
+        .command(&newest)
+        .args(["config", "set-context", "--current", "--namespace", namespace])
+        .env("KUBECONFIG", &kubeconfig)
+        .output();
+    assert!(context.expect("kubectl runs").status.success());
+    session::run(&cluster.machine, &root().join("tests/scripts").join(script), &environment);
+    cluster.read(&["delete", "namespace", namespace, "--wait=false"]);
+}
+
+/// The same session for a container image and for a component: only the image differs.
+#[test]
+fn the_tutorial_runs_on_containers_and_components() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    let container = [("IMAGE", "nginx"), ("V1", "1.25"), ("V2", "1.26"), ("PORT", "80"), ("NODE_PORT", "30080")];
+    run(&cluster, "tutorial.txt", "tutorial", &container);
+    let component = [
+        ("IMAGE", "registry.tandem/samples/hello-http"),
+        ("V1", "1"),
+        ("V2", "2"),
+        ("PORT", "8080"),
+        ("NODE_PORT", "30081"),
+    ];
+    cluster.read(&["wait", "--for=delete", "namespace/tutorial", "--timeout=60s"]);
+    run(&cluster, "tutorial.txt", "tutorial", &component);
+    run(&cluster, "workloads.txt", "workloads", &[]);
+    run(&cluster, "clients.txt", "clients", &[]);
+}
