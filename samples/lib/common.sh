@@ -1,6 +1,8 @@
 # Shared by the build scripts: where things go, and whether they have to be made again.
 # shellcheck shell=bash
 set -euo pipefail
+# Modes end up in images.
+umask 022
 samples=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT=${OUT:-$samples/../target/samples}
 mkdir -p "$OUT/.work"

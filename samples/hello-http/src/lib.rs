@@ -34,7 +34,7 @@ fn answer(target: &str) -> (u16, String) {
         "/" => {
             let greeting = variable("GREETING").unwrap_or_else(|| "Hello".to_owned());
             let pod = variable("POD_NAME").or_else(|| variable("HOSTNAME")).unwrap_or_else(|| "an unnamed pod".to_owned());
-            (200, format!("{greeting} from hello-http {VERSION} on {pod}\n"))
+            (200, format!("{greeting} from hello-http, version {VERSION}, on {pod}\n"))
         }
         "/env" => match query.strip_prefix("name=").and_then(variable) {
             Some(value) => (200, format!("{value}\n")),
