@@ -77,11 +77,13 @@ pub(crate) struct History {
     all: Line,
     resources: HashMap<Box<str>, Line>,
     bytes: usize,
+    /// Nothing is known of what happened up to here.
+    begins_after: Revision,
 }
 
 impl History {
-    pub(crate) fn new(limits: HistoryLimits) -> History {
-        History { limits, ..History::default() }
+    pub(crate) fn new(limits: HistoryLimits, begins_after: Revision) -> History {
+        History { limits, begins_after, ..History::default() }
     }
 
     pub(crate) fn push(&mut self, event: Arc<Event>) {
@@ -154,6 +156,9 @@ impl History {
         limit: usize,
         newest: Revision,
     ) -> Option<Found> {
+        if after < self.begins_after {
+            return None;
+        }
         let line = match group {
             Group::All => &self.all,
             Group::Resource(resource) => match self.resources.get(&**resource) {

@@ -98,12 +98,13 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn new(limits: HistoryLimits) -> Index {
-        Index { history: History::new(limits), ..Index::default() }
+        Index { history: History::new(limits, Revision::ZERO), ..Index::default() }
     }
 
     /// An index that continues at `revision` with `horizons`; the versions follow through [`Index::restore`].
     pub(crate) fn restored(limits: HistoryLimits, revision: Revision, horizons: Horizons) -> Index {
-        Index { history: History::new(limits), revision, horizons, trimmed: horizons.lists, keys: BTreeMap::new() }
+        let history = History::new(limits, horizons.watches);
+        Index { history, revision, horizons, trimmed: horizons.lists, keys: BTreeMap::new() }
     }
 
     pub(crate) fn revision(&self) -> Revision {

@@ -9,19 +9,40 @@
 //! The store never parses a value, and `apply` reads no clock, no randomness and no environment.
 
 mod apply;
+mod codec;
 mod command;
+mod compactor;
 pub mod conformance;
+mod disk;
 mod history;
 mod index;
+mod log;
+mod log_rows;
+mod log_writer;
+mod machine;
 mod memory;
 mod metrics;
+mod network;
+mod raft;
 mod replica;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod suite;
+mod types;
 mod watch;
 
 pub use command::{COMMAND_VERSION, Command, Expect, Op, Reply, Stored};
+pub use compactor::COMPACTION_INTERVAL;
+pub use disk::{Disk, DiskFailure, Durable, FORMAT, OnFailure, SystemDisk, abort_process};
 pub use history::{HISTORY_BYTES_MAX, HISTORY_EVENTS_MAX};
+pub use log::LOG_CACHE_BYTES_MAX;
 pub use memory::{MEMORY_TERM, MemoryStore};
 pub use metrics::Metrics;
+pub use network::{Answer, Call, NoPeers, PeerError, Peers};
+pub use raft::{COMMAND_BYTES_MAX, Leadership, OpenOptions, RaftStore, WRITE_TIMEOUT};
+pub use state::{FLUSH_INTERVAL, OPS_MAX, PENDING_BYTES_MAX};
+pub use types::TypeConfig;
 pub use watch::{PROGRESS_INTERVAL, WATCH_LAG_MAX};
 
 use bytes::Bytes;

@@ -19,7 +19,8 @@ pub struct Metrics {
     pub(crate) revision: Gauge,
     pub(crate) term: Gauge,
     pub(crate) leader: Gauge,
-    pub(crate) database_bytes: Gauge,
+    pub(crate) log_bytes: Gauge,
+    pub(crate) state_bytes: Gauge,
     pub(crate) watchers: Gauge,
 }
 
@@ -34,7 +35,8 @@ impl Default for Metrics {
             revision: Gauge::default(),
             term: Gauge::default(),
             leader: Gauge::default(),
-            database_bytes: Gauge::default(),
+            log_bytes: Gauge::default(),
+            state_bytes: Gauge::default(),
             watchers: Gauge::default(),
         }
     }
@@ -45,7 +47,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
         let registry = registry.sub_registry_with_prefix("tandem_store");
-        let Metrics { fsync_seconds, commit_seconds, applied_index, revision, term, leader, database_bytes, watchers } =
+        let Metrics { fsync_seconds, commit_seconds, applied_index, revision, term, leader, log_bytes, state_bytes, watchers } =
             metrics.clone();
         registry.register_with_unit("fsync_duration", "Time of one durable commit", Unit::Seconds, fsync_seconds);
         registry.register_with_unit(
@@ -58,7 +60,8 @@ impl Metrics {
         registry.register("revision", "Newest revision applied", revision);
         registry.register("term", "Present raft term", term);
         registry.register("leader", "1 when this member leads", leader);
-        registry.register_with_unit("database_size", "Size of the store's files", Unit::Bytes, database_bytes);
+        registry.register_with_unit("log_size", "Size of the log's file", Unit::Bytes, log_bytes);
+        registry.register_with_unit("state_size", "Size of the state's file", Unit::Bytes, state_bytes);
         registry.register("watchers", "Open watches", watchers);
         metrics
     }

@@ -182,19 +182,30 @@ impl Replica {
         let wanted = if limit == 0 { usize::MAX } else { limit };
         let mut items: Vec<Stored> = Vec::new();
         loop {
-            let state = self.state.read();
-            state.check_readable(revision)?;
             let after = items.last().map(|stored| &stored.key).or(from);
             let Slice { items: slice, more } =
-                state.slice(prefix, after, revision, SLICE_MAX.min(wanted - items.len()));
+                self.slice(prefix, after, revision, SLICE_MAX.min(wanted - items.len()))?;
             items.extend(slice);
             if more && items.len() < wanted {
                 continue;
             }
             let last = items.last().map(|stored| &stored.key).or(from);
-            let remaining = if more { state.count(prefix, last, revision) } else { 0 };
+            let remaining = if more { self.state.read().count(prefix, last, revision) } else { 0 };
             return Ok(Page { items, revision, remaining });
         }
+    }
+
+    /// One uninterrupted look at the keys below `prefix` as they were at `revision`.
+    pub(crate) fn slice(
+        &self,
+        prefix: &Key,
+        after: Option<&Key>,
+        revision: Revision,
+        limit: usize,
+    ) -> Result<Slice, Error> {
+        let state = self.state.read();
+        state.check_readable(revision)?;
+        Ok(state.slice(prefix, after, revision, limit))
     }
 
     pub(crate) fn watch(

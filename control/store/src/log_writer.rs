@@ -1,0 +1,230 @@
+//! The one task that writes the log. What is queued while a commit is on its way shares the next one.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use futures::FutureExt;
+use openraft::{entry::RaftEntry, storage::IOFlushed};
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    disk::{self, Durable, Folder, Guarded, io_error},
+    log::{LOG_FILE, Shared},
+    log_rows::{self, LogRow, damaged},
+    metrics::shown,
+    types::{Entry, LogId, Position, SavedVote, TypeConfig, Vote},
+};
+
+/// How much queued work one transaction takes at most.
+const BATCH_MAX: usize = 1024;
+
+/// Bytes that the write-ahead file may collect before they are moved into the database file.
+const WAL_BYTES_MAX: usize = 4 << 20;
+
+/// Free pages given back to the file system with each purge: 4 MiB.
+const SHRINK_PAGES: u32 = 1024;
+
+type Done = oneshot::Sender<io::Result<()>>;
+
+pub(crate) enum Work {
+    Append { entries: Vec<Entry>, callback: IOFlushed<TypeConfig> },
+    Vote { vote: Vote, done: Done },
+    Truncate { from: u64, done: Done },
+    Purge { upto: LogId, done: Done },
+}
+
+/// Who waits for a piece of work to be durable.
+enum Waiting {
+    Callback(IOFlushed<TypeConfig>),
+    Done(Done),
+}
+
+impl Waiting {
+    fn end(self, result: io::Result<()>) {
+        match self {
+            Waiting::Callback(callback) => callback.io_completed(result),
+            // Who asked has gone: raft is shutting down.
+            Waiting::Done(done) => drop(done.send(result)),
+        }
+    }
+}
+
+/// What lies beside the entries.
+#[derive(Debug, Default)]
+pub(crate) struct Saved {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
+}
+
+async fn load_row<T: serde::de::DeserializeOwned>(
+    connection: &mut SqliteConnection,
+    name: &'static str,
+) -> io::Result<Option<T>> {
+    let text = disk::read_meta(connection, name).await.map_err(io_error)?;
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| damaged(format!("has a damaged row {name}: {error}; restore a backup into an empty folder")))
+}
+
+async fn save_row(
+    connection: &mut SqliteConnection,
+    name: &'static str,
+    row: &impl serde::Serialize,
+) -> io::Result<()> {
+    let text = serde_json::to_string(row).map_err(io::Error::other)?;
+    disk::write_meta(connection, name, &text).await.map_err(io_error)
+}
+
+pub(crate) async fn load(connection: &mut SqliteConnection) -> io::Result<Saved> {
+    Ok(Saved {
+        vote: load_row::<SavedVote>(connection, "vote").await?.map(Into::into),
+        purged: load_row::<Position>(connection, "purged").await?.map(Into::into),
+        committed: load_row::<Position>(connection, "committed").await?.map(Into::into),
+    })
+}
+
+pub(crate) struct Writer {
+    connection: SqliteConnection,
+    folder: Arc<Folder>,
+    shared: Arc<Shared>,
+    guarded: Guarded,
+    committed: Option<LogId>,
+    /// One past the last entry on disk, as far as this task has written.
+    next_index: u64,
+    unmoved_bytes: usize,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        connection: SqliteConnection,
+        folder: Arc<Folder>,
+        shared: Arc<Shared>,
+        guarded: Guarded,
+        committed: Option<LogId>,
+        next_index: u64,
+    ) -> Writer {
+        Writer { connection, folder, shared, guarded, committed, next_index, unmoved_bytes: 0 }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path.join(LOG_FILE)
+    }
+
+    /// Writes until nobody is left who could ask for it, or until the disk fails.
+    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        let mut batch = Vec::new();
+        while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            let mut waiting = Vec::with_capacity(batch.len());
+            let written = self.write(&mut batch, &mut waiting).await;
+            if let Err(error) = &written {
+                self.guarded.fail("write the log", &self.path(), error);
+            }
+            for one in waiting {
+                one.end(written.as_ref().copied().map_err(again));
+            }
+            if written.is_err() {
+                return refuse(queue).await;
+            }
+            if let Err(error) = self.move_wal().await {
+                self.guarded.fail("checkpoint the log", &self.path(), &error);
+                return refuse(queue).await;
+            }
+        }
+        if let Err(error) = self.close().await {
+            tracing::warn!(%error, "the log did not close cleanly; nothing is lost");
+        }
+    }
+
+    /// One transaction with all of the batch, in order, and one durable commit.
+    async fn write(&mut self, batch: &mut Vec<Work>, waiting: &mut Vec<Waiting>) -> io::Result<()> {
+        let batch: Vec<(Step, Waiting)> = batch.drain(..).map(split).collect();
+        let (work, callbacks): (Vec<Step>, Vec<Waiting>) = batch.into_iter().unzip();
+        waiting.extend(callbacks);
+        let committed = self.shared.committed();
+        let Writer { connection, guarded, next_index, unmoved_bytes, .. } = self;
+        let mut transaction = connection.begin().await.map_err(io_error)?;
+        let mut shrink = false;
+        for piece in work {
+            match piece {
+                Step::Append(entries) => {
+                    *next_index = entries.last().map_or(*next_index, |last| last.index() + 1);
+                    let rows = entries.iter().map(LogRow::of).collect::<io::Result<Vec<LogRow>>>()?;
+                    *unmoved_bytes += rows.iter().map(LogRow::size).sum::<usize>();
+                    log_rows::insert(&mut transaction, rows).await.map_err(io_error)?;
+                }
+                Step::Vote(vote) => save_row(&mut transaction, "vote", &SavedVote::from(vote)).await?,
+                Step::Truncate(from) => {
+                    *next_index = from;
+                    log_rows::delete_from(&mut transaction, from).await?;
+                }
+                Step::Purge(upto) => {
+                    *next_index = (*next_index).max(upto.index + 1);
+                    save_row(&mut transaction, "purged", &Position::from(upto)).await?;
+                    log_rows::delete_through(&mut transaction, upto.index).await?;
+                    shrink = true;
+                }
+            }
+        }
+        // Never ahead of the entries themselves: a restart applies up to it.
+        let known = committed.filter(|id| id.index < *next_index);
+        if let Some(id) = known.filter(|_| known != self.committed) {
+            save_row(&mut transaction, "committed", &Position::from(id)).await?;
+        }
+        let commit = async move { transaction.commit().await.map_err(io_error) };
+        guarded.commit(Durable::LogCommit, commit.boxed()).await?;
+        self.committed = known.or(self.committed);
+        self.shared.flushed(self.next_index);
+        if shrink {
+            disk::shrink(&mut self.connection, SHRINK_PAGES).await.map_err(io_error)?;
+        }
+        Ok(())
+    }
+
+    async fn move_wal(&mut self) -> io::Result<()> {
+        if self.unmoved_bytes < WAL_BYTES_MAX {
+            return Ok(());
+        }
+        self.unmoved_bytes = 0;
+        let Writer { connection, guarded, .. } = self;
+        guarded.commit(Durable::LogCheckpoint, disk::checkpoint_passively(connection).boxed()).await?;
+        self.guarded.metrics.log_bytes.set(shown(disk::file_size(&self.path())));
+        Ok(())
+    }
+
+    async fn close(mut self) -> io::Result<()> {
+        let committed = self.shared.committed();
+        if let Some(id) = committed.filter(|id| committed != self.committed && id.index < self.next_index) {
+            save_row(&mut self.connection, "committed", &Position::from(id)).await?;
+        }
+        self.connection.close().await.map_err(io_error)
+    }
+}
+
+/// The work of a piece, apart from who waits for it.
+enum Step {
+    Append(Vec<Entry>),
+    Vote(Vote),
+    Truncate(u64),
+    Purge(LogId),
+}
+
+fn split(work: Work) -> (Step, Waiting) {
+    match work {
+        Work::Append { entries, callback } => (Step::Append(entries), Waiting::Callback(callback)),
+        Work::Vote { vote, done } => (Step::Vote(vote), Waiting::Done(done)),
+        Work::Truncate { from, done } => (Step::Truncate(from), Waiting::Done(done)),
+        Work::Purge { upto, done } => (Step::Purge(upto), Waiting::Done(done)),
+    }
+}
+
+fn again(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
+
+/// After a failure every further write is refused: later bytes must not become durable where earlier ones did not.
+async fn refuse(mut queue: mpsc::Receiver<Work>) {
+    while let Some(work) = queue.recv().await {
+        split(work).1.end(Err(io::Error::other("the log failed earlier and takes no more")));
+    }
+}
