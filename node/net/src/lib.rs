@@ -14,6 +14,7 @@ pub mod dns;
 pub mod forward;
 pub mod ipam;
 pub mod links;
+pub mod node;
 pub mod proxy;
 pub mod rules;
 
@@ -24,4 +25,10 @@ pub use addresses::Allocator;
 pub enum Error {
     #[error("nftables refused the service rules: {why}")]
     Rules { why: String },
+    #[error("cannot set up the node's network: {0}")]
+    Links(#[from] links::Error),
+    #[error("cannot write {path}: {source}")]
+    Setting { path: &'static str, source: std::io::Error },
+    #[error("cannot listen on {address}{}: {source}", if source.kind() == std::io::ErrorKind::AddrInUse { ", which another program uses" } else { "" })]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
 }

@@ -45,7 +45,6 @@ pub struct Published {
 pub struct Fixed {
     pub node: String,
     pub pod_cidr: Ipv4Net,
-    pub light_ranges: Vec<Ipv4Net>,
     pub api: (Ipv4Addr, u16),
     pub domain: String,
 }
@@ -144,7 +143,6 @@ impl Caches {
         Snapshot {
             node: fixed.node.clone(),
             pod_cidr: fixed.pod_cidr,
-            light_ranges: fixed.light_ranges.clone(),
             api: Some(fixed.api),
             services: sorted(&self.services),
             slices: sorted(&self.slices),

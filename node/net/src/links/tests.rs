@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn names_come_from_the_folder_and_fit_into_a_link_name() {
     let names = Names::new(Path::new("/var/lib/tandem/node"));
-    expect!["tdlfb1d4d3a /var/lib/tandem/node/netns/light [2, 251, 29, 77, 58, 1]"].assert_eq(&format!(
+    expect!["tdl707a1490 /var/lib/tandem/node/netns/light [2, 112, 122, 20, 144, 1]"].assert_eq(&format!(
         "{} {} {:?}",
         names.light_link,
         names.light_namespace.display(),

@@ -29,8 +29,6 @@ pub struct Snapshot {
     pub node: String,
     /// The addresses of all pods of the cluster.
     pub pod_cidr: Ipv4Net,
-    /// The node's light component pods, which share a namespace.
-    pub light_ranges: Vec<Ipv4Net>,
     /// Where this node's forwarder listens for the API server.
     pub api: Option<(Ipv4Addr, u16)>,
     pub services: Vec<Service>,
@@ -62,15 +60,13 @@ pub fn rules(snapshot: &Snapshot) -> Ruleset {
 
 fn base_chains(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {
     let pods = snapshot.pod_cidr;
-    let mut postrouting = vec![
+    let postrouting = vec![
         format!("meta mark & {MASQUERADE_MARK} == {MASQUERADE_MARK} masquerade"),
         "ct status dnat ip saddr . ip daddr @hairpins masquerade".to_owned(),
+        // What the node sends to a NodePort of its own on 127.0.0.1 could not be answered.
+        "ip saddr 127.0.0.0/8 ip daddr != 127.0.0.0/8 masquerade".to_owned(),
+        format!("ip saddr {pods} ip daddr != {pods} fib daddr type != local masquerade"),
     ];
-    // Answers between two light pods would stay inside their shared namespace and miss the translation back.
-    for (from, to) in snapshot.light_ranges.iter().flat_map(|a| snapshot.light_ranges.iter().map(move |b| (a, b))) {
-        postrouting.push(format!("ct status dnat ip saddr {from} ip daddr {to} masquerade"));
-    }
-    postrouting.push(format!("ip saddr {pods} ip daddr != {pods} fib daddr type != local masquerade"));
     let reject = ["tcp", "udp"].map(|protocol| {
         let with = if protocol == "tcp" { "tcp reset" } else { "icmp type port-unreachable" };
         format!("ct state new meta l4proto {protocol} ip daddr . meta l4proto . th dport @no_endpoints reject with {with}")

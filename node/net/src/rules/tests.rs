@@ -53,7 +53,6 @@ fn snapshot(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Snapshot {
     Snapshot {
         node: "n1".into(),
         pod_cidr: "10.128.0.0/10".parse().unwrap(),
-        light_ranges: vec!["10.128.16.0/20".parse().unwrap()],
         api: Some(("10.128.0.1".parse().unwrap(), 6443)),
         services,
         slices,

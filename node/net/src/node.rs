@@ -1,0 +1,147 @@
+//! The network of one node, put together: links first, then everything that listens or follows the API.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ipnet::Ipv4Net;
+use tandem_api::Settings;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Error,
+    addresses::Ranges,
+    dns::{self, Zone},
+    forward,
+    links::{Links, NodeNetwork},
+    proxy,
+};
+
+/// Room for the header of an overlay below every link's 1,500 bytes.
+pub const MTU: u32 = 1400;
+const DNS_PORT: u16 = 53;
+/// Lets what the node sends to its own NodePorts on 127.0.0.1 leave for a pod.
+const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
+
+#[derive(Clone)]
+pub struct Config {
+    pub client: kube::Client,
+    /// The node's name.
+    pub node: String,
+    /// The node's own folder, which its links are named after.
+    pub directory: PathBuf,
+    /// The node's pod addresses.
+    pub pods: Ranges,
+    pub settings: Settings,
+    /// The control-plane members, the preferred one first.
+    pub members: watch::Receiver<Vec<SocketAddr>>,
+    /// The port of the API server on the pod gateway.
+    pub gateway_port: u16,
+    /// The port of the API server on the node's loopback address.
+    pub local_port: u16,
+    /// The text of the node's `resolv.conf`.
+    pub resolv_conf: String,
+}
+
+impl Config {
+    fn network(&self) -> NodeNetwork {
+        network(&self.settings, self.pods)
+    }
+}
+
+fn network(settings: &Settings, pods: Ranges) -> NodeNetwork {
+    NodeNetwork { pods, services: settings.service_cidr, dns: settings.dns_address, mtu: MTU }
+}
+
+/// A node's network whose links exist and whose sockets listen.
+pub struct Network {
+    config: Config,
+    links: Links,
+    dns_udp: UdpSocket,
+    dns_tcp: TcpListener,
+    forwarders: [TcpListener; 2],
+}
+
+impl Network {
+    /// Makes the links and opens the sockets, so that whoever comes next finds them.
+    pub async fn prepare(config: Config) -> Result<Network, Error> {
+        let links = Links::new(&config.directory)?;
+        links.apply(&config.network()).await?;
+        std::fs::write(ROUTE_LOCALNET, "1").map_err(|source| Error::Setting { path: ROUTE_LOCALNET, source })?;
+        let dns = SocketAddr::from((config.settings.dns_address, DNS_PORT));
+        let listen = |address: SocketAddr| move |source| Error::Listen { address, source };
+        let dns_udp = UdpSocket::bind(dns).await.map_err(listen(dns))?;
+        let dns_tcp = TcpListener::bind(dns).await.map_err(listen(dns))?;
+        let gateway = SocketAddr::from((config.pods.gateway(), config.gateway_port));
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, config.local_port));
+        let forwarders = [
+            TcpListener::bind(gateway).await.map_err(listen(gateway))?,
+            TcpListener::bind(local).await.map_err(listen(local))?,
+        ];
+        Ok(Network { config, links, dns_udp, dns_tcp, forwarders })
+    }
+
+    /// The file of the namespace that light pods share.
+    pub fn light_namespace(&self) -> PathBuf {
+        self.links.names().light_namespace.clone()
+    }
+
+    /// Follows the API until shutdown. The links and rules stay, so that workloads go on.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Network { config, links, dns_udp, dns_tcp, forwarders } = self;
+        let domain = config.settings.dns_domain.clone();
+        let (zone, zones) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
+        let (peers, routes) = watch::channel(BTreeMap::new());
+        let upstreams = dns::upstreams(&config.resolv_conf, config.settings.dns_address.into());
+        let mut tasks = JoinSet::new();
+        let server = dns::Server::new(zones, upstreams);
+        tasks.spawn(server.serve(dns_udp, dns_tcp, shutdown.clone()));
+        for listener in forwarders {
+            tasks.spawn(forward::forward(listener, config.members.clone(), shutdown.clone()));
+        }
+        tasks.spawn(follow_routes(links, routes, shutdown.clone()));
+        let fixed = proxy::Fixed {
+            node: config.node.clone(),
+            pod_cidr: config.settings.pod_cidr,
+            api: (config.pods.gateway(), config.gateway_port),
+            domain,
+        };
+        let result = proxy::run(config.client, fixed, proxy::Published { zone, peers }, shutdown).await;
+        while tasks.join_next().await.is_some() {}
+        result
+    }
+}
+
+async fn follow_routes(
+    links: Links,
+    mut wanted: watch::Receiver<BTreeMap<Ipv4Net, Ipv4Addr>>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let peers = wanted.borrow_and_update().clone();
+        if let Err(error) = links.apply_peers(&peers).await {
+            tracing::error!(%error, "routes to other nodes' pods");
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Removes the node's rules, links and routes. `pods` is `None` where the node never had addresses.
+pub async fn remove(directory: &std::path::Path, settings: &Settings, pods: Option<Ranges>) -> Result<(), Error> {
+    proxy::remove().await?;
+    if let Some(pods) = pods {
+        Links::new(directory)?.remove(&network(settings, pods)).await?;
+    }
+    Ok(())
+}
