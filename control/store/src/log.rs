@@ -126,6 +126,9 @@ impl Recent {
 
     fn truncate_after(&mut self, last: Option<LogId>) {
         let next = last.map_or(0, |last| last.index + 1);
+        if next >= self.next_index() {
+            return;
+        }
         while let Some(entry) = self.entries.pop_back_if(|entry| entry.index() >= next) {
             self.bytes -= cost(&entry);
         }
@@ -173,22 +176,28 @@ impl Shared {
     /// The entries at `from..to`, as far as the log has them.
     async fn read(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
         let mut entries: Vec<Entry> = Vec::new();
+        let mut next = from;
         loop {
-            let next = entries.last().map_or(from, |last| last.index() + 1);
-            let (next, until) = {
+            let until = {
                 let recent = self.recent.lock();
-                let (next, to) = (next.max(recent.first_index()), to.min(recent.next_index()));
+                let to = to.min(recent.next_index());
+                next = next.max(recent.first_index());
                 if next >= recent.first_cached() {
                     let skip = usize::try_from(next - recent.first_cached()).unwrap_or(usize::MAX);
                     entries.extend(recent.entries.iter().skip(skip).take_while(|entry| entry.index() < to).cloned());
                     return Ok(entries);
                 }
-                (next, recent.first_cached().min(to))
+                recent.first_cached().min(to)
             };
-            let older = self.read_file(next, until).await?;
-            if older.is_empty() {
+            if next >= until {
                 return Ok(entries);
             }
+            let older = self.read_file(next, until).await?;
+            if older.is_empty() && !entries.is_empty() {
+                // Purged meanwhile: what follows would leave a hole.
+                return Ok(entries);
+            }
+            next = older.last().map_or(until, |last| last.index() + 1);
             entries.extend(older);
         }
     }

@@ -155,7 +155,7 @@ impl Writer {
                 }
                 Step::Vote(vote) => save_row(&mut transaction, "vote", &SavedVote::from(vote)).await?,
                 Step::Truncate(from) => {
-                    *next_index = from;
+                    *next_index = from.min(*next_index);
                     log_rows::delete_from(&mut transaction, from).await?;
                 }
                 Step::Purge(upto) => {
