@@ -105,7 +105,7 @@ impl Hooks {
         validate: |_, _| Vec::new(),
         name: NameRule::Dns1123Subdomain,
         fields: |_| Vec::new(),
-        cells: crate::columns::name_and_age,
+        cells: crate::columns::name_and_creation,
         keeps_status: false,
     };
 }

@@ -15,6 +15,7 @@
 pub mod columns;
 mod def;
 pub mod fields;
+mod json;
 mod kinds;
 pub mod openapi;
 pub mod protobuf;

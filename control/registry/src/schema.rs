@@ -107,6 +107,28 @@ impl Field {
             _ => None,
         }
     }
+
+    /// Whether the zero value of this field is written down.
+    pub(crate) fn keeps_zero(&self) -> bool {
+        self.required || self.presence
+    }
+
+    /// Whether a value is what a Go struct holds when nothing was set. Structs and the types that write themselves
+    /// (quantities, times) are never omitted by Go.
+    pub(crate) fn is_zero(&self, value: &Value) -> bool {
+        match (self.label, value) {
+            (Label::List, Value::Array(list)) => list.is_empty(),
+            (Label::Map, Value::Object(map)) => map.is_empty(),
+            (Label::One, Value::String(text)) => {
+                text.is_empty() && matches!(self.shape, Shape::String | Shape::Bytes)
+            }
+            (Label::One, Value::Bool(set)) => !set && self.shape == Shape::Bool,
+            (Label::One, Value::Number(number)) => {
+                number.as_f64() == Some(0.0) && matches!(self.shape, Shape::Int32 | Shape::Int64 | Shape::Double)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A field as it stands in a protobuf message.

@@ -20,7 +20,7 @@ pub(crate) fn default(def: &ResourceDef, object: &mut Object) {
 
 pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Object) {
     if def.has_status() && !def.hooks.keeps_status {
-        object.remove(&["status"]);
+        object.set(&["status"], serde_json::Map::new());
     }
     if counts_generations(def) {
         object.set(&["metadata", "generation"], 1);
@@ -71,30 +71,40 @@ fn keep_generation(object: &mut Object, old: &Object) {
     restore(object, old, &["metadata", "generation"]);
 }
 
-/// Kinds with a spec that somebody acts on count their changes. ConfigMaps, roles and the like have no generation.
+/// Kinds with a spec that somebody acts on count their changes; ConfigMaps, Services, roles and the like have no
+/// generation in Kubernetes.
 fn counts_generations(def: &ResourceDef) -> bool {
-    const WITHOUT: [&str; 15] = [
-        "ServiceAccount", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "LimitRange",
-        "PodTemplate", "Lease", "ControllerRevision", "CertificateSigningRequest", "RuntimeClass", "CSINode", "Service",
-        "VolumeAttachment",
+    const COUNTING: [&str; 27] = [
+        "APIService",
+        "CronJob",
+        "CustomResourceDefinition",
+        "DaemonSet",
+        "Deployment",
+        "DeviceClass",
+        "EndpointSlice",
+        "FlowSchema",
+        "Ingress",
+        "IngressClass",
+        "Job",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+        "MutatingWebhookConfiguration",
+        "NetworkPolicy",
+        "Pod",
+        "PodDisruptionBudget",
+        "PodTemplate",
+        "PriorityClass",
+        "PriorityLevelConfiguration",
+        "ReplicaSet",
+        "ReplicationController",
+        "ResourceSlice",
+        "StatefulSet",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingWebhookConfiguration",
     ];
-    const WITH: [&str; 2] = ["EndpointSlice", "PriorityClass"];
-    let has_spec = def.group.is_empty() || def.has_status() || POLICIES.contains(&def.kind.as_str());
-    (has_spec && def.has_status() || POLICIES.contains(&def.kind.as_str()) || WITH.contains(&def.kind.as_str()))
-        && !WITHOUT.contains(&def.kind.as_str())
+    COUNTING.contains(&def.kind.as_str())
 }
-
-const POLICIES: [&str; 9] = [
-    "NetworkPolicy",
-    "IngressClass",
-    "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionPolicyBinding",
-    "MutatingAdmissionPolicy",
-    "MutatingAdmissionPolicyBinding",
-    "ValidatingWebhookConfiguration",
-    "MutatingWebhookConfiguration",
-    "ResourceSlice",
-];
 
 fn same_but_metadata_and_status(object: &Object, old: &Object) -> bool {
     let rest = |object: &Object| -> Vec<(String, serde_json::Value)> {

@@ -50,7 +50,7 @@ const IN_TYPE: &[(&str, &str)] = &[
     ("storage.v1.VolumeNodeResources", "count"),
     ("autoscaling.v1.HorizontalPodAutoscalerStatus", "observedGeneration"),
     ("autoscaling.v2.HorizontalPodAutoscalerStatus", "observedGeneration"),
-    ("apiextensions.v1.JSONSchemaPropsOrBool", "allows"),
+    ("core.v1.HostPathVolumeSource", "type"),
 ];
 
 const SCHEMA_LIMITS: &[&str] = &[
