@@ -4,6 +4,7 @@
 
 pub mod events;
 mod kubeconfig;
+pub mod tolerations;
 
 use std::{
     path::PathBuf,

@@ -1,0 +1,293 @@
+//! The loop that owns the queue and the snapshot: changes come in, pods go out to their nodes.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use tandem_api::Clock;
+use tandem_client::events::Recorder;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Metrics, PROFILE, Profile,
+    bind::{self, Error},
+    queue::{Queue, Setback, Taken},
+    schedule,
+    snapshot::{PodInfo, Snapshot},
+};
+
+/// Writes under way at a time; nothing is scheduled while there are more.
+const WRITES: usize = 128;
+/// Pods scheduled before other things get their turn.
+const BATCH: usize = 16;
+/// A write that takes longer counts as failed.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+
+/// What the scheduler needs of the process that it runs in.
+pub struct Context {
+    pub client: kube::Client,
+    pub leadership: watch::Receiver<bool>,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
+}
+
+/// Schedules, whenever this member leads, until it is told to stop.
+pub async fn run(context: Context, shutdown: CancellationToken) {
+    let (recorder, events) = Recorder::start(context.client.clone(), PROFILE, context.clock.clone());
+    let scheduler = Scheduler {
+        snapshot: Snapshot::default(),
+        queue: Queue::default(),
+        writes: JoinSet::new(),
+        profile: Profile::default(),
+        turn: 0,
+        listed: Listed::default(),
+        recorder,
+        context,
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = scheduler.run() => {}
+    }
+    events.abort();
+}
+
+type Changes<K> = BoxStream<'static, watcher::Result<Event<K>>>;
+
+fn changes<K>(client: &kube::Client) -> Changes<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    watcher::watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff().boxed()
+}
+
+/// What has been listed since this member began to lead, and what the list under way has shown.
+#[derive(Debug, Default)]
+struct Listed {
+    pods: bool,
+    nodes: bool,
+    seen_pods: HashSet<String>,
+    seen_nodes: HashSet<String>,
+}
+
+/// How a write ended.
+enum Written {
+    Bound { taken: Taken, node: String, started: Instant, result: Result<(), Error> },
+    Explained(Result<(), Error>),
+}
+
+struct Scheduler {
+    context: Context,
+    snapshot: Snapshot,
+    queue: Queue,
+    writes: JoinSet<Written>,
+    profile: Profile,
+    turn: usize,
+    listed: Listed,
+    recorder: Recorder,
+}
+
+impl Scheduler {
+    async fn run(mut self) {
+        let mut leadership = self.context.leadership.clone();
+        loop {
+            // A list made by a follower may miss the last leader's bindings: a new leader lists again.
+            let leads = *leadership.borrow_and_update();
+            let mut pods: Changes<Pod> = changes(&self.context.client);
+            let mut nodes: Changes<Node> = changes(&self.context.client);
+            loop {
+                let ready = leads && self.listed.pods && self.listed.nodes && self.writes.len() < WRITES;
+                tokio::select! {
+                    changed = leadership.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        self.stop().await;
+                        break;
+                    }
+                    Some(written) = self.writes.join_next() => match written {
+                        Ok(written) => self.written(written),
+                        Err(error) => tracing::error!(%error, "a write of the scheduler ended"),
+                    },
+                    Some(change) = pods.next() => self.pod_changed(change),
+                    Some(change) = nodes.next() => self.node_changed(change),
+                    () = due(&self.queue), if ready => self.schedule_batch(),
+                }
+                self.context.metrics.pending(self.queue.pending());
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        self.writes.shutdown().await;
+        self.snapshot.forget_assumed();
+        self.queue.land();
+        self.listed = Listed::default();
+    }
+
+    fn pod_changed(&mut self, change: watcher::Result<Event<Pod>>) {
+        match change {
+            Ok(Event::Init) => self.listed.seen_pods.clear(),
+            Ok(Event::InitApply(pod)) => {
+                self.listed.seen_pods.extend(pod.metadata.uid.clone());
+                self.set_pod(&pod);
+            }
+            Ok(Event::InitDone) => {
+                let seen = std::mem::take(&mut self.listed.seen_pods);
+                let known = self.queue.uids().into_iter().chain(self.snapshot.placed().cloned());
+                let gone: Vec<String> = known.filter(|uid| !seen.contains(uid)).collect();
+                gone.iter().for_each(|uid| self.pod_gone(uid));
+                self.listed.pods = true;
+            }
+            Ok(Event::Apply(pod)) => self.set_pod(&pod),
+            Ok(Event::Delete(pod)) => self.pod_gone(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Err(error) => tracing::debug!(%error, "the scheduler's view of pods retries"),
+        }
+    }
+
+    fn set_pod(&mut self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            return self.pod_gone(uid);
+        }
+        let info = PodInfo::of(pod);
+        if info.node_name.is_some() {
+            self.queue.remove(uid);
+            self.snapshot.set_pod(&info);
+        } else if is_ours(pod) {
+            self.queue.put(info, Instant::now());
+        } else {
+            self.queue.remove(uid);
+        }
+    }
+
+    fn pod_gone(&mut self, uid: &str) {
+        self.queue.remove(uid);
+        if self.snapshot.remove_pod(uid) {
+            self.queue.wake(Instant::now());
+        }
+    }
+
+    fn node_changed(&mut self, change: watcher::Result<Event<Node>>) {
+        match change {
+            Ok(Event::Init) => self.listed.seen_nodes.clear(),
+            Ok(Event::InitApply(node)) => {
+                self.listed.seen_nodes.extend(node.metadata.name.clone());
+                self.set_node(&node);
+            }
+            Ok(Event::InitDone) => {
+                let seen = std::mem::take(&mut self.listed.seen_nodes);
+                let gone = self.snapshot.node_names().into_iter().filter(|name| !seen.contains(name));
+                gone.collect::<Vec<_>>().iter().for_each(|name| self.snapshot.remove_node(name));
+                self.listed.nodes = true;
+            }
+            Ok(Event::Apply(node)) => self.set_node(&node),
+            Ok(Event::Delete(node)) => self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default()),
+            Err(error) => tracing::debug!(%error, "the scheduler's view of nodes retries"),
+        }
+    }
+
+    fn set_node(&mut self, node: &Node) {
+        if self.snapshot.set_node(node) {
+            self.queue.wake(Instant::now());
+        }
+    }
+
+    fn schedule_batch(&mut self) {
+        for _ in 0..BATCH {
+            let started = Instant::now();
+            let Some(taken) = self.queue.pop(started) else { return };
+            let decided = schedule(&taken.pod, self.snapshot.nodes(), &self.profile, self.turn);
+            self.turn = self.turn.wrapping_add(1);
+            self.context.metrics.decided(started.elapsed().as_secs_f64());
+            match decided {
+                Ok(node) => {
+                    self.snapshot.assume(&taken.pod, &node);
+                    let client = self.context.client.clone();
+                    self.writes.spawn(async move {
+                        let result = within(bind::bind(&client, &taken.pod, &node)).await;
+                        Written::Bound { taken, node, started, result }
+                    });
+                }
+                Err(refused) => {
+                    self.context.metrics.attempted("unschedulable", started.elapsed().as_secs_f64());
+                    self.put_back(&taken, Setback::FitsNowhere, refused.to_string());
+                }
+            }
+        }
+    }
+
+    fn put_back(&mut self, taken: &Taken, setback: Setback, message: String) {
+        self.queue.put_back(taken, setback, Instant::now());
+        self.recorder.record(bind::failed(&taken.pod, message.clone()));
+        let (client, pod, now) = (self.context.client.clone(), taken.pod.clone(), self.context.clock.now());
+        self.writes.spawn(async move {
+            Written::Explained(within(bind::explain(&client, &pod, &message, now)).await)
+        });
+    }
+
+    fn written(&mut self, written: Written) {
+        let (taken, node, started, result) = match written {
+            Written::Bound { taken, node, started, result } => (taken, node, started, result),
+            Written::Explained(Ok(())) => return,
+            Written::Explained(Err(error)) => {
+                tracing::debug!(%error, "why a pod waits could not be written");
+                return;
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let Err(error) = result else {
+            self.context.metrics.attempted("scheduled", seconds);
+            self.context.metrics.bound(taken.queued.elapsed().as_secs_f64());
+            self.recorder.record(bind::scheduled(&taken.pod, &node));
+            return;
+        };
+        self.context.metrics.attempted("error", seconds);
+        self.snapshot.forget(&taken.pod.uid);
+        self.queue.wake(Instant::now());
+        if error.is_not_found() {
+            self.queue.remove(&taken.pod.uid);
+        } else if error.is_race() {
+            self.queue.put_back(&taken, Setback::Error, Instant::now());
+        } else {
+            tracing::warn!(pod = taken.pod.name, namespace = taken.pod.namespace, attempts = taken.attempts, %error, "not bound");
+            self.put_back(&taken, Setback::Error, format!("binding rejected: {error}"));
+        }
+    }
+}
+
+async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    timeout(WRITE_MAX, write).await.unwrap_or(Err(Error::Timeout))
+}
+
+/// Resolves when the queue has, or may have, a pod to schedule.
+async fn due(queue: &Queue) {
+    if queue.has_active() {
+        // The informers and the writes get their turn between batches.
+        tokio::task::yield_now().await;
+        return;
+    }
+    match queue.due() {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+    let named = spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == PROFILE);
+    named && !gated && pod.metadata.deletion_timestamp.is_none()
+}

@@ -1,0 +1,409 @@
+//! What scheduling decides on: nodes with what is used of them, pods with what they ask for.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Container, Node, NodeSelectorTerm, Pod, PodSpec, PreferredSchedulingTerm, Taint, Toleration},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+use tandem_api::TRACE_ANNOTATION;
+
+use crate::quantity;
+
+/// What a container that asks for nothing is taken to use, so that such pods spread too.
+const DEFAULT_MILLI_CPU: i64 = 100;
+const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
+
+/// Amounts of the resources that nodes have and pods want.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub milli_cpu: i64,
+    pub memory: i64,
+    pub ephemeral_storage: i64,
+    pub pods: i64,
+    pub extended: BTreeMap<Arc<str>, i64>,
+}
+
+type Amounts = BTreeMap<String, Quantity>;
+
+impl Resources {
+    fn of(amounts: Option<&Amounts>) -> Resources {
+        let mut resources = Resources::default();
+        for (name, amount) in amounts.into_iter().flatten() {
+            match name.as_str() {
+                "cpu" => resources.milli_cpu = quantity::milli(amount),
+                "memory" => resources.memory = quantity::value(amount),
+                "ephemeral-storage" => resources.ephemeral_storage = quantity::value(amount),
+                "pods" => resources.pods = quantity::value(amount),
+                _ => drop(resources.extended.insert(name.as_str().into(), quantity::value(amount))),
+            }
+        }
+        resources
+    }
+
+    /// As it is taken for scores: a container that says nothing about CPU or memory counts with a default.
+    fn presumed(amounts: Option<&Amounts>) -> Resources {
+        let says = |name| amounts.is_some_and(|amounts| amounts.contains_key(name));
+        let mut resources = Resources::of(amounts);
+        if !says("cpu") {
+            resources.milli_cpu = DEFAULT_MILLI_CPU;
+        }
+        if !says("memory") {
+            resources.memory = DEFAULT_MEMORY;
+        }
+        resources
+    }
+
+    fn combine(&mut self, other: &Resources, with: fn(i64, i64) -> i64) {
+        self.milli_cpu = with(self.milli_cpu, other.milli_cpu);
+        self.memory = with(self.memory, other.memory);
+        self.ephemeral_storage = with(self.ephemeral_storage, other.ephemeral_storage);
+        self.pods = with(self.pods, other.pods);
+        for (name, amount) in &other.extended {
+            let mine = self.extended.entry(name.clone()).or_default();
+            *mine = with(*mine, *amount);
+        }
+    }
+
+    fn add(&mut self, other: &Resources) {
+        self.combine(other, i64::saturating_add);
+    }
+
+    fn subtract(&mut self, other: &Resources) {
+        self.combine(other, i64::saturating_sub);
+    }
+
+    fn at_least(&mut self, other: &Resources) {
+        self.combine(other, i64::max);
+    }
+}
+
+/// A port of the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// `None` takes the port on all addresses.
+    pub address: Option<String>,
+    pub protocol: String,
+    pub port: i32,
+}
+
+impl HostPort {
+    pub(crate) fn conflicts(&self, other: &HostPort) -> bool {
+        let same_address = self.address.is_none() || other.address.is_none() || self.address == other.address;
+        same_address && self.port == other.port && self.protocol == other.protocol
+    }
+}
+
+/// A pod as the scheduler sees it.
+#[derive(Clone, Debug, Default)]
+pub struct PodInfo {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub priority: i32,
+    pub created: Option<Timestamp>,
+    /// What it asks for, with overhead.
+    pub requests: Resources,
+    /// The same with defaults for what it does not say; for scores.
+    pub presumed: Resources,
+    pub node_selector: BTreeMap<String, String>,
+    /// Any one of these terms has to match; no terms at all match nothing.
+    pub required: Option<Vec<NodeSelectorTerm>>,
+    pub preferred: Vec<PreferredSchedulingTerm>,
+    pub tolerations: Vec<Toleration>,
+    pub ports: Vec<HostPort>,
+    /// The node that it names itself, or is bound to.
+    pub node_name: Option<String>,
+    /// The message of the condition that says why it waits.
+    pub waiting_because: Option<String>,
+    /// The trace of the request that made it, for the events about it.
+    pub trace: Option<String>,
+}
+
+impl PodInfo {
+    pub fn of(pod: &Pod) -> PodInfo {
+        let (meta, none) = (&pod.metadata, PodSpec::default());
+        let spec = pod.spec.as_ref().unwrap_or(&none);
+        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()).unwrap_or_default();
+        let required = affinity.required_during_scheduling_ignored_during_execution;
+        PodInfo {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            priority: spec.priority.unwrap_or(0),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+            requests: requests(spec, Resources::of),
+            presumed: requests(spec, Resources::presumed),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            required: required.map(|selector| selector.node_selector_terms),
+            preferred: affinity.preferred_during_scheduling_ignored_during_execution.unwrap_or_default(),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
+            ports: spec.containers.iter().chain(sidecars(spec)).flat_map(host_ports).collect(),
+            node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
+            waiting_because: waiting_because(pod),
+            trace: meta.annotations.as_ref().and_then(|all| all.get(TRACE_ANNOTATION)).cloned(),
+        }
+    }
+
+    /// True when nothing has changed that decides where the pod fits.
+    pub(crate) fn fits_like(&self, other: &PodInfo) -> bool {
+        self.requests == other.requests
+            && self.node_selector == other.node_selector
+            && self.required == other.required
+            && self.tolerations == other.tolerations
+    }
+}
+
+fn waiting_because(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    (scheduled.reason.as_deref() == Some("Unschedulable")).then(|| scheduled.message.clone()).flatten()
+}
+
+fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+fn sidecars(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.init_containers.iter().flatten().filter(|container| is_sidecar(container))
+}
+
+fn host_ports(container: &Container) -> Vec<HostPort> {
+    let ports = container.ports.iter().flatten().filter(|port| port.host_port.is_some_and(|port| port > 0));
+    ports
+        .map(|port| HostPort {
+            address: port.host_ip.clone().filter(|address| !matches!(address.as_str(), "" | "0.0.0.0" | "::")),
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            port: port.host_port.unwrap_or(0),
+        })
+        .collect()
+}
+
+/// The most that the pod needs at any time: its containers together, or an init container with the sidecars before it.
+///
+/// <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>
+fn requests(spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resources {
+    let of = |container: &Container| {
+        read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
+    };
+    let mut total = Resources::default();
+    spec.containers.iter().for_each(|container| total.add(&of(container)));
+    let (mut sidecars, mut peak) = (Resources::default(), Resources::default());
+    for container in spec.init_containers.iter().flatten() {
+        let mut own = of(container);
+        if is_sidecar(container) {
+            total.add(&own);
+            sidecars.add(&own);
+            own = sidecars.clone();
+        } else {
+            own.add(&sidecars);
+        }
+        peak.at_least(&own);
+    }
+    total.at_least(&peak);
+    if let Some(whole) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) {
+        let said = Resources::of(Some(whole));
+        if whole.contains_key("cpu") {
+            total.milli_cpu = said.milli_cpu;
+        }
+        if whole.contains_key("memory") {
+            total.memory = said.memory;
+        }
+    }
+    total.add(&Resources::of(spec.overhead.as_ref()));
+    total.pods = 1;
+    total
+}
+
+/// A node as the scheduler sees it.
+#[derive(Clone, Debug, Default)]
+pub struct NodeInfo {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub unschedulable: bool,
+    pub allocatable: Resources,
+    /// What its pods ask for; `presumed` with defaults for what they do not say.
+    pub requested: Resources,
+    pub presumed: Resources,
+    pub ports: Vec<HostPort>,
+}
+
+impl NodeInfo {
+    pub fn of(node: &Node) -> NodeInfo {
+        let spec = node.spec.clone().unwrap_or_default();
+        NodeInfo {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: spec.taints.unwrap_or_default(),
+            unschedulable: spec.unschedulable.unwrap_or(false),
+            allocatable: Resources::of(node.status.as_ref().and_then(|status| status.allocatable.as_ref())),
+            ..NodeInfo::default()
+        }
+    }
+
+    fn is_like(&self, other: &NodeInfo) -> bool {
+        self.labels == other.labels
+            && self.taints == other.taints
+            && self.unschedulable == other.unschedulable
+            && self.allocatable == other.allocatable
+    }
+
+    fn place(&mut self, pod: &Placed) {
+        self.requested.add(&pod.requests);
+        self.presumed.add(&pod.presumed);
+        self.ports.extend(pod.ports.iter().cloned());
+    }
+
+    fn displace(&mut self, pod: &Placed) {
+        self.requested.subtract(&pod.requests);
+        self.presumed.subtract(&pod.presumed);
+        for port in &pod.ports {
+            if let Some(index) = self.ports.iter().position(|taken| taken == port) {
+                self.ports.swap_remove(index);
+            }
+        }
+    }
+}
+
+/// A pod that takes room on a node.
+#[derive(Clone, Debug)]
+struct Placed {
+    node: String,
+    requests: Resources,
+    presumed: Resources,
+    ports: Vec<HostPort>,
+    /// Decided here and not yet confirmed by the API.
+    assumed: bool,
+}
+
+/// All nodes and all pods on them, kept up to date change by change.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    nodes: Vec<NodeInfo>,
+    index: HashMap<String, usize>,
+    placed: HashMap<String, Placed>,
+    /// The uids of the pods on each node, also of nodes that are not known.
+    residents: HashMap<String, HashSet<String>>,
+}
+
+impl Snapshot {
+    pub fn nodes(&self) -> &[NodeInfo] {
+        &self.nodes
+    }
+
+    /// Says whether a pod that fitted nowhere might fit now.
+    pub fn set_node(&mut self, node: &Node) -> bool {
+        self.add_node(NodeInfo::of(node))
+    }
+
+    /// The same for a node that was described otherwise than by the API.
+    pub fn add_node(&mut self, mut info: NodeInfo) -> bool {
+        let known = self.index.get(&info.name).copied();
+        let changed = known.is_none_or(|index| !self.nodes[index].is_like(&info));
+        if !changed {
+            return false;
+        }
+        for uid in self.residents.get(&info.name).into_iter().flatten() {
+            if let Some(pod) = self.placed.get(uid) {
+                info.place(pod);
+            }
+        }
+        match known {
+            Some(index) => self.nodes[index] = info,
+            None => {
+                self.index.insert(info.name.clone(), self.nodes.len());
+                self.nodes.push(info);
+            }
+        }
+        true
+    }
+
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(index) = self.index.remove(name) else { return };
+        self.nodes.swap_remove(index);
+        if let Some(moved) = self.nodes.get(index) {
+            self.index.insert(moved.name.clone(), index);
+        }
+    }
+
+    pub fn node_names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
+    /// Takes room for a pod before the API knows of it, so that the next pod does not get the same room.
+    pub fn assume(&mut self, pod: &PodInfo, node: &str) {
+        self.place(pod, node, true);
+    }
+
+    /// Gives the room back when the binding failed, unless the API has confirmed it meanwhile.
+    pub fn forget(&mut self, uid: &str) {
+        if self.placed.get(uid).is_some_and(|placed| placed.assumed) {
+            self.remove_pod(uid);
+        }
+    }
+
+    /// Gives back the room of every binding that the API has not confirmed.
+    pub fn forget_assumed(&mut self) {
+        let assumed: Vec<String> =
+            self.placed.iter().filter(|(_, placed)| placed.assumed).map(|(uid, _)| uid.clone()).collect();
+        for uid in assumed {
+            self.remove_pod(&uid);
+        }
+    }
+
+    pub fn is_placed(&self, uid: &str) -> bool {
+        self.placed.contains_key(uid)
+    }
+
+    pub fn placed(&self) -> impl Iterator<Item = &String> {
+        self.placed.keys()
+    }
+
+    /// A pod that the API says is on a node.
+    pub fn set_pod(&mut self, pod: &PodInfo) {
+        if let Some(node) = &pod.node_name {
+            self.place(pod, node, false);
+        }
+    }
+
+    fn place(&mut self, pod: &PodInfo, node: &str, assumed: bool) {
+        self.remove_pod(&pod.uid);
+        let placed = Placed {
+            node: node.to_owned(),
+            requests: pod.requests.clone(),
+            presumed: pod.presumed.clone(),
+            ports: pod.ports.clone(),
+            assumed,
+        };
+        if let Some(index) = self.index.get(node) {
+            self.nodes[*index].place(&placed);
+        }
+        self.residents.entry(node.to_owned()).or_default().insert(pod.uid.clone());
+        self.placed.insert(pod.uid.clone(), placed);
+    }
+
+    /// Says whether that made room.
+    pub fn remove_pod(&mut self, uid: &str) -> bool {
+        let Some(placed) = self.placed.remove(uid) else { return false };
+        if let Some(index) = self.index.get(&placed.node) {
+            self.nodes[*index].displace(&placed);
+        }
+        if let Some(residents) = self.residents.get_mut(&placed.node) {
+            residents.remove(uid);
+            if residents.is_empty() {
+                self.residents.remove(&placed.node);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+#[path = "snapshot/tests.rs"]
+mod tests;
