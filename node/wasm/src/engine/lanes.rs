@@ -1,0 +1,293 @@
+use std::{
+    future::Future,
+    io,
+    panic::AssertUnwindSafe,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::task::AtomicWaker;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{runtime::Handle, time::Sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Cpu, ticker::Ticker};
+
+/// A guest that computes for so long at one go belongs on a bulk lane.
+const GO: Duration = Duration::from_micros(900);
+/// So does one that used so much altogether without ever computing long at one go.
+const ALTOGETHER: Duration = Duration::from_millis(50);
+/// How much bulk lanes give way to express lanes, as `nice` counts.
+const BULK_NICE: i32 = 15;
+
+/// The threads that guests run on, each with an event loop of its own: the caches of one core, no stealing, and no
+/// locks between them.
+///
+/// Express lanes accept connections and run what answers quickly. What computes on is moved to a bulk lane, which
+/// the kernel lets run when express lanes leave time: a guest that loops takes what nobody else wants.
+pub(crate) struct Lanes {
+    express: Vec<Lane>,
+    bulk: Vec<Lane>,
+    next: AtomicUsize,
+    ticker: Arc<Ticker>,
+    // Ends the threads when the lanes are dropped.
+    _running: DropGuard,
+}
+
+struct Lane {
+    handle: Handle,
+    connections: Arc<AtomicUsize>,
+}
+
+/// Counts a connection on its lane until it is dropped.
+pub(crate) struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lanes {
+    pub(crate) fn start(ticker: Arc<Ticker>, count: usize) -> io::Result<Arc<Lanes>> {
+        let running = CancellationToken::new();
+        let lane = |name: String, nice: i32| -> io::Result<Lane> {
+            let handle = event_loop(name, running.clone(), move || renice(nice))?;
+            Ok(Lane { handle, connections: Arc::default() })
+        };
+        let express = (0..count.max(1)).map(|index| lane(format!("express-{index}"), 0)).collect::<io::Result<_>>()?;
+        let bulk = (0..count.max(1)).map(|index| lane(format!("bulk-{index}"), BULK_NICE)).collect::<io::Result<_>>()?;
+        Ok(Arc::new(Lanes { express, bulk, next: AtomicUsize::new(0), ticker, _running: running.drop_guard() }))
+    }
+
+    /// The lane where a new listener or loop of small work goes.
+    pub(crate) fn any(&self) -> &Handle {
+        &self.express[self.next.fetch_add(1, Ordering::Relaxed) % self.express.len()].handle
+    }
+
+    /// The express lane with the fewest connections.
+    pub(crate) fn seat(&self) -> (&Handle, Seat) {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.express.len();
+        let lanes = (0..count).map(|offset| &self.express[(first + offset) % count]);
+        let lane = lanes.min_by_key(|lane| lane.connections.load(Ordering::Relaxed)).unwrap_or(&self.express[0]);
+        lane.connections.fetch_add(1, Ordering::Relaxed);
+        (&lane.handle, Seat(lane.connections.clone()))
+    }
+
+    fn bulk(&self) -> &Handle {
+        &self.bulk[self.next.fetch_add(1, Ordering::Relaxed) % self.bulk.len()].handle
+    }
+
+    /// Starts a guest on the lane of the caller; it is moved when it turns out to compute much.
+    pub(crate) fn run_express(
+        self: &Arc<Self>,
+        cpu: Arc<Cpu>,
+        pulse: Arc<Pulse>,
+        guest: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let express = Express { guest: Some(Box::pin(guest)), lanes: self.clone(), spent: Duration::ZERO };
+        drop(tokio::spawn(Metered { work: express, cpu, pulse, wait: None }));
+    }
+
+    /// Starts a guest on a bulk lane.
+    pub(crate) fn run_bulk(&self, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: impl Future<Output = ()> + Send + 'static) {
+        self.run_bulk_boxed(cpu, pulse, Box::pin(guest));
+    }
+
+    fn run_bulk_boxed(&self, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
+        let bulk = Bulk { guest: Some(guest), ticker: self.ticker.clone() };
+        drop(self.bulk().spawn(Metered { work: bulk, cpu, pulse, wait: None }));
+    }
+
+    /// Starts a guest on a thread of its own inside a network namespace, where its sockets are made.
+    pub(crate) fn run_inside(
+        &self,
+        namespace: Option<&Path>,
+        cpu: Arc<Cpu>,
+        pulse: Arc<Pulse>,
+        guest: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        let namespace = namespace.map(std::fs::File::open).transpose()?;
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        // The namespace is entered before the event loop is made, so that its helper threads are inside too.
+        let handle = event_loop("guest".to_owned(), ended, move || match &namespace {
+            Some(namespace) => rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(namespace),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )
+            .map_err(io::Error::from),
+            None => Ok(()),
+        })?;
+        let guest = Box::pin(async move {
+            guest.await;
+            drop(guard);
+        });
+        drop(handle.spawn(Metered { work: Bulk { guest: Some(guest), ticker: self.ticker.clone() }, cpu, pulse, wait: None }));
+        Ok(())
+    }
+}
+
+fn renice(nice: i32) -> io::Result<()> {
+    if nice != 0 {
+        // On Linux a thread has a priority of its own.
+        rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice)?;
+    }
+    Ok(())
+}
+
+/// A thread with an event loop that runs until the token is cancelled.
+fn event_loop(
+    name: String,
+    ended: CancellationToken,
+    prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<Handle> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let run = move || {
+        let runtime = prepare().and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build());
+        match runtime {
+            Ok(runtime) => {
+                drop(sender.send(Ok(runtime.handle().clone())));
+                runtime.block_on(ended.cancelled());
+                runtime.shutdown_background();
+            }
+            Err(error) => drop(sender.send(Err(error))),
+        }
+    };
+    drop(std::thread::Builder::new().name(name).spawn(run)?);
+    receiver.recv().map_err(|_| io::Error::other("the thread ended before it began"))?
+}
+
+/// The way to end a guest from outside, at its next breath.
+#[derive(Default)]
+pub(crate) struct Pulse {
+    stopped: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Pulse {
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+}
+
+type BoxedGuest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One way to poll a guest and to measure what it used.
+trait Work: Unpin {
+    /// Polls the guest; says whether it is over for this task.
+    fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()>;
+    fn discard(&mut self);
+}
+
+struct Express {
+    guest: Option<BoxedGuest>,
+    lanes: Arc<Lanes>,
+    spent: Duration,
+}
+
+impl Work for Express {
+    fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
+        // The wall clock is read without a system call; while a guest is quick the two clocks agree.
+        let began = Instant::now();
+        let polled = contained(guest, &self.lanes.ticker, context);
+        let now = Instant::now();
+        let took = now - began;
+        cpu.spend(took, now);
+        self.spent += took;
+        if polled.is_pending()
+            && (took > GO || self.spent > ALTOGETHER)
+            && let Some(guest) = self.guest.take()
+        {
+            self.lanes.run_bulk_boxed(cpu.clone(), pulse.clone(), guest);
+            return Poll::Ready(());
+        }
+        polled
+    }
+
+    fn discard(&mut self) {
+        self.guest = None;
+    }
+}
+
+struct Bulk {
+    guest: Option<BoxedGuest>,
+    ticker: Arc<Ticker>,
+}
+
+impl Work for Bulk {
+    fn poll(&mut self, cpu: &Arc<Cpu>, _pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
+        let began = thread_time();
+        let polled = contained(guest, &self.ticker, context);
+        cpu.spend(thread_time().saturating_sub(began), Instant::now());
+        polled
+    }
+
+    fn discard(&mut self) {
+        self.guest = None;
+    }
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// A panic below a guest, in the engine or in a host call, ends that guest and nothing else.
+fn contained(guest: &mut BoxedGuest, ticker: &Ticker, context: &mut Context<'_>) -> Poll<()> {
+    let _running = ticker.enter();
+    match std::panic::catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(context))) {
+        Ok(polled) => polled,
+        Err(_) => {
+            tracing::error!("a guest made the host panic; the guest is ended");
+            Poll::Ready(())
+        }
+    }
+}
+
+/// Runs a guest's future within the CPU limit of its container.
+struct Metered<W> {
+    work: W,
+    cpu: Arc<Cpu>,
+    pulse: Arc<Pulse>,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl<W: Work> Future for Metered<W> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.pulse.waker.register(context.waker());
+        if this.pulse.is_stopped() {
+            this.work.discard();
+            return Poll::Ready(());
+        }
+        if let Some(until) = this.cpu.exhausted_until(Instant::now()) {
+            let wait = this.wait.insert(Box::pin(tokio::time::sleep_until(until.into())));
+            if wait.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        this.wait = None;
+        let polled = this.work.poll(&this.cpu, &this.pulse, context);
+        if polled.is_ready() {
+            this.work.discard();
+        }
+        polled
+    }
+}
