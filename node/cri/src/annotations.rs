@@ -42,11 +42,3 @@ pub(crate) const OWN_ON_SANDBOX: [&str; 4] = [SANDBOX, NETWORK, NETWORK_NAMESPAC
 
 /// Added by this crate and taken away again when a container is listed.
 pub(crate) const OWN_ON_CONTAINER: [&str; 3] = [PORTS, IMAGE, LOG_PATH];
-
-/// Labels as kubelet sets them.
-pub mod labels {
-    pub const POD_NAME: &str = "io.kubernetes.pod.name";
-    pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-    pub const POD_UID: &str = "io.kubernetes.pod.uid";
-    pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-}

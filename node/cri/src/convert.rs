@@ -7,10 +7,7 @@ use std::{
 
 use tandem_runtime::{ContainerSpec, Dns, HostPort, Limits, Mount, Network, RegistryAuth, SandboxSpec, Security};
 
-use crate::{
-    annotations::{self, labels},
-    v1,
-};
+use crate::{annotations, v1};
 
 /// The configuration of a sandbox. The same spec gives the same configuration, so it can be made again from the
 /// annotation that it carries.
@@ -31,7 +28,7 @@ pub fn sandbox_config(spec: &SandboxSpec) -> v1::PodSandboxConfig {
         log_directory: spec.log_directory.display().to_string(),
         dns_config: dns_config(&spec.dns),
         port_mappings: spec.host_ports.iter().map(port_mapping).collect(),
-        labels: sandbox_labels(spec),
+        labels: map(&spec.labels),
         annotations: sandbox_annotations(spec),
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: spec.cgroup_parent.clone(),
@@ -63,18 +60,6 @@ fn port_mapping(port: &HostPort) -> v1::PortMapping {
         host_port: port.host_port.into(),
         host_ip: port.host_ip.map(|address| address.to_string()).unwrap_or_default(),
     }
-}
-
-fn sandbox_labels(spec: &SandboxSpec) -> HashMap<String, String> {
-    let mut all = map(&spec.labels);
-    for (key, value) in [
-        (labels::POD_NAME, &spec.pod.name),
-        (labels::POD_NAMESPACE, &spec.pod.namespace),
-        (labels::POD_UID, &spec.pod.uid),
-    ] {
-        all.entry(key.to_owned()).or_insert_with(|| value.clone());
-    }
-    all
 }
 
 fn sandbox_annotations(spec: &SandboxSpec) -> HashMap<String, String> {
@@ -146,7 +131,7 @@ pub fn container_config(sandbox: &SandboxSpec, spec: &ContainerSpec) -> v1::Cont
         working_dir: spec.working_directory.clone().unwrap_or_default(),
         envs: spec.env.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
         mounts: spec.mounts.iter().map(mount).collect(),
-        labels: container_labels(sandbox, spec),
+        labels: map(&spec.labels),
         annotations: container_annotations(spec),
         log_path: log_path(sandbox, spec),
         stdin: spec.stdin,
@@ -173,19 +158,6 @@ fn mount(mount: &Mount) -> v1::Mount {
         propagation: v1::MountPropagation::PropagationPrivate.into(),
         ..Default::default()
     }
-}
-
-fn container_labels(sandbox: &SandboxSpec, spec: &ContainerSpec) -> HashMap<String, String> {
-    let mut all = map(&spec.labels);
-    for (key, value) in [
-        (labels::POD_NAME, &sandbox.pod.name),
-        (labels::POD_NAMESPACE, &sandbox.pod.namespace),
-        (labels::POD_UID, &sandbox.pod.uid),
-        (labels::CONTAINER_NAME, &spec.name),
-    ] {
-        all.entry(key.to_owned()).or_insert_with(|| value.clone());
-    }
-    all
 }
 
 fn container_annotations(spec: &ContainerSpec) -> HashMap<String, String> {

@@ -89,17 +89,6 @@ fn networks_become_namespaces_and_annotations() {
 }
 
 #[test]
-fn sandboxes_carry_the_labels_of_kubelet() {
-    expect![[r#"
-        app=web
-        io.kubernetes.pod.name=web-1
-        io.kubernetes.pod.namespace=shop
-        io.kubernetes.pod.uid=u1
-    "#]]
-    .assert_eq(&show(&sandbox_config(&sandbox(Network::Own)).labels));
-}
-
-#[test]
 fn a_sandbox_is_recalled_as_it_was() {
     let mut spec = sandbox(Network::Light { namespace: "/ns".into(), address: Ipv4Addr::new(10, 1, 2, 3) });
     spec.annotations.insert("note".into(), "kept".into());
@@ -107,7 +96,7 @@ fn a_sandbox_is_recalled_as_it_was() {
     let config = sandbox_config(&spec);
     let recalled = recalled(&config.labels, &config.annotations).unwrap();
     assert_eq!(sandbox_config(&recalled), config);
-    assert_eq!(recalled.annotations, spec.annotations);
+    assert_eq!((recalled.annotations, recalled.labels), (spec.annotations, spec.labels));
 }
 
 #[test]
@@ -144,9 +133,8 @@ fn host_ports_and_dns_are_passed_on() {
 fn check_container(spec: &ContainerSpec, expected: Expect) {
     let config = container_config(&sandbox(Network::Own), spec);
     expected.assert_eq(&format!(
-        "log {}\n{}{}",
+        "log {}\n{}",
         config.log_path,
-        show(&config.labels),
         show(&config.annotations)
     ));
 }
@@ -158,10 +146,6 @@ fn containers_carry_their_identity() {
     spec.log_path = PathBuf::from("/logs/shop_web-1_u1/main/3.log");
     check_container(&spec, expect![[r#"
         log main/3.log
-        io.kubernetes.container.name=main
-        io.kubernetes.pod.name=web-1
-        io.kubernetes.pod.namespace=shop
-        io.kubernetes.pod.uid=u1
         io.kubernetes.container.hash=abc
         io.kubernetes.container.restartCount=3
         tandem.dev/image=nginx:1.25
