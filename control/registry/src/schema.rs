@@ -148,6 +148,8 @@ pub struct Type {
     pub fields: Vec<Field>,
     /// Whether objects of this type carry `apiVersion` and `kind`.
     pub has_type_meta: bool,
+    /// Whether server-side apply replaces objects of this type as a whole (`x-kubernetes-map-type: atomic`).
+    pub atomic: bool,
     /// Protobuf number to field, in ascending order.
     pub(crate) wire: Vec<(u32, WireField)>,
 }

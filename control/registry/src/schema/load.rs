@@ -42,6 +42,38 @@ const TEMPLATES: [&str; 6] = [
 ];
 /// Types without fields, which the table cannot show.
 const EMPTY: [&str; 1] = ["apiextensions.v1.CustomResourceSubresourceStatus"];
+/// Structs that are replaced as a whole; the table says this of fields only.
+const ATOMIC: [&str; 29] = [
+    "admissionregistration.v1.MatchResources",
+    "admissionregistration.v1.NamedRuleWithOperations",
+    "admissionregistration.v1.ParamKind",
+    "admissionregistration.v1.ParamRef",
+    "admissionregistration.v1.Variable",
+    "autoscaling.v1.CrossVersionObjectReference",
+    "core.v1.ConfigMapKeySelector",
+    "core.v1.EndpointAddress",
+    "core.v1.EndpointPort",
+    "core.v1.FileKeySelector",
+    "core.v1.LocalObjectReference",
+    "core.v1.NodeSelector",
+    "core.v1.NodeSelectorTerm",
+    "core.v1.ObjectFieldSelector",
+    "core.v1.ObjectReference",
+    "core.v1.ResourceFieldSelector",
+    "core.v1.ScopeSelector",
+    "core.v1.ScopedResourceSelectorRequirement",
+    "core.v1.SecretKeySelector",
+    "core.v1.SecretReference",
+    "core.v1.TopologySelectorTerm",
+    "core.v1.TypedLocalObjectReference",
+    "discovery.v1.EndpointPort",
+    "meta.v1.FieldsV1",
+    "meta.v1.LabelSelector",
+    "meta.v1.OwnerReference",
+    "networking.v1.ServiceBackendPort",
+    "rbac.v1.RoleRef",
+    "rbac.v1.Subject",
+];
 
 struct Row<'a> {
     owner: &'a str,
@@ -155,6 +187,7 @@ pub(super) fn builtin() -> Schema {
     }
     spread_inlined(&mut types);
     for owner in &mut types {
+        owner.atomic = ATOMIC.contains(&&*owner.name);
         owner.wire.sort_by_key(|(number, _)| *number);
         let has_metadata = owner.fields.iter().any(|field| field.name == "metadata");
         owner.has_type_meta =

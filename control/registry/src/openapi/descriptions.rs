@@ -1,0 +1,29 @@
+use std::{collections::HashMap, io::Read};
+
+use flate2::read::GzDecoder;
+
+/// Made by `examples/descriptions.rs`.
+pub(super) const COMPRESSED: &[u8] = include_bytes!("../../data/descriptions.tsv.gz");
+
+/// Descriptions by type and field; the empty field stands for the type itself.
+pub(super) type Descriptions<'a> = HashMap<(&'a str, &'a str), &'a str>;
+
+pub(super) fn read() -> String {
+    let mut text = String::new();
+    // The file is part of the program; what could be read of a broken one is better than no document.
+    let _ = GzDecoder::new(COMPRESSED).read_to_string(&mut text);
+    text
+}
+
+pub(super) fn index(text: &str) -> Descriptions<'_> {
+    text.lines()
+        .filter_map(|line| {
+            let mut cells = line.splitn(3, '\t');
+            Some(((cells.next()?, cells.next()?), cells.next()?))
+        })
+        .collect()
+}
+
+pub(super) fn plain(description: &str) -> String {
+    description.replace("\\n", "\n").replace("\\\\", "\\")
+}
