@@ -90,7 +90,7 @@ impl Error {
     }
 
     pub(crate) fn unauthorized() -> Error {
-        let error = Error::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication is required");
+        let error = Error::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
         error.hinting(header::WWW_AUTHENTICATE, "Basic realm=\"tandem\"")
     }
 

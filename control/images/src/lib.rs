@@ -20,18 +20,22 @@
 mod access;
 mod blobs;
 mod durable;
+mod endpoint;
 mod error;
 mod file_index;
 mod http;
 mod index;
 mod manifest;
 mod name;
+mod push;
 mod registry;
 mod uploads;
 
 pub use access::{Action, Verifier, allowed};
+pub use endpoint::{Credentials, Endpoint, EndpointError};
 pub use error::Error;
 pub use file_index::FileIndex;
 pub use index::{Entry, Index, IndexError, Kind};
 pub use name::{Digest, ImageName, Reference, Repository, Tag};
+pub use push::{PushError, Pushed, inspect, push};
 pub use registry::{Config, Known, Limits, Registry};
