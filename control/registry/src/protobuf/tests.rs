@@ -156,3 +156,28 @@ proptest! {
         let _ = decode(registry.schema(), registry, &bytes);
     }
 }
+
+/// What kubectl 1.33 sent for `kubectl create ..`, as it came.
+#[test]
+fn bodies_of_kubectl() {
+    let sent = |bytes: &[u8], expected: Expect| {
+        let registry = registry();
+        let object = decode(registry.schema(), registry, bytes).unwrap();
+        let GroupVersion { group, version } = GroupVersion::parse(object.api_version()).unwrap();
+        let ty = registry.schema().kind_type(&group, &version, object.kind()).unwrap();
+        assert_eq!(crate::fields::check(registry.schema(), &ty.name, &object), Vec::<String>::new());
+        crate::fields::types(registry.schema(), &ty.name, &object).unwrap();
+        expected.assert_eq(&serde_json::to_string(&object).unwrap());
+    };
+    sent(include_bytes!("../../tests/bodies/deployment.pb"), expect![[r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","labels":{"app":"web"}},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"nginx","image":"nginx","resources":{}}]}},"strategy":{}},"status":{}}"#]]);
+    sent(include_bytes!("../../tests/bodies/secret.pb"), expect![[r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"a":"Yg=="}}"#]]);
+    sent(include_bytes!("../../tests/bodies/cronjob.pb"), expect![[r#"{"apiVersion":"batch/v1","kind":"CronJob","metadata":{"name":"cj"},"spec":{"schedule":"1_*_*_*_*","jobTemplate":{"metadata":{"name":"cj"},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"cj","image":"i","resources":{}}],"restartPolicy":"OnFailure"}}}}},"status":{}}"#]]);
+    sent(include_bytes!("../../tests/bodies/role.pb"), expect![[r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"Role","metadata":{"name":"r"},"rules":[{"verbs":["get"],"apiGroups":[""],"resources":["pods"]}]}"#]]);
+    sent(include_bytes!("../../tests/bodies/rolebinding.pb"), expect![[r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"RoleBinding","metadata":{"name":"rb"},"subjects":[{"kind":"User","apiGroup":"rbac.authorization.k8s.io","name":"u"}],"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"Role","name":"r"}}"#]]);
+    sent(include_bytes!("../../tests/bodies/service.pb"), expect![[r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"s","labels":{"app":"s"}},"spec":{"ports":[{"name":"80-8080","protocol":"TCP","port":80,"targetPort":8080}],"selector":{"app":"s"},"type":"NodePort"},"status":{"loadBalancer":{}}}"#]]);
+    sent(include_bytes!("../../tests/bodies/ingress.pb"), expect![[r#"{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"i"},"spec":{"rules":[{"host":"a.b","http":{"paths":[{"path":"/","backend":{"service":{"name":"s","port":{"number":80}}},"pathType":"Prefix"}]}}]},"status":{"loadBalancer":{}}}"#]]);
+    sent(include_bytes!("../../tests/bodies/quota.pb"), expect![[r#"{"apiVersion":"v1","kind":"ResourceQuota","metadata":{"name":"q"},"spec":{"hard":{"cpu":"1"}},"status":{}}"#]]);
+    sent(include_bytes!("../../tests/bodies/pdb.pb"), expect![[r#"{"apiVersion":"policy/v1","kind":"PodDisruptionBudget","metadata":{"name":"p"},"spec":{"minAvailable":"50%","selector":{"matchLabels":{"a":"b"}}},"status":{}}"#]]);
+    sent(include_bytes!("../../tests/bodies/token.pb"), expect![[r#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{},"spec":{},"status":{}}"#]]);
+    sent(include_bytes!("../../tests/bodies/priorityclass.pb"), expect![[r#"{"apiVersion":"scheduling.k8s.io/v1","kind":"PriorityClass","metadata":{"name":"pc"},"value":5,"preemptionPolicy":"PreemptLowerPriority"}"#]]);
+}
