@@ -102,14 +102,12 @@ fn family(
     write: impl Fn(&Sample<'_>, Line<'_>),
 ) {
     // Writing to a string cannot fail.
-    drop(writeln!(out, "# HELP tandem_wasm_{name} {help}\n# TYPE tandem_wasm_{name} {kind}"));
+    let _ = writeln!(out, "# HELP tandem_wasm_{name} {help}\n# TYPE tandem_wasm_{name} {kind}");
     for sample in samples {
         let Sample { namespace, pod, container, .. } = sample;
         write(sample, &mut |labels, suffix, value| {
-            drop(writeln!(
-                out,
-                "tandem_wasm_{name}{suffix}{{namespace=\"{namespace}\",pod=\"{pod}\",container=\"{container}\"{labels}}} {value}"
-            ));
+            let who = format!("namespace=\"{namespace}\",pod=\"{pod}\",container=\"{container}\"");
+            let _ = writeln!(out, "tandem_wasm_{name}{suffix}{{{who}{labels}}} {value}");
         });
     }
 }

@@ -94,17 +94,12 @@ struct Stream {
 }
 
 enum Sink {
-    Nowhere,
     Log { log: Arc<LogFile>, name: &'static str, line: Mutex<Vec<u8>> },
     Captured { bytes: Arc<Mutex<Vec<u8>>>, limit: usize },
     Sent(mpsc::Sender<Bytes>),
 }
 
 impl Output {
-    pub(crate) fn nowhere() -> Output {
-        Output(Arc::new(Stream { sink: Sink::Nowhere }))
-    }
-
     /// `name` is `stdout` or `stderr`.
     pub(crate) fn log(log: Arc<LogFile>, name: &'static str) -> Output {
         Output(Arc::new(Stream { sink: Sink::Log { log, name, line: Mutex::default() } }))
@@ -121,7 +116,6 @@ impl Output {
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         match &self.0.sink {
-            Sink::Nowhere => Ok(()),
             Sink::Log { log, name, line } => {
                 let mut text = Vec::new();
                 {

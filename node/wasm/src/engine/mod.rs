@@ -14,11 +14,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 pub(crate) use compile::{CompileError, Compiler, Compiling, compile_main};
-pub(crate) use guest::{Blueprint, Guest, GuestOutput, Preopen, PreopenError, SocketRules};
+pub(crate) use guest::{Blueprint, Guest, GuestOutput, Preopen, SocketRules};
 pub(crate) use lanes::{Lanes, Pulse, Seat};
 pub(crate) use limits::MemoryAccount;
 pub(crate) use meter::Cpu;
-pub(crate) use program::{Command, Ending, Handler, Program, is_out_of_slots, trap_text};
+pub(crate) use program::{Ending, Handler, Program, is_out_of_slots, trap_text};
 pub(crate) use settings::INSTANCES;
 
 use ticker::Ticker;

@@ -42,6 +42,16 @@ impl Host {
         if !sandbox.ready {
             return Err(HostError::Failed(format!("sandbox {} is stopped", sandbox.id)));
         }
+        let same = |known: &ContainerRecord| known.name == request.name && known.attempt == request.attempt;
+        match self.table.containers_of(&sandbox.id).into_iter().find(same) {
+            // The answer to an earlier call was lost.
+            Some(known) if known.state == ContainerState::Created => return Ok(known.id),
+            Some(known) => {
+                let text = format!("attempt {} of container {} is there already: {}", known.attempt, known.name, known.id);
+                return Err(HostError::Failed(text));
+            }
+            None => {}
+        }
         let image = self.images.find(&request.image);
         let image = image.ok_or_else(|| HostError::NotFound(format!("image {}", request.image)))?;
         annotations::limits(&sandbox.annotations).map_err(HostError::Refused)?;

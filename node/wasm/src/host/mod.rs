@@ -18,7 +18,6 @@ use parking_lot::Mutex;
 use tandem_api::{Clock, Entropy};
 
 pub(crate) use create::ContainerRequest;
-pub(crate) use exec::ExecResult;
 pub(crate) use running::Running;
 
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
     images::{Images, Registries},
     network::Sockets,
     notices::Notices,
-    state::{Change, ContainerRecord, ContainerState, Exit, Kind, ResourceRecord, Table},
+    state::{Change, ContainerRecord, ContainerState, Exit, Kind, ResourceRecord, SandboxRecord, Table},
 };
 
 /// Containers that are brought back at the same time.
@@ -164,6 +163,17 @@ impl Host {
                 tracing::warn!(%error, key, "a listener could not be closed");
             }
         }
+    }
+
+    /// Makes a sandbox; the same pod's gets the same one as long as it is ready.
+    pub(crate) fn create_sandbox(&self, record: SandboxRecord) -> Result<String, HostError> {
+        let same = |known: &SandboxRecord| known.ready && known.pod == record.pod;
+        if let Some(known) = self.table.sandboxes().into_iter().find(same) {
+            return Ok(known.id);
+        }
+        let id = record.id.clone();
+        self.table.put_sandbox(record)?;
+        Ok(id)
     }
 
     pub(crate) async fn start(self: &Arc<Self>, id: &str) -> Result<(), HostError> {

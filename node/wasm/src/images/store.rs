@@ -123,7 +123,9 @@ impl Images {
         let tag = reference.digest.is_none().then(|| reference.to_string());
         if let Some(tag) = &tag {
             // A name means one image: the newest that was pulled under it.
-            index.images.values_mut().for_each(|stored| drop(stored.tags.remove(tag)));
+            for stored in index.images.values_mut() {
+                stored.tags.remove(tag);
+            }
         }
         let size = bytes.len() as u64;
         let stored = index.images.entry(id.clone()).or_insert_with(|| Stored {

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs::File,
-    io,
+    io::{self, Write as _},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::PermissionsExt, net::UnixListener, process::CommandExt},
@@ -66,7 +66,7 @@ impl Parent {
         let lock = lock(&options.folder)?;
         // A session of its own, so that what ends the node's process group leaves the host alone. It fails for a
         // process that leads one already, which is as good.
-        drop(rustix::process::setsid());
+        let _ = rustix::process::setsid();
         if let Some(cgroup) = &options.cgroup {
             join_cgroup(cgroup);
         }
@@ -169,7 +169,7 @@ impl Parent {
 async fn stop(worker: &mut Child) {
     if let Some(pid) = worker.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
         // If it is gone already, waiting for it says so.
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     if tokio::time::timeout(WORKER_STOP_TIME, worker.wait()).await.is_err()
         && let Err(error) = worker.kill().await
@@ -182,7 +182,12 @@ fn lock(folder: &Path) -> io::Result<File> {
     std::fs::create_dir_all(folder)?;
     let file = File::options().create(true).truncate(false).write(true).open(folder.join("host.lock"))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // For whoever looks for the process.
+            file.set_len(0)?;
+            (&file).write_all(std::process::id().to_string().as_bytes())?;
+            Ok(file)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             format!("another wasm host runs in {}", folder.display()),

@@ -120,9 +120,7 @@ impl RuntimeService for Services {
     ) -> Answered<v1::RunPodSandboxResponse> {
         let config = request.into_inner().config.ok_or_else(|| Status::invalid_argument("no configuration"))?;
         let record = convert::sandbox(self.host.new_id(), self.host.now(), config).map_err(Status::invalid_argument)?;
-        let id = record.id.clone();
-        self.host.table.put_sandbox(record)?;
-        answer(v1::RunPodSandboxResponse { pod_sandbox_id: id })
+        answer(v1::RunPodSandboxResponse { pod_sandbox_id: self.host.create_sandbox(record)? })
     }
 
     async fn stop_pod_sandbox(

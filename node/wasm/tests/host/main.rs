@@ -1,0 +1,11 @@
+//! The host as the node uses it: in processes of its own, through the supervisor.
+
+#![allow(clippy::disallowed_methods, reason = "these tests watch processes, which have a time of their own")]
+
+mod bench;
+mod commands;
+mod guests;
+mod registry;
+mod restarts;
+mod serving;
+mod suite;

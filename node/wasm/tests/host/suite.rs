@@ -1,0 +1,75 @@
+use std::{net::Ipv4Addr, path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use tandem_runtime::{
+    Network, Runtime,
+    conformance::{self, ExecCommands, Fixture, Role, Workload},
+};
+
+use crate::{
+    bench::{Bench, config},
+    guests,
+};
+
+struct WasmHost {
+    bench: Bench,
+    image: String,
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[async_trait]
+impl Fixture for WasmHost {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.bench.host.clone()
+    }
+
+    async fn reconnect(&self) -> Arc<dyn Runtime> {
+        tandem_wasm::start(config(self.bench.folder.path())).await.unwrap()
+    }
+
+    fn workload(&self, role: Role) -> Workload {
+        let argument = match role {
+            Role::Waits => "wait",
+            Role::ExitsWithThree => "three",
+            Role::Prints => "print",
+            Role::Shows => "show",
+            Role::Writes => "file",
+        };
+        Workload { image: self.image.clone(), command: Vec::new(), args: words(&[argument]) }
+    }
+
+    fn missing_image(&self) -> String {
+        format!("{}/missing:1", self.bench.registry.address)
+    }
+
+    fn directory(&self) -> &Path {
+        self.bench.folder.path()
+    }
+
+    async fn network(&self) -> Network {
+        Network::Host { address: Ipv4Addr::LOCALHOST }
+    }
+
+    fn exec(&self) -> Option<ExecCommands> {
+        Some(ExecCommands {
+            hello: words(&["hello"]),
+            exits_with_three: words(&["three"]),
+            sleeps: Some(words(&["wait"])),
+            copies: None,
+        })
+    }
+}
+
+#[tokio::test]
+async fn the_host_passes_the_suite_of_all_runtimes() {
+    let bench = Bench::start().await;
+    let image = bench.registry.push("command", &guests::command());
+    let fixture = WasmHost { bench, image };
+    let (passed, failures) = conformance::run(&fixture).await;
+    let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{passed} passed; failed:\n{}", failures.join("\n"));
+    fixture.bench.finish().await;
+}
