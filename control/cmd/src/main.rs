@@ -1,1 +1,88 @@
-fn main() {}
+//! The binary: parses the command line, builds the parts and wires them. It decides nothing.
+
+mod address;
+mod addresses;
+mod certificates;
+mod cli;
+mod control;
+mod data;
+mod down;
+mod inspect;
+mod join;
+mod node;
+mod push;
+mod settings;
+mod signer;
+mod terminal;
+mod token;
+mod up;
+
+use std::{path::Path, process::ExitCode};
+
+use clap::Parser as _;
+use cli::{Cli, Command, TokenCommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The name under which containerd's network plugin finds us.
+const IPAM_PLUGIN: &str = "tandem-ipam";
+
+fn main() -> ExitCode {
+    let called_as = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&called_as).file_name().is_some_and(|name| name == IPAM_PLUGIN) {
+        return tandem_net::ipam::plugin_main();
+    }
+    let cli = Cli::parse();
+    if let Command::WasmHost { arguments } = &cli.command {
+        return tandem_wasm::host_main(arguments.iter().map(Into::into));
+    }
+    let serves = matches!(cli.command, Command::Up(_) | Command::Control(_) | Command::Node(_));
+    terminal::start_logging(cli.log_format, !serves || matches!(cli.command, Command::Up(_)));
+    // Two TLS crates choose their own provider otherwise; a second installation cannot happen here.
+    let _first = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("cannot start threads")),
+    };
+    let result = runtime.block_on(run(cli.command));
+    // Tasks that wait for somebody who never answers must not delay the end.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    terminal::remark(&format!("tandem: {error:#}"));
+    ExitCode::FAILURE
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(up) => up::up(&up).await,
+        Command::Control(control) => up::control(&control).await,
+        Command::Node(node) => up::node(&node).await,
+        Command::Down(data) => down::down(&data::chosen(data.data_dir.as_deref())).await,
+        Command::Token { command: TokenCommand::Create { data, role, ttl, kubeconfig } } => {
+            let kubeconfig = token::kubeconfig_path(kubeconfig.as_deref(), data.data_dir.as_deref());
+            token::create(role, ttl, &kubeconfig).await
+        }
+        Command::Push(push) => {
+            let registry = &push.registry;
+            let kubeconfig = token::kubeconfig_path(registry.kubeconfig.as_deref(), registry.data.data_dir.as_deref());
+            push::push(&push.file, &push.reference, &kubeconfig).await
+        }
+        Command::Inspect(inspect) => {
+            let file = Path::new(&inspect.target);
+            if file.exists() {
+                return inspect::show(&inspect.target, &inspect::read(file)?);
+            }
+            let registry = &inspect.registry;
+            let kubeconfig = token::kubeconfig_path(registry.kubeconfig.as_deref(), registry.data.data_dir.as_deref());
+            push::show(&inspect.target, &kubeconfig).await
+        }
+        Command::WasmHost { .. } => Ok(()),
+    }
+}

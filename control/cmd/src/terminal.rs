@@ -57,3 +57,9 @@ impl Progress {
 pub(crate) fn answer(text: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{text}")
 }
+
+/// Says something beside the answer.
+pub(crate) fn remark(text: &str) {
+    // Whoever closed our standard error does not want to read this.
+    let _unread = writeln!(std::io::stderr(), "{text}");
+}

@@ -27,6 +27,8 @@ pub enum Error {
     Rules { why: String },
     #[error("cannot set up the node's network: {0}")]
     Links(#[from] links::Error),
+    #[error("the record of the node's network in {}: {source}", path.display())]
+    Record { path: std::path::PathBuf, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
     Setting { path: &'static str, source: std::io::Error },
     #[error("cannot listen on {address}{}: {source}", if source.kind() == std::io::ErrorKind::AddrInUse { ", which another program uses" } else { "" })]

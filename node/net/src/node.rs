@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use tandem_api::Settings;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -28,6 +29,8 @@ use crate::{
 /// Room for the header of an overlay below every link's 1,500 bytes.
 pub const MTU: u32 = 1400;
 const DNS_PORT: u16 = 53;
+const RECORD_FILE: &str = "network.json";
+const RECORD_VERSION: u32 = 1;
 /// Lets what the node sends to its own NodePorts on 127.0.0.1 leave for a pod.
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 
@@ -53,12 +56,9 @@ pub struct Config {
 
 impl Config {
     fn network(&self) -> NodeNetwork {
-        network(&self.settings, self.pods)
+        let settings = &self.settings;
+        NodeNetwork { pods: self.pods, services: settings.service_cidr, dns: settings.dns_address, mtu: MTU }
     }
-}
-
-fn network(settings: &Settings, pods: Ranges) -> NodeNetwork {
-    NodeNetwork { pods, services: settings.service_cidr, dns: settings.dns_address, mtu: MTU }
 }
 
 /// A node's network whose links exist and whose sockets listen.
@@ -73,6 +73,7 @@ pub struct Network {
 impl Network {
     /// Makes the links and opens the sockets, so that whoever comes next finds them.
     pub async fn prepare(config: Config) -> Result<Network, Error> {
+        record(&config)?;
         let links = Links::new(&config.directory)?;
         links.apply(&config.network()).await?;
         std::fs::write(ROUTE_LOCALNET, "1").map_err(|source| Error::Setting { path: ROUTE_LOCALNET, source })?;
@@ -137,11 +138,41 @@ async fn follow_routes(
     }
 }
 
-/// Removes the node's rules, links and routes. `pods` is `None` where the node never had addresses.
-pub async fn remove(directory: &std::path::Path, settings: &Settings, pods: Option<Ranges>) -> Result<(), Error> {
+/// What was set up, so that it can be removed by a process that knows nothing else.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Record {
+    version: u32,
+    pods: Ipv4Net,
+    services: Ipv4Net,
+    dns: Ipv4Addr,
+}
+
+fn record(config: &Config) -> Result<(), Error> {
+    let path = config.directory.join(RECORD_FILE);
+    let record = Record {
+        version: RECORD_VERSION,
+        pods: config.pods.network(),
+        services: config.settings.service_cidr,
+        dns: config.settings.dns_address,
+    };
+    let text = serde_json::to_vec(&record).map_err(std::io::Error::other);
+    text.and_then(|text| std::fs::write(&path, text)).map_err(|source| Error::Record { path, source })
+}
+
+/// Removes the rules, links and routes of the node with this folder, as they were recorded when they were made.
+pub async fn remove(directory: &Path) -> Result<(), Error> {
     proxy::remove().await?;
-    if let Some(pods) = pods {
-        Links::new(directory)?.remove(&network(settings, pods)).await?;
-    }
-    Ok(())
+    let path = directory.join(RECORD_FILE);
+    let failed = |source| Error::Record { path: path.clone(), source };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let record: Record = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    let pods = Ranges::new(record.pods).map_err(|error| failed(std::io::Error::other(error)))?;
+    let network = NodeNetwork { pods, services: record.services, dns: record.dns, mtu: MTU };
+    Links::new(directory)?.remove(&network).await?;
+    std::fs::remove_file(&path).map_err(failed)
 }

@@ -1,0 +1,214 @@
+//! A node, put together: certificates, runtimes, network, agent.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use tandem_agent::Runtimes;
+use tandem_api::{CLUSTER_REGISTRY, Settings, SystemClock};
+use tandem_client::kube;
+use tandem_net::{Allocator, addresses::Ranges, ipam, links::Names, node::Network};
+use tandem_runtime::Runtime;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, terminal::Progress};
+
+/// How long the control plane may take to give the node its pod addresses.
+const RANGE_WAIT: Duration = Duration::from_secs(60);
+const API_PORT: u16 = 6443;
+
+/// What a node needs to know beside its flags.
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    /// `D/node`.
+    pub(crate) directory: PathBuf,
+    pub(crate) files: NodeFiles,
+    pub(crate) client: kube::Client,
+    pub(crate) settings: Settings,
+    pub(crate) members: Vec<SocketAddr>,
+}
+
+/// Runs the node until shutdown; `ready` is told once pods can run.
+pub(crate) async fn run(
+    plan: Plan,
+    flags: &NodeFlags,
+    progress: &Progress,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&plan.directory)
+        .with_context(|| format!("cannot make the node's folder {}", plan.directory.display()))?;
+    let (components, containerd) = tokio::join!(components(&plan, flags), containers(&plan, flags, progress));
+    let (components, containerd) = (components?, containerd?);
+    progress.done(if containerd.is_some() {
+        "runtimes: containerd and the WebAssembly host answer"
+    } else {
+        "runtimes: the WebAssembly host answers; this node runs no containers"
+    });
+
+    let (allocator, addresses) = watch::channel(None);
+    let (pod_cidr, mut range) = watch::channel(None);
+    let runtimes = Runtimes { containers: containerd.as_ref().map(|it| it.runtime.clone()), components };
+    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tandem_agent::run(config, shutdown.clone()).into_result());
+
+    let given = tokio::select! {
+        given = tokio::time::timeout(RANGE_WAIT, range.wait_for(Option::is_some)) => given,
+        ended = tasks.join_next() => return ended.context("the node's agent ended")??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let given = given.context("the control plane gave this node no pod addresses; is a member's controller running?")??;
+    let Some(network) = *given else { bail!("the node has no pod addresses") };
+    drop(given);
+    let ranges = Allocator::open(&plan.directory.join("addresses.json"), network)?;
+    let prepared = Network::prepare(network_config(&plan, flags, ranges.ranges())).await?;
+    let serving = ipam::serve(&plan.directory.join("ipam.sock"), ranges.clone(), shutdown.clone())?;
+    tasks.spawn(async move {
+        serving.await;
+        Ok(())
+    });
+    allocator.send_replace(Some(ranges));
+    let network_shutdown = shutdown.clone();
+    tasks.spawn(async move { Ok(prepared.run(network_shutdown).await?) });
+    progress.done(&format!("network: pods of this node have addresses in {network}"));
+    ready();
+    while let Some(ended) = tasks.join_next().await {
+        // One part that fails ends the node: half a node would look like a whole one.
+        if let Err(error) = ended? {
+            shutdown.cancel();
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn registry_url(flags: &NodeFlags) -> String {
+    format!("https://127.0.0.1:{}", flags.local_port)
+}
+
+async fn components(plan: &Plan, flags: &NodeFlags) -> anyhow::Result<Arc<dyn Runtime>> {
+    let registry = tandem_wasm::Registry {
+        endpoint: registry_url(flags),
+        ca: Some(plan.files.authority.clone()),
+        certificate: Some(plan.files.client_certificate.clone()),
+        key: Some(plan.files.client_key.clone()),
+    };
+    let hosts = flags.mirrors.iter().map(String::as_str).chain([CLUSTER_REGISTRY]);
+    let config = tandem_wasm::Config {
+        folder: plan.directory.join("wasm"),
+        program: None,
+        registries: hosts.map(|host| (host.to_owned(), registry.clone())).collect(),
+        cgroup: Some(format!("{}/wasm", cgroup_root(&plan.directory))),
+    };
+    Ok(tandem_wasm::start(config).await.context("the WebAssembly host does not start")?)
+}
+
+async fn containers(
+    plan: &Plan,
+    flags: &NodeFlags,
+    progress: &Progress,
+) -> anyhow::Result<Option<tandem_containerd::Containerd>> {
+    match flags.containerd.as_str() {
+        "off" => return Ok(None),
+        "auto" => {}
+        socket => return Ok(Some(tandem_containerd::external(Path::new(socket)).await?)),
+    }
+    let config = tandem_containerd::Config {
+        dir: plan.directory.join("containerd"),
+        program: std::env::current_exe().context("cannot tell where this program is")?,
+        address_socket: plan.directory.join("ipam.sock"),
+        mtu: tandem_net::node::MTU,
+        registry: Some(tandem_containerd::Registry {
+            host: CLUSTER_REGISTRY.to_owned(),
+            endpoint: registry_url(flags),
+            authority: Some(plan.files.authority.clone()),
+            client: Some((plan.files.client_certificate.clone(), plan.files.client_key.clone())),
+            mirrors: flags.mirrors.iter().map(|host| mirror(host)).collect(),
+        }),
+        strict: flags.strict,
+    };
+    match tandem_containerd::start(config).await {
+        Ok(containerd) => {
+            for warning in &containerd.warnings {
+                progress.note(&format!("warning: {warning}"));
+            }
+            Ok(Some(containerd))
+        }
+        Err(tandem_containerd::Error::Missing(missing)) => {
+            progress.note(&format!("{missing}; going on with components only"));
+            Ok(None)
+        }
+        Err(error) => Err(error).context("containerd does not start"),
+    }
+}
+
+fn mirror(host: &str) -> tandem_containerd::Mirror {
+    let upstream = if host == "docker.io" { "https://registry-1.docker.io".to_owned() } else { format!("https://{host}") };
+    tandem_containerd::Mirror { host: host.to_owned(), upstream: Some(upstream) }
+}
+
+/// The cgroup of everything that belongs to one data folder, unique on the machine.
+pub(crate) fn cgroup_root(directory: &Path) -> String {
+    format!("/tandem-{}", Names::new(directory).light_link)
+}
+
+fn agent_config(
+    plan: &Plan,
+    flags: &NodeFlags,
+    runtimes: Runtimes,
+    addresses: Arc<Awaited>,
+    pod_cidr: watch::Sender<Option<ipnet::Ipv4Net>>,
+) -> tandem_agent::Config {
+    let registry = tandem_agent::Endpoint {
+        url: registry_url(flags),
+        authority: Some(plan.files.authority.clone()),
+        identity: Some((plan.files.client_certificate.clone(), plan.files.client_key.clone())),
+    };
+    let mirrors = flags.mirrors.iter().map(|host| (host.clone(), vec![registry.clone()])).collect();
+    let version = format!("v1.{}.0+tandem-{}", plan.settings.kubernetes_minor, env!("CARGO_PKG_VERSION"));
+    tandem_agent::Config {
+        node_name: plan.name.clone(),
+        node_ip: plan.address,
+        labels: BTreeMap::new(),
+        client: plan.client.clone(),
+        runtimes,
+        registries: tandem_agent::Registries { cluster: Some(registry), mirrors },
+        addresses,
+        light_namespace: Names::new(&plan.directory).light_namespace,
+        directory: plan.directory.clone(),
+        cgroup_root: cgroup_root(&plan.directory),
+        settings: plan.settings.clone(),
+        server: tandem_agent::ServerConfig {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, flags.node_port)),
+            certificate: plan.files.server_certificate.clone(),
+            key: plan.files.server_key.clone(),
+            client_authority: plan.files.authority.clone(),
+        },
+        pod_cidr,
+        version,
+        runtime_version: format!("tandem://{}", env!("CARGO_PKG_VERSION")),
+        clock: Arc::new(SystemClock),
+    }
+}
+
+fn network_config(plan: &Plan, flags: &NodeFlags, pods: Ranges) -> tandem_net::node::Config {
+    tandem_net::node::Config {
+        client: plan.client.clone(),
+        node: plan.name.clone(),
+        directory: plan.directory.clone(),
+        pods,
+        settings: plan.settings.clone(),
+        members: watch::channel(plan.members.clone()).1,
+        gateway_port: API_PORT,
+        local_port: flags.local_port,
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    }
+}

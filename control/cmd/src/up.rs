@@ -1,0 +1,149 @@
+//! `up`, `control` and `node`: what runs in the foreground until it is told to stop.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use anyhow::{Context as _, bail};
+use tandem_api::Settings;
+use tandem_client::{
+    Kubeconfig, in_process,
+    k8s_openapi::api::core::v1::ConfigMap,
+    kube::Api,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    address,
+    cli::{Control, Node, Up},
+    control::{self, ControlPlane},
+    data::{self, DataFolder},
+    join::{self, NodeFiles},
+    node,
+    terminal::Progress,
+};
+
+fn need_root(command: &str) -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("running pods needs root. Type: sudo tandem {command}")
+}
+
+/// Cancelled by Ctrl-C and by SIGTERM.
+fn until_told() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let shutdown = CancellationToken::new();
+    let mut signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let token = shutdown.clone();
+    drop(tokio::spawn(async move {
+        tokio::select! {
+            _ = signals.0.recv() => {}
+            _ = signals.1.recv() => {}
+        }
+        token.cancel();
+    }));
+    Ok(shutdown)
+}
+
+pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
+    need_root("up")?;
+    let progress = Progress::begin();
+    let shutdown = until_told()?;
+    let name = address::node_name(up.node.node_name.as_deref())?;
+    let address = address::of_node(up.node.node_ip)?;
+    let data = DataFolder::open(&data::chosen(up.data.data_dir.as_deref()))?;
+    let started = control::start(&data, &up.member, address.into(), shutdown.clone()).await?;
+    progress.done(&format!("control plane: the API server answers at {}", started.server));
+    if up.set_context {
+        set_context(&started, &progress)?;
+    }
+    let directory = data.node();
+    std::fs::create_dir_all(&directory)?;
+    let files = NodeFiles::below(&directory);
+    started.issue_node(&files, &name, address)?;
+    let plan = node::Plan {
+        client: in_process(started.router.clone(), tandem_api::Identity::node(&name)),
+        name,
+        address,
+        directory,
+        files,
+        settings: started.settings.clone(),
+        members: vec![started.local],
+    };
+    let kubeconfig = data.admin_kubeconfig().display().to_string();
+    let node_ready = started.node_ready.clone();
+    let finished = || {
+        node_ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        progress.done("the cluster is ready");
+        progress.note(&format!("next:  export KUBECONFIG={kubeconfig}; kubectl get nodes"));
+    };
+    let result = node::run(plan, &up.node, &progress, shutdown.clone(), finished).await;
+    shutdown.cancel();
+    started.stop().await;
+    result
+}
+
+pub(crate) async fn control(control: &Control) -> anyhow::Result<()> {
+    let progress = Progress::begin();
+    let shutdown = until_told()?;
+    let data = DataFolder::open(&data::chosen(control.data.data_dir.as_deref()))?;
+    let fallback = address::of_default_route().unwrap_or(Ipv4Addr::LOCALHOST);
+    let started = control::start(&data, &control.member, fallback.into(), shutdown.clone()).await?;
+    started.node_ready.store(true, std::sync::atomic::Ordering::Relaxed);
+    progress.done(&format!("the API server answers at {}", started.server));
+    progress.note("next:  tandem token create --role node");
+    shutdown.cancelled().await;
+    started.stop().await;
+    Ok(())
+}
+
+pub(crate) async fn node(flags: &Node) -> anyhow::Result<()> {
+    need_root("node …")?;
+    let progress = Progress::begin();
+    let shutdown = until_told()?;
+    let name = address::node_name(flags.node.node_name.as_deref())?;
+    let address = address::of_node(flags.node.node_ip)?;
+    let data = DataFolder::open(&data::chosen(flags.data.data_dir.as_deref()))?;
+    let directory = data.node();
+    std::fs::create_dir_all(&directory)?;
+    let files = NodeFiles::below(&directory);
+    let (host, port) = join::host_and_port(&flags.server)?;
+    let members = tokio::net::lookup_host((host.as_str(), port)).await;
+    let members: Vec<SocketAddr> = members.with_context(|| format!("cannot find {host}"))?.collect();
+    join::ensure(&files, &flags.server, flags.token.as_deref(), &name, address.into()).await?;
+    progress.done(&format!("this machine is node {name} of the cluster at {}", flags.server));
+    let client = tandem_client::with_credentials(&flags.server, &files.credentials())?;
+    let settings = cluster_settings(&client).await?;
+    let plan = node::Plan { name, address, directory, files, client, settings, members };
+    let finished = || progress.done("the node is ready");
+    node::run(plan, &flags.node, &progress, shutdown, finished).await
+}
+
+async fn cluster_settings(client: &tandem_client::kube::Client) -> anyhow::Result<Settings> {
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), control::SETTINGS_NAMESPACE);
+    let map = maps.get(control::SETTINGS_NAME).await.context("cannot read the cluster's settings")?;
+    let text = map.data.unwrap_or_default().remove(control::SETTINGS_KEY).unwrap_or_default();
+    serde_json::from_str(&text).context("the cluster's settings are not what this version knows")
+}
+
+/// Merges the administrator's context into the kubeconfig of whoever typed the command.
+fn set_context(started: &ControlPlane, progress: &Progress) -> anyhow::Result<()> {
+    let home = std::env::var_os("HOME").context("there is no HOME to keep a kubeconfig in")?;
+    let path = std::env::var_os("KUBECONFIG").map_or_else(|| Path::new(&home).join(".kube/config"), Into::into);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let content = Kubeconfig {
+        name: "tandem",
+        server: &started.server,
+        authority: started.pki.cluster.certificate(),
+        certificate: &started.administrator.certificate,
+        key: &started.administrator.key,
+    };
+    let merged = content.merged_into(&path)?;
+    tandem_pki::write_private(&path, merged.as_bytes())?;
+    progress.done(&format!("kubeconfig: the current context of {} is now tandem", path.display()));
+    Ok(())
+}
