@@ -149,18 +149,25 @@ state = {state}
     )
 }
 
-/// Where images of one registry host come from.
+/// Where images of one registry host come from. What stands before the first `[host]` is about the server itself,
+/// which is asked last.
 fn hosts_toml(registry: &Registry, upstream: Option<&str>) -> String {
     let endpoint = quoted(&registry.endpoint);
-    let mut out = format!(
-        "# Written at each start; changes are lost.\nserver = {}\n[host.{endpoint}]\n  capabilities = [\"pull\", \"resolve\"]\n",
-        upstream.map_or_else(|| endpoint.clone(), quoted)
-    );
+    let server = upstream.map_or_else(|| endpoint.clone(), quoted);
+    let mut out = format!("# Written at each start; changes are lost.\nserver = {server}\n");
+    if upstream.is_some() {
+        out.push_str(&format!("[host.{endpoint}]\n"));
+    }
+    out.push_str("capabilities = [\"pull\", \"resolve\"]\n");
     if let Some(authority) = &registry.authority {
-        out.push_str(&format!("  ca = {}\n", quoted(authority)));
+        out.push_str(&format!("ca = {}\n", quoted(authority)));
     }
     if let Some((certificate, key)) = &registry.client {
-        out.push_str(&format!("  client = [[{}, {}]]\n", quoted(certificate), quoted(key)));
+        out.push_str(&format!("client = [[{}, {}]]\n", quoted(certificate), quoted(key)));
+    }
+    if upstream.is_none() {
+        // containerd 1.6 takes no file without this table, though it may be empty.
+        out.push_str("[host]\n");
     }
     out
 }
@@ -306,14 +313,21 @@ mod tests {
         expect![[r#"
             # Written at each start; changes are lost.
             server = "https://127.0.0.1:6444"
-            [host."https://127.0.0.1:6444"]
-              capabilities = ["pull", "resolve"]
-              ca = "/d/ca.crt"
-              client = [["/d/client.crt", "/d/client.key"]]
+            capabilities = ["pull", "resolve"]
+            ca = "/d/ca.crt"
+            client = [["/d/client.crt", "/d/client.key"]]
+            [host]
         "#]]
         .assert_eq(&hosts_toml(&registry(), None));
-        let with_upstream = hosts_toml(&registry(), Some("https://registry-1.docker.io"));
-        assert!(with_upstream.contains("server = \"https://registry-1.docker.io\"\n"), "{with_upstream}");
+        expect![[r#"
+            # Written at each start; changes are lost.
+            server = "https://registry-1.docker.io"
+            [host."https://127.0.0.1:6444"]
+            capabilities = ["pull", "resolve"]
+            ca = "/d/ca.crt"
+            client = [["/d/client.crt", "/d/client.key"]]
+        "#]]
+        .assert_eq(&hosts_toml(&registry(), Some("https://registry-1.docker.io")));
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(crate) async fn down_leaves_nothing() {
     let daemon = containerd_pid(&node);
     node.containerd = None;
     // One of the two is beyond what containerd can do: its shim is gone.
-    let shim = command(&format!("pgrep -f 'containerd-shim.*{text}'"));
+    let shim = command(&format!("pgrep -f '[c]ontainerd-shim.*{text}'"));
     let shim = Pid::from_raw(shim.lines().next().unwrap().parse().unwrap()).unwrap();
     kill_process(shim, Signal::KILL).unwrap();
 
@@ -106,7 +106,7 @@ pub(crate) async fn down_leaves_nothing() {
     tandem_containerd::down(&folder).await.unwrap();
     assert!(!alive(daemon));
     assert_eq!((process_with("1000444"), process_with("1000445")), (None, None));
-    assert_eq!(command(&format!("pgrep -f 'containerd-shim.*{text}'")), "");
+    assert_eq!(command(&format!("pgrep -f '[c]ontainerd-shim.*{text}'")), "");
     assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&text));
     assert!(!Path::new(&folder.join("containerd.sock")).exists());
     let links = command("ip -o link show type veth | grep -v tdl");

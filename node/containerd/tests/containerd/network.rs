@@ -5,11 +5,12 @@ use tandem_runtime::{AddressClass, Addresses, HostPort};
 use crate::node::{Node, get, listen_in, serve, until};
 
 /// Serves a page with the pod's name.
-const HTTPD: &str = "mkdir -p /tmp/www 2>/dev/null || /bin/busybox mkdir -p /tmp/www; \
+const HTTPD: &str = "busybox mkdir -p /tmp/www; \
                      echo \"this is $(hostname)\" > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www";
 
-fn fetch(address: impl std::fmt::Display) -> String {
-    format!("wget -q -T 3 -O - http://{address}/")
+/// The page at an address and port, from inside a container; nothing if it cannot be had.
+fn fetch(address: impl std::fmt::Display, port: u16) -> String {
+    format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 3 {address} {port} | busybox sed '1,/^.$/d'")
 }
 
 async fn address_of(node: &Node, id: &tandem_runtime::SandboxId) -> Ipv4Addr {
@@ -25,7 +26,7 @@ pub(crate) async fn pods_reach_each_other_and_the_node() {
 
     let page = || async move { get(SocketAddr::from((first, 80))).await.ok().filter(|page| !page.is_empty()) };
     assert_eq!(until("the node reaches a pod", page).await, "this is one\n");
-    assert_eq!(node.exec(&in_two, &fetch(first)).await, Ok("this is one\n".to_owned()), "pod to pod");
+    assert_eq!(node.exec(&in_two, &fetch(first, 80)).await, Ok("this is one\n".to_owned()), "pod to pod");
 
     // Both ways between a pod and what is on the node and in the light namespace.
     let _gateway = serve(TcpListener::bind((node.gateway(), 6443)).unwrap());
@@ -34,9 +35,9 @@ pub(crate) async fn pods_reach_each_other_and_the_node() {
     let namespace = &node.links.names().light_namespace;
     let _light = serve(listen_in(namespace, SocketAddr::from((light, 8080))));
     let seen = Ok(second.to_string());
-    assert_eq!(node.exec(&in_two, &fetch(format!("{}:6443", node.gateway()))).await, seen, "pod to gateway");
-    assert_eq!(node.exec(&in_two, &fetch(format!("{}:53", node.network.dns))).await, seen, "pod to DNS address");
-    assert_eq!(node.exec(&in_two, &fetch(format!("{light}:8080"))).await, seen, "pod to light pod");
+    assert_eq!(node.exec(&in_two, &fetch(node.gateway(), 6443)).await, seen, "pod to gateway");
+    assert_eq!(node.exec(&in_two, &fetch(node.network.dns, 53)).await, seen, "pod to DNS address");
+    assert_eq!(node.exec(&in_two, &fetch(light, 8080)).await, seen, "pod to light pod");
     let namespace = namespace.clone();
     let from_light = std::thread::spawn(move || {
         tandem_net::links::enter(&namespace).unwrap();
@@ -51,7 +52,7 @@ pub(crate) async fn pods_reach_each_other_and_the_node() {
 
     let resolv = node.exec(&in_one, "cat /etc/resolv.conf").await.unwrap();
     assert!(resolv.contains("nameserver 10.96.0.10") && resolv.contains("search test.svc"), "{resolv}");
-    let links = node.exec(&in_one, "/bin/busybox ip address show eth0").await.unwrap();
+    let links = node.exec(&in_one, "busybox ip address show eth0").await.unwrap();
     assert!(links.contains("mtu 1400") && links.contains("10.128.0.2/18"), "{links}");
 }
 
@@ -63,7 +64,7 @@ pub(crate) async fn components_join_a_pods_namespace() {
 
     // A listener made there is the pod's: on its localhost, and on its address from outside.
     let inside = serve(listen_in(&namespace, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8089))));
-    assert_eq!(node.exec(&container, &fetch("127.0.0.1:8089")).await, Ok("127.0.0.1".to_owned()));
+    assert_eq!(node.exec(&container, &fetch("127.0.0.1", 8089)).await, Ok("127.0.0.1".to_owned()));
     let address = address_of(&node, &sandbox).await;
     assert_eq!(get(SocketAddr::from((address, 8089))).await, Ok(node.gateway().to_string()));
     assert!(get("127.0.0.1:8089".parse().unwrap()).await.is_err(), "not the node's localhost");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::{RootCertStore, ServerConfig, pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
 use tandem_containerd::archive::Image;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -24,12 +24,14 @@ impl TestRegistry {
     /// Leaves `ca.crt`, `client.crt` and `client.key` in the folder.
     pub(crate) fn new(folder: &Path, image: Image) -> TestRegistry {
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.distinguished_name.push(DnType::CommonName, "test authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         let issue = |names: Vec<String>, usage| {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(names).unwrap();
             params.extended_key_usages = vec![usage];
+            params.distinguished_name = DistinguishedName::new();
             (params.signed_by(&key, &authority).unwrap(), key)
         };
         let (server, server_key) = issue(vec!["127.0.0.1".to_owned()], ExtendedKeyUsagePurpose::ServerAuth);
