@@ -244,8 +244,16 @@ mod tests {
             version: COMMAND_VERSION,
             fence: Some(7),
             ops: vec![
-                Op::Put { key: Key::from_raw("/core/pods/default/a"), value: Bytes::from_static(b"\0v"), expect: Expect::Absent },
-                Op::Put { key: Key::from_raw("/core/pods/default/b"), value: Bytes::new(), expect: Expect::At(Revision(258)) },
+                Op::Put {
+                    key: Key::from_raw("/core/pods/default/a"),
+                    value: Bytes::from_static(b"\0v"),
+                    expect: Expect::Absent,
+                },
+                Op::Put {
+                    key: Key::from_raw("/core/pods/default/b"),
+                    value: Bytes::new(),
+                    expect: Expect::At(Revision(258)),
+                },
                 Op::Delete { key: Key::from_raw("/core/nodes/n"), expect: Expect::Any },
                 Op::Compact { before: Revision(9), watches: Revision(4) },
             ],

@@ -50,22 +50,13 @@ pub enum Expect {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// `revision` is the command's own, or, when nothing changed, the newest one among its keys.
-    Done {
-        revision: Revision,
-    },
+    Done { revision: Revision },
     /// `current` is what the key of operation `op` holds instead of what was expected.
-    Mismatch {
-        op: usize,
-        current: Option<Stored>,
-    },
+    Mismatch { op: usize, current: Option<Stored> },
     /// The command's fence is older than the term in which it was applied.
-    Fenced {
-        term: u64,
-    },
+    Fenced { term: u64 },
     /// The command's version is not known here; nothing was changed.
-    Unsupported {
-        version: u16,
-    },
+    Unsupported { version: u16 },
 }
 
 /// A value with its key and the revisions at which it was made and last written.

@@ -89,7 +89,7 @@ async fn write(store: &Arc<dyn Storage>, command: Command) -> Result<Revision, E
 
 async fn names(store: &Arc<dyn Storage>, at: Consistency) -> Result<Vec<String>, Error> {
     let page = store.list(&pods(), at, None, 0).await?;
-    Ok(page.items.iter().map(|stored| shown(stored)).collect())
+    Ok(page.items.iter().map(shown).collect())
 }
 
 fn shown(stored: &Stored) -> String {
@@ -297,8 +297,7 @@ async fn exact_reads(store: Arc<dyn Storage>) -> Outcome {
     write(&store, put("a", "2", Expect::Any)).await?;
     write(&store, Command::delete(key("b"), Expect::Any)).await?;
     write(&store, put("b", "3", Expect::Any)).await?;
-    let history: [&[&str]; 6] =
-        [&[], &["a=1"], &["a=1", "b=1"], &["a=2", "b=1"], &["a=2"], &["a=2", "b=3"]];
+    let history: [&[&str]; 6] = [&[], &["a=1"], &["a=1", "b=1"], &["a=2", "b=1"], &["a=2"], &["a=2", "b=3"]];
     for (revision, expected) in (0..).zip(history) {
         assert_eq!(names(&store, Consistency::Exactly(Revision(revision))).await?, expected, "at {revision}");
     }
@@ -312,16 +311,12 @@ async fn exact_reads(store: Arc<dyn Storage>) -> Outcome {
 async fn fresh_reads(store: Arc<dyn Storage>) -> Outcome {
     write(&store, put("a", "1", Expect::Any)).await?;
     let reader = store.clone();
-    let waiting =
-        tokio::spawn(async move { reader.get(&key("a"), Consistency::AtLeast(Revision(2))).await });
+    let waiting = tokio::spawn(async move { reader.get(&key("a"), Consistency::AtLeast(Revision(2))).await });
     write(&store, put("a", "2", Expect::Any)).await?;
     let read = waiting.await.unwrap_or_else(|error| panic!("{error}"))?;
     assert_eq!(read.map(|stored| stored.revision), Some(Revision(2)));
     let future = store.get(&key("a"), Consistency::AtLeast(Revision(9))).await;
-    assert!(
-        matches!(future, Err(Error::TooNew { requested: Revision(9), current: Revision(2) })),
-        "{future:?}"
-    );
+    assert!(matches!(future, Err(Error::TooNew { requested: Revision(9), current: Revision(2) })), "{future:?}");
     Ok(())
 }
 

@@ -140,10 +140,7 @@ pub(crate) fn data_error(path: &Path, why: impl Into<String>) -> Error {
     Error::Data { path: path.display().to_string(), why: why.into() }
 }
 
-pub(crate) fn storage_error(
-    operation: &'static str,
-    source: impl std::error::Error + Send + Sync + 'static,
-) -> Error {
+pub(crate) fn storage_error(operation: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Storage { operation, source: Arc::new(source) }
 }
 
@@ -199,8 +196,11 @@ pub(crate) async fn open(
 /// A second connection that only reads.
 pub(crate) async fn open_reader(folder: &Folder, name: &str) -> Result<SqliteConnection, Error> {
     let path = folder.path.join(name);
-    let options =
-        SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(BUSY_TIMEOUT).disable_statement_logging();
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging();
     options.connect().await.map_err(|error| unreadable(&path, &error))
 }
 
@@ -220,14 +220,11 @@ async fn check_format(
     tables: &'static str,
 ) -> Result<(), Error> {
     let failed = |error: sqlx::Error| unreadable(path, &error);
-    let format: i64 =
-        pragma(connection, "PRAGMA user_version").await.map_err(failed)?.parse().unwrap_or_default();
+    let format: i64 = pragma(connection, "PRAGMA user_version").await.map_err(failed)?.parse().unwrap_or_default();
     let application: i64 =
         pragma(connection, "PRAGMA application_id").await.map_err(failed)?.parse().unwrap_or_default();
-    let existing: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(failed)?;
+    let existing: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *connection).await.map_err(failed)?;
     if existing == 0 {
         return create(connection, owner, tables).await.map_err(failed);
     }
@@ -261,11 +258,7 @@ async fn check_format(
     Ok(())
 }
 
-async fn create(
-    connection: &mut SqliteConnection,
-    owner: &Owner,
-    tables: &'static str,
-) -> Result<(), sqlx::Error> {
+async fn create(connection: &mut SqliteConnection, owner: &Owner, tables: &'static str) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
         .execute(&mut *transaction)
@@ -334,9 +327,20 @@ pub(crate) async fn checkpoint_passively(connection: &mut SqliteConnection) -> i
     Ok(())
 }
 
-/// Gives free pages back to the file system, a few at a time.
-pub(crate) async fn shrink(connection: &mut SqliteConnection, pages: u32) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA incremental_vacuum({pages})"))).execute(connection).await?;
+/// Free pages that a file keeps for what comes next: 4 MiB.
+const KEPT_PAGES: i64 = 1024;
+
+/// Free pages that go back to the file system at once: 8 MiB, a few milliseconds.
+const RETURNED_PAGES: i64 = 2048;
+
+/// Gives free pages back to the file system, a few at a time, as part of the transaction that made them free.
+pub(crate) async fn shrink(connection: &mut SqliteConnection) -> io::Result<()> {
+    let free: i64 = sqlx::query_scalar("PRAGMA freelist_count").fetch_one(&mut *connection).await.map_err(io_error)?;
+    let excess = (free - KEPT_PAGES).min(RETURNED_PAGES);
+    if excess > 0 {
+        let query = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA incremental_vacuum({excess})")));
+        query.execute(connection).await.map_err(io_error)?;
+    }
     Ok(())
 }
 

@@ -163,7 +163,9 @@ impl History {
             Group::All => &self.all,
             Group::Resource(resource) => match self.resources.get(&**resource) {
                 Some(line) => line,
-                None => return Some(Found { events: Vec::new(), through: newest.max(after), caught_up: true, behind: 0 }),
+                None => {
+                    return Some(Found { events: Vec::new(), through: newest.max(after), caught_up: true, behind: 0 });
+                }
             },
         };
         if after < line.dropped {

@@ -131,11 +131,7 @@ impl Index {
         for change in &outcome.changes {
             match change {
                 Change::Put(Stored { key, value, created, revision }) => {
-                    self.supersede(key, Version {
-                        revision: *revision,
-                        created: *created,
-                        value: Some(value.clone()),
-                    });
+                    self.supersede(key, Version { revision: *revision, created: *created, value: Some(value.clone()) });
                 }
                 Change::Delete { key, revision } => {
                     self.supersede(key, Version { revision: *revision, created: Revision::ZERO, value: None });
@@ -207,7 +203,8 @@ impl Index {
         let Some(versions) = self.keys.get_mut(key) else { return };
         // The newest version at or before the horizon is what a read at the horizon sees.
         let newest = versions.older.partition_point(|version| version.revision <= horizon);
-        let keep_from = if versions.present.revision <= horizon { versions.older.len() } else { newest.saturating_sub(1) };
+        let keep_from =
+            if versions.present.revision <= horizon { versions.older.len() } else { newest.saturating_sub(1) };
         versions.older.drain(..keep_from);
         if versions.older.is_empty() {
             versions.older = Vec::new();

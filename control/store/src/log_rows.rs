@@ -152,16 +152,13 @@ pub(crate) async fn insert(connection: &mut SqliteConnection, rows: Vec<LogRow>)
 pub(crate) async fn read(connection: &mut SqliteConnection, from: u64, to: u64) -> io::Result<Vec<Entry>> {
     let query = "SELECT position, term, kind, payload, checksum FROM entries \
                  WHERE position >= ? AND position < ? ORDER BY position";
-    let rows = sqlx::query(query).bind(integer(from)?).bind(integer(to)?).fetch_all(connection).await.map_err(io_error)?;
+    let rows =
+        sqlx::query(query).bind(integer(from)?).bind(integer(to)?).fetch_all(connection).await.map_err(io_error)?;
     rows.iter().map(|row| LogRow::from_sqlite(row).map_err(io_error)?.entry()).collect()
 }
 
 /// Gives every entry from `from` on to `each`, and fails where one is missing or damaged.
-pub(crate) async fn scan(
-    connection: &mut SqliteConnection,
-    from: u64,
-    mut each: impl FnMut(Entry),
-) -> io::Result<()> {
+pub(crate) async fn scan(connection: &mut SqliteConnection, from: u64, mut each: impl FnMut(Entry)) -> io::Result<()> {
     let query = "SELECT position, term, kind, payload, checksum FROM entries WHERE position >= ? ORDER BY position";
     let mut rows = sqlx::query(query).bind(integer(from)?).fetch(connection);
     let mut expected = from;
@@ -188,4 +185,64 @@ pub(crate) async fn delete_through(connection: &mut SqliteConnection, last: u64)
     let query = sqlx::query("DELETE FROM entries WHERE position <= ?").bind(integer(last)?);
     query.execute(connection).await.map_err(io_error)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use expect_test::{expect, expect_file};
+    use openraft::BasicNode;
+    use tandem_api::Key;
+
+    use super::*;
+    use crate::{Command, Expect};
+
+    fn entry(index: u64, payload: EntryPayload<Proposal, u64, BasicNode>) -> Entry {
+        Entry { log_id: Position { term: 3, index }.into(), payload }
+    }
+
+    fn samples() -> [Entry; 3] {
+        let command = Command::put(Key::from_raw("/core/pods/default/a"), Bytes::from_static(b"v"), Expect::Absent);
+        let members: BTreeMap<u64, BasicNode> = BTreeMap::from([(1, BasicNode::new("10.0.0.1:6443"))]);
+        [
+            entry(0, EntryPayload::Membership(members.into())),
+            entry(1, EntryPayload::Blank),
+            entry(2, EntryPayload::Normal(Proposal(Arc::new(command)))),
+        ]
+    }
+
+    /// Position, term, kind, payload, checksum. Logs of older releases are read with these.
+    #[test]
+    fn the_row_layout_is_frozen() {
+        let mut shown = String::new();
+        for entry in samples() {
+            let row = LogRow::of(&entry).unwrap();
+            let payload: String = row.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            let LogRow { position, term, kind, checksum, .. } = row;
+            let _ = writeln!(shown, "{position} {term} {kind} {payload} {checksum:08x}");
+            assert_eq!(row.entry().unwrap(), entry);
+        }
+        expect_file!["../tests/golden/log-row-v1.txt"].assert_eq(&shown);
+    }
+
+    #[test]
+    fn rows_that_cannot_be_read_say_what_to_do() {
+        let sealed = |kind, payload: Vec<u8>| {
+            let checksum = checksum(7, 3, kind, &payload);
+            LogRow { position: 7, term: 3, kind, payload, checksum }
+        };
+        let newer = sealed(COMMAND, vec![0, 9]);
+        let foreign = sealed(5, Vec::new());
+        let cut = sealed(COMMAND, vec![0, 1, 0]);
+        let flipped = LogRow { term: 4, ..sealed(BLANK, Vec::new()) };
+        let shown: Vec<String> =
+            [newer, foreign, cut, flipped].into_iter().map(|row| row.entry().unwrap_err().to_string()).collect();
+        expect![[r#"
+            has an entry 7 that has a command of version 9, and this release knows up to 1; run the newer release
+            has an entry 7 that is of kind 5; run the newer release
+            has an entry 7 that is damaged: cut short
+            is damaged: entry 7 does not have its checksum; restore a backup into an empty folder"#]]
+        .assert_eq(&shown.join("\n"));
+    }
 }

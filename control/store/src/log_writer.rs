@@ -21,9 +21,6 @@ const BATCH_MAX: usize = 1024;
 /// Bytes that the write-ahead file may collect before they are moved into the database file.
 const WAL_BYTES_MAX: usize = 4 << 20;
 
-/// Free pages given back to the file system with each purge: 4 MiB.
-const SHRINK_PAGES: u32 = 1024;
-
 type Done = oneshot::Sender<io::Result<()>>;
 
 pub(crate) enum Work {
@@ -144,7 +141,6 @@ impl Writer {
         let committed = self.shared.committed();
         let Writer { connection, guarded, next_index, unmoved_bytes, .. } = self;
         let mut transaction = connection.begin().await.map_err(io_error)?;
-        let mut shrink = false;
         for piece in work {
             match piece {
                 Step::Append(entries) => {
@@ -162,7 +158,7 @@ impl Writer {
                     *next_index = (*next_index).max(upto.index + 1);
                     save_row(&mut transaction, "purged", &Position::from(upto)).await?;
                     log_rows::delete_through(&mut transaction, upto.index).await?;
-                    shrink = true;
+                    disk::shrink(&mut transaction).await?;
                 }
             }
         }
@@ -175,9 +171,6 @@ impl Writer {
         guarded.commit(Durable::LogCommit, commit.boxed()).await?;
         self.committed = known.or(self.committed);
         self.shared.flushed(self.next_index);
-        if shrink {
-            disk::shrink(&mut self.connection, SHRINK_PAGES).await.map_err(io_error)?;
-        }
         Ok(())
     }
 

@@ -50,17 +50,27 @@ impl Machine {
     fn frozen(&self) -> io::Result<SnapshotOf> {
         let row = self.row.lock().clone();
         let meta = row.snapshot_meta().map_err(io::Error::other)?;
-        let frozen = Frozen {
-            replica: self.replica.clone(),
-            folder: self.folder.clone(),
-            owner: self.owner.clone(),
-            row,
-        };
+        let frozen =
+            Frozen { replica: self.replica.clone(), folder: self.folder.clone(), owner: self.owner.clone(), row };
         Ok(Snapshot { meta, snapshot: SnapshotData::Frozen(frozen) })
     }
 
+    /// Frees a slice of what lies behind the horizons; says whether there is more.
+    pub(crate) async fn trim(&self) -> bool {
+        let (dropped, more) = self.replica.trim();
+        if !dropped.is_empty() {
+            let row = self.row.lock().clone();
+            self.state.push(Vec::new(), dropped, row).await;
+        }
+        more
+    }
+
     /// Applies one entry and says what its proposer is answered.
-    async fn apply_entry(&self, id: LogId, payload: EntryPayload<crate::codec::Proposal, u64, openraft::BasicNode>) -> Reply {
+    async fn apply_entry(
+        &self,
+        id: LogId,
+        payload: EntryPayload<crate::codec::Proposal, u64, openraft::BasicNode>,
+    ) -> Reply {
         let mut row = self.row.lock().clone();
         row.applied = Some(id.into());
         let (reply, rows, dropped) = match payload {

@@ -47,8 +47,17 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
         let registry = registry.sub_registry_with_prefix("tandem_store");
-        let Metrics { fsync_seconds, commit_seconds, applied_index, revision, term, leader, log_bytes, state_bytes, watchers } =
-            metrics.clone();
+        let Metrics {
+            fsync_seconds,
+            commit_seconds,
+            applied_index,
+            revision,
+            term,
+            leader,
+            log_bytes,
+            state_bytes,
+            watchers,
+        } = metrics.clone();
         registry.register_with_unit("fsync_duration", "Time of one durable commit", Unit::Seconds, fsync_seconds);
         registry.register_with_unit(
             "commit_duration",

@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{FutureExt, stream::BoxStream};
 use openraft::{
     BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy,
     async_runtime::watch::WatchReceiver,
@@ -29,13 +29,13 @@ use crate::{
     compactor::{self, COMPACTION_INTERVAL, Mark},
     disk::{Folder, Guarded, Owner, data_error, storage_error},
     history::HistoryLimits,
-    log::{self, LOG_FILE, LogHandle, Quorum},
+    log::{self, LOG_FILE, LogHandle, LogStore, Quorum},
     machine::Machine,
     metrics::shown,
     network::Network,
     replica::Replica,
     snapshot::{self, SnapshotData, SnapshotFile},
-    state::{self, OPS_MAX, STATE_FILE, StateFile},
+    state::{self, OPS_MAX, Opened, STATE_FILE, StateFile},
     types::{LogId, TypeConfig},
 };
 
@@ -135,10 +135,7 @@ impl RaftStore {
         };
         let quorum = Arc::new(Quorum::new(options.node_id));
         let limits = HistoryLimits::default();
-        let state = state::open(&folder, &owner, guarded.clone(), limits).await?;
-        let durable = Some(state.file.durable());
-        let (log, ends) = log::open(&folder, &owner, guarded.clone(), quorum.clone(), durable).await?;
-        check_together(&folder.path, state.row.applied.map(Into::into), &ends)?;
+        let (state, log, ends) = open_files(&folder, &owner, &guarded, &quorum, limits).await?;
         if let (Ok(stored), Some(since)) = (state.row.membership(), state.row.members_since) {
             quorum.applied(stored.membership(), since.index);
         }
@@ -169,10 +166,12 @@ impl RaftStore {
         let closing = Arc::new(AtomicBool::new(false));
         let (told, leadership) = watch::channel(Leadership::default());
         let mut drivers = JoinSet::new();
-        drivers.spawn(report(raft.clone(), told, options.metrics.clone()));
-        drivers.spawn(supervise(raft.clone(), closing.clone(), guarded, folder.path.clone()));
+        let path = folder.path.clone();
+        let failed = move |error: &std::io::Error| guarded.fail("run raft", &path, error);
+        drivers.spawn(report(raft.clone(), told, options.metrics.clone(), closing.clone(), failed));
         if let Some(interval) = options.compaction {
-            let compaction = Compaction { raft: raft.clone(), replica: replica.clone(), clock: options.clock, interval };
+            let compaction =
+                Compaction { raft: raft.clone(), replica: replica.clone(), clock: options.clock, interval };
             drivers.spawn(compaction.run(leadership.clone()));
         }
         let store = RaftStore {
@@ -245,7 +244,9 @@ impl RaftStore {
 
     /// Stops taking part, writes down what is applied, and closes its files. The folder is free once this is dropped.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.closing.store(true, Ordering::SeqCst);
+        if self.closing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
         self.replica.close();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
@@ -293,6 +294,33 @@ fn config() -> Result<Config, Error> {
     config.validate().map_err(|error| storage_error("configure raft", error))
 }
 
+/// Opens both files, or neither: a folder that is refused is let go at once.
+async fn open_files(
+    folder: &Arc<Folder>,
+    owner: &Owner,
+    guarded: &Guarded,
+    quorum: &Arc<Quorum>,
+    limits: HistoryLimits,
+) -> Result<(Opened, LogStore, LogHandle), Error> {
+    let state = state::open(folder, owner, guarded.clone(), limits).await?;
+    let durable = Some(state.file.durable());
+    let applied = state.row.applied.map(Into::into);
+    let refused = match log::open(folder, owner, guarded.clone(), quorum.clone(), durable).await {
+        Ok((log, ends)) => match check_together(&folder.path, applied, &ends) {
+            Ok(()) => return Ok((state, log, ends)),
+            Err(error) => {
+                drop(log);
+                drop(ends.writer.await);
+                error
+            }
+        },
+        Err(error) => error,
+    };
+    drop(state.file);
+    drop(state.flusher.await);
+    Err(refused)
+}
+
 /// The state must begin where the log does, or earlier in it.
 fn check_together(path: &Path, applied: Option<LogId>, log: &LogHandle) -> Result<(), Error> {
     let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
@@ -329,36 +357,34 @@ async fn lead_alone(raft: &Core, options: &OpenOptions) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells who leads whenever that changes.
-async fn report(raft: Core, told: watch::Sender<Leadership>, metrics: Metrics) {
+/// Tells who leads whenever that changes, and of the end of raft when nobody asked for it: it ends by itself only when
+/// its storage failed, and then the process must not pretend to be a member any longer.
+async fn report(
+    raft: Core,
+    told: watch::Sender<Leadership>,
+    metrics: Metrics,
+    closing: Arc<AtomicBool>,
+    failed: impl Fn(&std::io::Error),
+) {
     let mut server = raft.server_metrics();
     loop {
-        let leadership = {
+        let (leadership, alone) = {
             let server = server.borrow_watched();
-            Leadership { leader: server.state.is_leader() && server.vote.committed, term: server.vote.leader_id.term }
+            let leader = server.state.is_leader() && server.vote.committed;
+            let only_member = server.membership_config.membership().nodes().map(|(id, _)| *id).eq([server.id]);
+            (Leadership { leader, term: server.vote.leader_id.term }, leader && only_member)
         };
+        // Who leads nobody needs no clock: no heartbeats, no elections, no work while nothing happens.
+        raft.runtime_config().tick(!alone);
         metrics.term.set(shown(leadership.term));
         metrics.leader.set(i64::from(leadership.leader));
         told.send_if_modified(|before| std::mem::replace(before, leadership) != leadership);
         if server.changed().await.is_err() {
             told.send_replace(Leadership { leader: false, ..leadership });
-            return;
-        }
-    }
-}
-
-/// Raft stops by itself only when its storage failed: then the process must not pretend to be a member any longer.
-async fn supervise(raft: Core, closing: Arc<AtomicBool>, guarded: Guarded, path: PathBuf) {
-    let mut metrics = raft.metrics();
-    loop {
-        let stopped = metrics.borrow_watched().running_state.clone().err();
-        if let Some(fatal) = stopped {
-            if !closing.load(Ordering::SeqCst) {
-                guarded.fail("run raft", &path, &std::io::Error::other(fatal.to_string()));
+            let why = raft.metrics().borrow_watched().running_state.clone().err();
+            if let Some(why) = why.filter(|_| !closing.load(Ordering::SeqCst)) {
+                failed(&std::io::Error::other(why.to_string()));
             }
-            return;
-        }
-        if metrics.changed().await.is_err() {
             return;
         }
     }
@@ -372,7 +398,7 @@ struct Compaction {
 }
 
 impl Compaction {
-    /// Forgets history at every interval while this member leads.
+    /// At every interval the leader moves the horizons, and every member frees what lies behind them.
     async fn run(self, leadership: watch::Receiver<Leadership>) {
         let mut ticks = tokio::time::interval(self.interval);
         let mut marks: VecDeque<Mark> = VecDeque::new();
@@ -383,12 +409,15 @@ impl Compaction {
             let planned = compactor::plan(&marks, now, self.interval);
             compactor::note(&mut marks, Mark { at: now, revision: self.replica.revision() });
             let Leadership { leader, term } = *leadership.borrow();
-            let Some(command) = planned.filter(|command| leader && last.as_ref() != Some(command)) else { continue };
-            last = Some(command.clone());
-            if let Err(error) = self.raft.client_write(Proposal(Arc::new(command.fenced(term)))).await {
-                tracing::info!(%error, "history was not compacted this time");
-                last = None;
+            if let Some(command) = planned.filter(|command| leader && last.as_ref() != Some(command)) {
+                last = Some(command.clone());
+                if let Err(error) = self.raft.client_write(Proposal(Arc::new(command.fenced(term)))).await {
+                    tracing::info!(%error, "history was not compacted this time");
+                    last = None;
+                }
             }
+            // Between two entries, so that whoever writes waits for one slice at most.
+            while let Ok(true) = self.raft.with_state_machine(|machine| machine.trim().boxed()).await {}
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::stream::BoxStream;
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 use tandem_api::{Key, Revision};
 use tokio::sync::watch;
 
@@ -27,6 +27,9 @@ const SLICE_MAX: usize = 5_000;
 
 /// How much is forgotten with each command: more than one command adds, so that the rest shrinks.
 const TRIM_PER_COMMAND: usize = 256;
+
+/// How much is forgotten at once between two commands.
+const TRIM_SLICE: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -103,13 +106,19 @@ impl Replica {
         let mut state = self.state.write();
         let outcome = apply(&state, term, command);
         state.commit(&outcome);
-        let applied = trimmed(&mut state, outcome, TRIM_PER_COMMAND);
+        let (dropped, _) = trimmed(&mut state, TRIM_PER_COMMAND);
+        let applied = Applied { outcome, dropped, revision: state.revision(), horizons: state.horizons() };
         drop(state);
         if !applied.outcome.changes.is_empty() {
             self.metrics.revision.set(shown(applied.revision.0));
             self.news.publish(applied.revision, &applied.outcome.changes);
         }
         applied
+    }
+
+    /// Frees a slice of what lies behind the horizons.
+    pub(crate) fn trim(&self) -> (Vec<(Key, Revision)>, bool) {
+        trimmed(&mut self.state.write(), TRIM_SLICE)
     }
 
     /// Replaces everything, as a snapshot does. Watches go on only if they are not older than it.
@@ -239,9 +248,10 @@ impl Replica {
     }
 }
 
-fn trimmed(state: &mut RwLockWriteGuard<'_, Index>, outcome: Outcome, budget: usize) -> Applied {
+/// Forgets some of what lies behind the horizons: which versions went, and whether more can go.
+fn trimmed(state: &mut Index, budget: usize) -> (Vec<(Key, Revision)>, bool) {
     let mut dropped = Vec::new();
-    state.trim(budget, |event: &Event| {
+    let more = state.trim(budget, |event: &Event| {
         if let Some(previous) = &event.previous {
             dropped.push((event.key.clone(), previous.revision));
         }
@@ -249,5 +259,5 @@ fn trimmed(state: &mut RwLockWriteGuard<'_, Index>, outcome: Outcome, budget: us
             dropped.push((event.key.clone(), event.revision));
         }
     });
-    Applied { outcome, dropped, revision: state.revision(), horizons: state.horizons() }
+    (dropped, more)
 }

@@ -90,7 +90,10 @@ pub(crate) fn remove_leftovers(folder: &Folder) -> io::Result<()> {
 }
 
 /// Writes a file so that it is there whole, also after a power cut, or not at all.
-fn write_whole(folder: &Folder, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<SnapshotFile> {
+fn write_whole(
+    folder: &Folder,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<SnapshotFile> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = folder.path.join(format!("{PREFIX}{number}"));

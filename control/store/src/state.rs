@@ -49,9 +49,6 @@ pub const PENDING_BYTES_MAX: usize = 64 << 20;
 /// Bytes that the write-ahead file may collect before they are checkpointed.
 const WAL_BYTES_MAX: usize = 8 << 20;
 
-/// Free pages given back to the file system after a batch with deletions: 1 MiB.
-const SHRINK_PAGES: u32 = 256;
-
 /// A revision's versions are numbered within it; more operations than this do not fit into one command.
 pub const OPS_MAX: usize = 1 << 16;
 
@@ -312,11 +309,11 @@ impl Flusher {
             query.execute(&mut *transaction).await.map_err(io_error)?;
         }
         save_row(&mut transaction, &row).await?;
+        if !dropped.is_empty() {
+            disk::shrink(&mut transaction).await?;
+        }
         transaction.commit().await.map_err(io_error)?;
         self.shared.written.notify_waiters();
-        if !dropped.is_empty() {
-            disk::shrink(&mut self.connection, SHRINK_PAGES).await.map_err(io_error)?;
-        }
         self.unmoved_bytes += bytes;
         if self.unmoved_bytes >= WAL_BYTES_MAX {
             self.checkpoint(&row).await?;

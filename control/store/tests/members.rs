@@ -1,5 +1,7 @@
 //! Several members in one process, joined by function calls instead of connections.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -128,7 +130,8 @@ async fn members_join_follow_and_take_over() {
     let term = first.leadership().borrow().term;
     cluster.cut(1);
     let followers = [second.clone(), third.clone()];
-    let fenced = through_leader(&followers, Command::put(key("c"), Bytes::from_static(b"old"), Expect::Any).fenced(term));
+    let fenced =
+        through_leader(&followers, Command::put(key("c"), Bytes::from_static(b"old"), Expect::Any).fenced(term));
     let fenced = fenced.await;
     assert!(matches!(fenced, Reply::Fenced { term: newer } if newer > term), "{fenced:?}");
     through_leader(&followers, Command::put(key("c"), Bytes::from_static(b"3"), Expect::Any)).await;

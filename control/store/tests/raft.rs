@@ -1,5 +1,7 @@
 //! The replicated store on a real disk.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -7,9 +9,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt;
 use support::{TestDisk, key, open, options, reopened};
-use tandem_api::{Key, Revision};
+use tandem_api::{Clock, Key, Revision};
 use tandem_store::{
-    Command, Consistency, Durable, Error, Expect, OpenOptions, RaftStore, Reply, Storage, WatchItem, conformance,
+    Command, Consistency, Durable, Error, Expect, Metrics, OpenOptions, RaftStore, Reply, Storage, WatchItem,
+    conformance,
 };
 
 async fn put(store: &Arc<RaftStore>, name: &str, value: &str) -> Revision {
@@ -162,6 +165,74 @@ async fn a_failed_fsync_is_told_and_never_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_checkpoint_is_told_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(TestDisk::default());
+    let (on_failure, mut failures) = support::recorder();
+    let options = OpenOptions { disk: disk.clone(), on_failure, ..options(dir.path()) };
+    let store = RaftStore::open(options).await.unwrap();
+    put(&store, "a", "kept").await;
+    disk.fail_next(Durable::StateCheckpoint);
+    let closed = store.shutdown().await;
+    assert!(matches!(closed, Err(Error::Storage { operation: "write the state", .. })), "{closed:?}");
+    let failure = failures.recv().await.unwrap();
+    assert!(failure.contains("cannot write the state in") && failure.contains("state.sqlite"), "{failure}");
+    let store = reopened(store, dir.path()).await;
+    assert_eq!(value(&store, "a", Consistency::Linearizable).await.as_deref(), Some("kept"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgotten_history_gives_its_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(tandem_api::FixedClock::new(jiff::Timestamp::UNIX_EPOCH));
+    let interval = Duration::from_millis(50);
+    let store =
+        RaftStore::open(OpenOptions { clock: clock.clone(), compaction: Some(interval), ..options(dir.path()) })
+            .await
+            .unwrap();
+    for count in 0..40u64 {
+        let value = Bytes::from(vec![u8::try_from(count).unwrap(); 1 << 20]);
+        store.write(Command::put(key("a"), value, Expect::Any)).await.unwrap();
+    }
+    let size = || std::fs::metadata(dir.path().join("state.sqlite")).unwrap().len();
+    support::eventually("the history to be on disk", async || size() > 30 << 20).await;
+    support::eventually("its space to be given back", async || {
+        clock.advance(interval);
+        put(&store, "b", &clock.now().to_string()).await;
+        size() < 15 << 20
+    })
+    .await;
+    assert_eq!(store.get(&key("a"), Consistency::Any).await.unwrap().unwrap().value[..4], [39; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let store = RaftStore::open(OpenOptions { metrics, ..options(dir.path()) }).await.unwrap();
+    put(&store, "a", "1").await;
+    put(&store, "a", "2").await;
+    let watch = store.watch(&key("a"), Revision::ZERO).unwrap();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let wanted = [
+        "tandem_store_revision 2",
+        "tandem_store_leader 1",
+        "tandem_store_term 1",
+        "tandem_store_applied_index 3",
+        "tandem_store_watchers 1",
+        "tandem_store_commit_duration_seconds_count 2",
+        "# TYPE tandem_store_fsync_duration_seconds histogram",
+        "# TYPE tandem_store_state_size_bytes gauge",
+    ];
+    for line in wanted {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    drop(watch);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_let_go_behind_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(TestDisk::default());
@@ -188,22 +259,16 @@ async fn the_leader_forgets_history_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(tandem_api::FixedClock::new(jiff::Timestamp::UNIX_EPOCH));
     let interval = Duration::from_millis(20);
-    let store = RaftStore::open(OpenOptions {
-        clock: clock.clone(),
-        compaction: Some(interval),
-        ..options(dir.path())
-    })
-    .await
-    .unwrap();
+    let store =
+        RaftStore::open(OpenOptions { clock: clock.clone(), compaction: Some(interval), ..options(dir.path()) })
+            .await
+            .unwrap();
     let mut newest = Revision::ZERO;
     support::eventually("history to be forgotten", async || {
         newest = put(&store, "a", &format!("{}", newest.0)).await;
         clock.advance(interval);
         matches!(store.watch(&key("a"), Revision::ZERO), Err(Error::Compacted { .. }))
-            && matches!(
-                store.get(&key("a"), Consistency::Exactly(Revision(1))).await,
-                Err(Error::Compacted { .. })
-            )
+            && matches!(store.get(&key("a"), Consistency::Exactly(Revision(1))).await, Err(Error::Compacted { .. }))
     })
     .await;
     assert_eq!(value(&store, "a", Consistency::Exactly(newest)).await, Some(format!("{}", newest.0 - 1)));
@@ -220,8 +285,7 @@ async fn folders_of_others_are_refused() {
     };
 
     let held = RaftStore::open(options(dir.path())).await;
-    let expected =
-        "the data in DIR is in use by another process; stop that one first, or choose another folder";
+    let expected = "the data in DIR is in use by another process; stop that one first, or choose another folder";
     assert_eq!(shown(held), expected);
     store.shutdown().await.unwrap();
     support::released(store, dir.path()).await;
@@ -231,7 +295,8 @@ async fn folders_of_others_are_refused() {
     assert_eq!(shown(RaftStore::open(other).await), expected);
 
     let other = OpenOptions { node_id: 2, ..options(dir.path()) };
-    let expected = "the data in DIR/state.sqlite belongs to member 1, not to 2; a member never takes over another one's folder";
+    let expected =
+        "the data in DIR/state.sqlite belongs to member 1, not to 2; a member never takes over another one's folder";
     assert_eq!(shown(RaftStore::open(other).await), expected);
 
     support::execute(dir.path(), "log.sqlite", "PRAGMA user_version = 2").await;
@@ -243,7 +308,8 @@ async fn folders_of_others_are_refused() {
     let expected = "the data in DIR/log.sqlite is damaged: entry 2 does not have its checksum; restore a backup into an empty folder";
     assert_eq!(shown(RaftStore::open(options(dir.path())).await), expected);
 
-    std::fs::write(dir.path().join("state.sqlite"), "this is not a database, whatever its name says, and long enough").unwrap();
+    std::fs::write(dir.path().join("state.sqlite"), "this is not a database, whatever its name says, and long enough")
+        .unwrap();
     let refused = shown(RaftStore::open(options(dir.path())).await);
     assert!(refused.starts_with("the data in DIR/state.sqlite cannot be opened"), "{refused}");
 }

@@ -137,7 +137,11 @@ const CHILD_ROUND: &str = "TANDEM_STORE_TEST_CHILD_ROUND";
 
 /// Runs this test binary once more as a writer, and kills it after so many answered writes. Gives back what it had
 /// printed: the name and the revision of each answered write.
-pub(crate) fn write_until_killed(dir: &Path, round: u64, acks: usize) -> (BTreeMap<String, u64>, std::process::ExitStatus) {
+pub(crate) fn write_until_killed(
+    dir: &Path,
+    round: u64,
+    acks: usize,
+) -> (BTreeMap<String, u64>, std::process::ExitStatus) {
     let mut child = Process::new(std::env::current_exe().unwrap())
         .args(["child_that_writes", "--exact", "--nocapture"])
         .env(CHILD_DIR, dir)
