@@ -410,9 +410,9 @@ stores! {
     endpoint_slices: EndpointSlice from k8s_openapi::api::discovery::v1::EndpointSlice, everything();
     namespaces: Namespace from k8s_openapi::api::core::v1::Namespace, everything();
     service_accounts: ServiceAccount from k8s_openapi::api::core::v1::ServiceAccount, named("default");
-    root_certificates: ConfigMap from k8s_openapi::api::core::v1::ConfigMap, named("kube-root-ca.crt");
+    root_certificates: ConfigMap from k8s_openapi::api::core::v1::ConfigMap, named(crate::root_ca::CONFIG_MAP);
     nodes: Node from k8s_openapi::api::core::v1::Node, everything();
-    leases: Lease from k8s_openapi::api::coordination::v1::Lease, within("kube-node-lease");
+    leases: Lease from k8s_openapi::api::coordination::v1::Lease, within(crate::node_lifecycle::LEASES);
     signing_requests: CertificateSigningRequest from k8s_openapi::api::certificates::v1::CertificateSigningRequest, everything();
 }
 

@@ -40,6 +40,9 @@ pub(crate) trait Reconcile: Send + Sync + 'static {
     const NAME: &'static str;
     const WORKERS: usize;
 
+    /// Told once which queue it fills, for controllers that have changes of their own to listen to.
+    fn attach(&self, _queue: &Arc<Queue<Self::Key>>) {}
+
     /// Resolves when everything that plans are made from is known.
     fn ready(&self, cache: &Cache) -> impl Future<Output = ()> + Send;
     fn keys(&self, cache: &Cache) -> Vec<Self::Key>;
@@ -209,6 +212,7 @@ impl<K: Clone + Eq + Hash + Ord + fmt::Debug> Drop for Working<K> {
 
 /// Has the queue filled by changes in the caches.
 pub(crate) fn subscribe<R: Reconcile>(cache: &Cache, reconcile: Arc<R>, queue: Arc<Queue<R::Key>>) {
+    reconcile.attach(&queue);
     cache.listen(Box::new(move |cache, change| {
         reconcile.wakes(cache, change).into_iter().for_each(|key| queue.add(key));
     }));

@@ -52,6 +52,11 @@ impl Error {
         self.status().is_some_and(|status| status.code == 404)
     }
 
+    /// The resource is there but cannot do what was asked.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        self.status().is_some_and(|status| matches!(status.code, 405 | 406))
+    }
+
     /// The namespace goes away, and with it the reason for the write.
     fn is_terminating(&self) -> bool {
         let causes = |status: &kube::core::Status| {

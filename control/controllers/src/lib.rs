@@ -10,16 +10,30 @@
 //! for each controller. This crate never touches the store or the API server's inside, and acts only while it leads.
 
 mod action;
+mod backends;
 mod cache;
+mod certificate_signer;
 mod deployment;
 mod driver;
+mod endpoints;
+mod endpointslice;
 mod execute;
+mod gc;
 mod metrics;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
 mod object;
 mod pod;
+mod pod_gc;
 mod queue;
 mod replicaset;
+mod resources;
+mod root_ca;
+mod service_account;
 mod sign;
+#[cfg(test)]
+mod testing;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -111,6 +125,18 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (settings, advertise) = (running.context.settings.clone(), running.context.advertise);
     running.add(replicaset::ReplicaSets);
     running.add(deployment::Deployments);
+    running.add(endpoints::EndpointsOfServices { advertise });
+    running.add(endpointslice::SlicesOfServices { advertise });
+    running.add(service_account::DefaultAccounts);
+    running.add(root_ca::RootCertificates { ca_pem: running.context.ca_pem.clone() });
+    running.add(namespace::Namespaces);
+    running.add(node_ipam::NodeRanges { settings });
+    running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
+    running.add(pod_gc::PodCollector);
+    running.add(certificate_signer::CertificateSigner { signer: running.context.signer.clone() });
+    let collector = gc::Collector::default();
+    running.follow(collector.clone());
+    running.add(collector);
     running.finish().await;
 }
 
@@ -144,6 +170,17 @@ impl Running {
         self.tasks.spawn(async move {
             driver.run(shutdown).await;
             events.abort();
+        });
+    }
+
+    fn follow(&mut self, collector: gc::Collector) {
+        let (reader, leadership, shutdown) =
+            (self.context.reader.clone(), self.context.leadership.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = collector.follow(reader, leadership) => {}
+            }
         });
     }
 

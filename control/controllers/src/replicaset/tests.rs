@@ -89,7 +89,7 @@ fn view(set: ReplicaSet, pods: &str) -> View {
     for node in pods.iter().filter_map(|pod| pod::node(pod)) {
         *related.entry(node.to_owned()).or_default() += 1;
     }
-    let (owned, orphans) = pods.into_iter().partition(|pod| object::is_controlled_by(&pod.metadata, "set"));
+    let (owned, orphans) = pods.into_iter().partition(|pod| object::controller_of(&pod.metadata).is_some());
     View { set: Arc::new(set), owned, orphans, related, failure: None }
 }
 

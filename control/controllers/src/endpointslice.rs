@@ -1,0 +1,328 @@
+//! EndpointSlices: a Service's addresses in pieces, so that a change of one pod changes one piece.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+};
+use kube::api::ObjectMeta;
+
+use crate::{
+    Cache, Change, Controller, Error, Input, Key, Store,
+    action::{Action, Deletion, Plan},
+    backends::{self, Port},
+    endpoints::{hostname, target_reference},
+    object, pod,
+};
+
+/// Endpoints that one slice holds.
+const ENDPOINTS: usize = 100;
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "endpointslice-controller.k8s.io";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+pub(crate) struct SlicesOfServices {
+    pub(crate) advertise: SocketAddr,
+}
+
+#[derive(Debug)]
+pub(crate) struct View {
+    service: Arc<Service>,
+    pods: Vec<Arc<Pod>>,
+    slices: Vec<Arc<EndpointSlice>>,
+    /// The zones of the nodes that are in one.
+    zones: BTreeMap<String, String>,
+    api: Option<SocketAddr>,
+}
+
+impl Controller for SlicesOfServices {
+    type Parent = Service;
+    type View = View;
+
+    const NAME: &'static str = "endpointslice";
+    const READS: &'static [&'static str] = &["Service", "Pod", "Node", "EndpointSlice"];
+
+    fn store(cache: &Cache) -> &Store<Service> {
+        &cache.services
+    }
+
+    fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
+        match change {
+            Change::EndpointSlice(delta) => {
+                let mut keys: Vec<Key> = delta.versions().filter_map(|slice| service_key(slice)).collect();
+                keys.dedup();
+                keys
+            }
+            change => backends::wakes(cache, change),
+        }
+    }
+
+    async fn view(&self, input: &Input<'_>, service: Arc<Service>) -> Result<View, Error> {
+        let cache = input.cache;
+        let (key, api) = (Key::of(&service.metadata), backends::is_api_service(&service).then_some(self.advertise));
+        let mut slices = cache.endpoint_slices.in_namespace(&key.namespace);
+        slices.retain(|slice| service_key(slice).as_ref() == Some(&key) && (api.is_some() || is_ours(slice)));
+        let pods = backends::pods(cache, &service);
+        let nodes: BTreeSet<&str> = pods.iter().filter_map(|pod| pod::node(pod)).collect();
+        let zone = |name: &str| {
+            let node = cache.nodes.get(&Key::new("", name))?;
+            Some((name.to_owned(), node.metadata.labels.as_ref()?.get(ZONE)?.clone()))
+        };
+        let zones = nodes.into_iter().filter_map(zone).collect();
+        Ok(View { service, slices, zones, api, pods })
+    }
+
+    fn plan(view: &View, _now: Timestamp) -> Plan {
+        plan(view)
+    }
+}
+
+fn service_key(slice: &EndpointSlice) -> Option<Key> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some(Key::new(object::namespace(&slice.metadata), name))
+}
+
+fn is_ours(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
+}
+
+fn plan(view: &View) -> Plan {
+    if object::is_deleting(&view.service.metadata) {
+        return Plan::default();
+    }
+    let spec = backends::spec(&view.service);
+    if let Some(api) = view.api {
+        return api_slice(view, api);
+    }
+    if !backends::is_selecting(&spec) {
+        return Plan::default();
+    }
+    let families = spec.ip_families.clone().filter(|families| !families.is_empty());
+    let families = families.unwrap_or_else(|| vec!["IPv4".to_owned()]);
+    let (wanted, foreign): (Vec<_>, Vec<_>) =
+        view.slices.iter().partition(|slice| families.contains(&slice.address_type));
+    let mut actions: Vec<Action> = foreign.into_iter().map(|slice| Action::Delete(Deletion::of(&**slice))).collect();
+    for family in &families {
+        let slices = wanted.iter().filter(|slice| slice.address_type == *family).map(|slice| &***slice);
+        actions.extend(family_actions(view, family, slices.collect()));
+    }
+    Plan::of(actions)
+}
+
+/// A slice as it becomes. `seen` is `None` for a new one.
+struct Draft<'a> {
+    seen: Option<&'a EndpointSlice>,
+    slice: EndpointSlice,
+}
+
+impl Draft<'_> {
+    fn endpoints(&self) -> usize {
+        self.slice.endpoints.as_ref().map_or(0, Vec::len)
+    }
+}
+
+fn family_actions(view: &View, family: &str, slices: Vec<&EndpointSlice>) -> Vec<Action> {
+    let mut wanted = endpoints(view, family);
+    let is_empty = wanted.is_empty();
+    let mut actions = Vec::new();
+    let mut by_ports: BTreeMap<Vec<Port>, Vec<&EndpointSlice>> = BTreeMap::new();
+    for slice in slices {
+        by_ports.entry(ports_of(slice)).or_default().push(slice);
+    }
+    if is_empty {
+        // One slice stays, empty: it says that the Service was looked at and has nobody.
+        let keep = by_ports.values().flatten().next().copied();
+        wanted.insert(keep.map(ports_of).unwrap_or_default(), Vec::new());
+    }
+    for (ports, slices) in &by_ports {
+        if !wanted.contains_key(ports) {
+            actions.extend(slices.iter().map(|slice| Action::Delete(Deletion::of(*slice))));
+        }
+    }
+    for (ports, endpoints) in wanted {
+        let slices = by_ports.remove(&ports).unwrap_or_default();
+        actions.extend(group_actions(view, family, &ports, endpoints, slices));
+    }
+    actions
+}
+
+/// Puts the endpoints of one set of ports into slices, with as few changed slices as possible.
+fn group_actions(
+    view: &View,
+    family: &str,
+    ports: &[Port],
+    endpoints: Vec<Endpoint>,
+    slices: Vec<&EndpointSlice>,
+) -> Vec<Action> {
+    let mut missing: BTreeMap<String, Endpoint> = endpoints.into_iter().map(|one| (identity(&one), one)).collect();
+    let is_empty = missing.is_empty();
+    let mut drafts = Vec::new();
+    for seen in slices {
+        let mut slice = seen.clone();
+        let kept: Vec<Endpoint> =
+            seen.endpoints.iter().flatten().filter_map(|one| missing.remove(&identity(one))).collect();
+        slice.endpoints = Some(kept);
+        slice.metadata.labels = Some(labels(view));
+        drafts.push(Draft { seen: Some(seen), slice });
+    }
+    // Slices that change anyway are filled up first, then the others.
+    drafts.sort_by_key(|draft| draft.seen.is_some_and(|seen| seen.endpoints == draft.slice.endpoints));
+    let mut missing = missing.into_values();
+    for draft in &mut drafts {
+        let room = ENDPOINTS.saturating_sub(draft.endpoints());
+        draft.slice.endpoints.get_or_insert_default().extend(missing.by_ref().take(room));
+    }
+    loop {
+        let chunk: Vec<Endpoint> = missing.by_ref().take(ENDPOINTS).collect();
+        if chunk.is_empty() && !(is_empty && drafts.is_empty()) {
+            break;
+        }
+        drafts.push(Draft { seen: None, slice: new_slice(view, family, ports, chunk) });
+    }
+    let placeholder = if is_empty { 1 } else { 0 };
+    let mut actions = Vec::new();
+    for (index, draft) in drafts.into_iter().enumerate() {
+        match draft.seen {
+            None => actions.push(Action::create(draft.slice)),
+            Some(seen) if draft.endpoints() == 0 && index >= placeholder => {
+                actions.push(Action::Delete(Deletion::of(seen)));
+            }
+            Some(seen) if *seen != draft.slice => actions.push(Action::update(draft.slice)),
+            Some(_) => {}
+        }
+    }
+    actions
+}
+
+/// The same pod stays the same endpoint when its conditions change.
+fn identity(endpoint: &Endpoint) -> String {
+    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref()).unwrap_or_default();
+    format!("{uid} {}", endpoint.addresses.join(","))
+}
+
+fn labels(view: &View) -> BTreeMap<String, String> {
+    let meta = &view.service.metadata;
+    let mut labels = meta.labels.clone().unwrap_or_default();
+    labels.insert(SERVICE_NAME.to_owned(), object::name(meta).to_owned());
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    if backends::is_headless(&backends::spec(&view.service)) {
+        labels.insert(HEADLESS.to_owned(), String::new());
+    } else {
+        labels.remove(HEADLESS);
+    }
+    labels
+}
+
+fn new_slice(view: &View, family: &str, ports: &[Port], endpoints: Vec<Endpoint>) -> EndpointSlice {
+    let meta = &view.service.metadata;
+    EndpointSlice {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", object::name(meta))),
+            namespace: meta.namespace.clone(),
+            labels: Some(labels(view)),
+            owner_references: Some(vec![object::controller_reference(&*view.service)]),
+            ..ObjectMeta::default()
+        },
+        address_type: family.to_owned(),
+        endpoints: Some(endpoints),
+        ports: Some(ports.iter().map(endpoint_port).collect()),
+    }
+}
+
+fn endpoint_port(port: &Port) -> EndpointPort {
+    EndpointPort {
+        name: Some(port.name.clone()),
+        port: Some(port.port),
+        protocol: Some(port.protocol.clone()),
+        app_protocol: port.app_protocol.clone(),
+    }
+}
+
+fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
+    let port = |port: &EndpointPort| Port {
+        name: port.name.clone().unwrap_or_default(),
+        port: port.port.unwrap_or(0),
+        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+        app_protocol: port.app_protocol.clone(),
+    };
+    let mut ports: Vec<Port> = slice.ports.iter().flatten().map(port).collect();
+    ports.sort();
+    ports
+}
+
+fn endpoints(view: &View, family: &str) -> BTreeMap<Vec<Port>, Vec<Endpoint>> {
+    let spec = backends::spec(&view.service);
+    let publish_all = spec.publish_not_ready_addresses.unwrap_or(false);
+    let mut groups: BTreeMap<Vec<Port>, Vec<Endpoint>> = BTreeMap::new();
+    for pod in &view.pods {
+        let is_wanted = |address: &&str| match address.parse::<IpAddr>() {
+            Ok(IpAddr::V4(_)) => family == "IPv4",
+            Ok(IpAddr::V6(_)) => family == "IPv6",
+            Err(_) => false,
+        };
+        let Some(address) = backends::addresses(pod).into_iter().find(is_wanted) else { continue };
+        let (serving, terminating) = (pod::is_ready(pod), object::is_deleting(&pod.metadata));
+        let node = pod::node(pod);
+        let endpoint = Endpoint {
+            addresses: vec![address.to_owned()],
+            conditions: Some(EndpointConditions {
+                ready: Some(publish_all || (serving && !terminating)),
+                serving: Some(serving),
+                terminating: Some(terminating),
+            }),
+            hostname: hostname(&view.service, pod),
+            node_name: node.map(str::to_owned),
+            zone: node.and_then(|node| view.zones.get(node)).cloned(),
+            target_ref: Some(target_reference(pod)),
+            ..Endpoint::default()
+        };
+        groups.entry(backends::ports(&spec, pod)).or_default().push(endpoint);
+    }
+    groups
+}
+
+/// The slice of the Service that leads to the API. It has Kubernetes' name, and no manager but us.
+fn api_slice(view: &View, api: SocketAddr) -> Plan {
+    let meta = &view.service.metadata;
+    let name = object::name(meta);
+    let port = Port { name: "https".to_owned(), port: api.port().into(), protocol: "TCP".to_owned(), app_protocol: None };
+    let conditions = EndpointConditions { ready: Some(true), ..EndpointConditions::default() };
+    let seen = view.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
+    let metadata = match seen {
+        Some(seen) => seen.metadata.clone(),
+        None => ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: meta.namespace.clone(),
+            labels: Some([(SERVICE_NAME.to_owned(), name.to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+    };
+    let wanted = EndpointSlice {
+        metadata,
+        address_type: if api.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned(),
+        endpoints: Some(vec![Endpoint {
+            addresses: vec![api.ip().to_string()],
+            conditions: Some(conditions),
+            ..Endpoint::default()
+        }]),
+        ports: Some(vec![endpoint_port(&port)]),
+    };
+    match seen {
+        None => Plan::of(vec![Action::create(wanted)]),
+        Some(seen) if **seen != wanted => Plan::of(vec![Action::update(wanted)]),
+        Some(_) => Plan::default(),
+    }
+}
+
+#[cfg(test)]
+#[path = "endpointslice/tests.rs"]
+mod tests;

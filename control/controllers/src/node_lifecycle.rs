@@ -1,0 +1,349 @@
+//! Nodes that fall silent: marked not ready, tainted, and their pods given up as far as these tolerate it.
+//!
+//! ```text
+//!  heartbeat (Lease, or Ready's own) older than the grace ─> conditions Unknown, pods not ready
+//!  Ready False ─> taint not-ready, Ready Unknown ─> taint unreachable     (NoSchedule and NoExecute)
+//!  NoExecute ─> pods that do not tolerate it are deleted, others when their time is over
+//! ```
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tandem_client::{
+    events::{self, Note, Severity},
+    tolerations::tolerates,
+};
+
+use crate::{
+    Cache, Change, Controller, Error, Input, Key, Store,
+    action::{Action, Deletion, Plan, Target},
+    object, pod,
+};
+
+/// Where nodes renew their Leases.
+pub(crate) const LEASES: &str = "kube-node-lease";
+const READY: &str = "Ready";
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// Conditions that are taints when they are true.
+const PRESSURES: [(&str, &str); 4] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
+];
+/// Conditions that nobody knows any more once the node is silent.
+const REPORTED: [&str; 4] = [READY, "MemoryPressure", "DiskPressure", "PIDPressure"];
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Pods that one plan marks, and deletes.
+const BURST: usize = 500;
+
+pub(crate) struct NodeLifecycle {
+    grace: Duration,
+    /// The last heartbeat of each node and when it was first seen here: clocks of nodes may differ from ours.
+    heartbeats: Mutex<HashMap<String, Heartbeat>>,
+}
+
+#[derive(Clone, Debug)]
+struct Heartbeat {
+    beat: Option<Timestamp>,
+    seen: Timestamp,
+}
+
+#[derive(Debug)]
+pub(crate) struct View {
+    node: Arc<Node>,
+    /// When the node was last heard of, by our clock.
+    heard: Timestamp,
+    grace: Duration,
+    /// Its pods; none while the node is well.
+    pods: Vec<Arc<Pod>>,
+}
+
+impl NodeLifecycle {
+    pub(crate) fn new(grace: Duration) -> NodeLifecycle {
+        NodeLifecycle { grace, heartbeats: Mutex::new(HashMap::new()) }
+    }
+
+    fn heard(&self, cache: &Cache, node: &Node, now: Timestamp) -> Timestamp {
+        let name = object::name(&node.metadata);
+        let lease = cache.leases.get(&Key::new(LEASES, name)).and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
+        let reported = condition(node, READY).and_then(|ready| ready.last_heartbeat_time.clone());
+        let beat = lease.map(|time| time.0).max(reported.map(|time| time.0));
+        let mut heartbeats = self.heartbeats.lock();
+        let last = heartbeats.entry(name.to_owned()).or_insert(Heartbeat { beat, seen: now });
+        if last.beat != beat {
+            *last = Heartbeat { beat, seen: now };
+        }
+        last.seen
+    }
+}
+
+impl Controller for NodeLifecycle {
+    type Parent = Node;
+    type View = View;
+
+    const NAME: &'static str = "node-lifecycle";
+    const READS: &'static [&'static str] = &["Node", "Lease", "Pod"];
+
+    fn store(cache: &Cache) -> &Store<Node> {
+        &cache.nodes
+    }
+
+    fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
+        match change {
+            Change::Node(delta) => {
+                if delta.new.is_none() {
+                    self.heartbeats.lock().remove(&delta.key().name);
+                }
+                vec![delta.key()]
+            }
+            Change::Lease(delta) => vec![Key::new("", delta.key().name)],
+            // A pod that came to a node which is not well.
+            Change::Pod(delta) => {
+                let node = delta.new.as_ref().and_then(|pod| pod::node(pod)).map(|name| Key::new("", name));
+                node.filter(|key| cache.nodes.get(key).is_some_and(|node| is_unwell(&node))).into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    async fn view(&self, input: &Input<'_>, node: Arc<Node>) -> Result<View, Error> {
+        let heard = self.heard(input.cache, &node, input.now);
+        let name = object::name(&node.metadata);
+        let silent = object::until(object::after(heard, seconds(self.grace)), input.now).is_zero();
+        let mut pods = if silent || is_unwell(&node) { input.cache.pods.all() } else { Vec::new() };
+        pods.retain(|pod| pod::node(pod) == Some(name) && !pod::is_terminal(pod));
+        Ok(View { node, heard, grace: self.grace, pods })
+    }
+
+    fn plan(view: &View, now: Timestamp) -> Plan {
+        plan(view, now)
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
+    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+fn status_of<'a>(node: &'a Node, kind: &str) -> &'a str {
+    condition(node, kind).map_or("", |condition| condition.status.as_str())
+}
+
+fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+}
+
+fn is_unwell(node: &Node) -> bool {
+    status_of(node, READY) != "True" || taints(node).iter().any(|taint| taint.effect == "NoExecute")
+}
+
+fn plan(view: &View, now: Timestamp) -> Plan {
+    let node = &view.node;
+    let mut plan = Plan::default();
+    if object::is_deleting(&node.metadata) {
+        return plan;
+    }
+    let deadline = object::after(view.heard, seconds(view.grace));
+    let rest = object::until(deadline, now);
+    let is_silent = rest.is_zero();
+    if !is_silent {
+        plan.requeue_after(rest);
+    }
+    let known = status_of(node, READY);
+    if is_silent && known != "Unknown" {
+        // The taints follow in the next plan: this one has written the node.
+        plan.actions.push(Action::set_status(silenced(node, now)));
+        plan.actions.push(Action::Event(Note::new(
+            events::reference(&**node),
+            Severity::Normal,
+            "NodeNotReady",
+            format!("Node {} status is now: NodeNotReady", object::name(&node.metadata)),
+        )));
+    } else {
+        let wanted = wanted_taints(node, now);
+        if wanted != taints(node) {
+            plan.actions.push(set_taints(node, wanted));
+        }
+    }
+    if is_silent {
+        let serving = view.pods.iter().filter(|pod| pod::is_ready(pod)).take(BURST);
+        plan.actions.extend(serving.map(|pod| Action::set_status(not_ready(pod, now))));
+    }
+    evict(view, now, &mut plan);
+    plan
+}
+
+/// The node with everything that it reported marked as not known any more.
+fn silenced(node: &Node, now: Timestamp) -> Node {
+    let mut node = node.clone();
+    let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
+    for kind in REPORTED {
+        let old = conditions.iter().position(|condition| condition.type_ == kind);
+        let (reason, message) = match old {
+            Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
+            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
+        };
+        let unknown = NodeCondition {
+            type_: kind.to_owned(),
+            status: "Unknown".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_heartbeat_time: old.and_then(|index| conditions[index].last_heartbeat_time.clone()),
+            last_transition_time: Some(object::time(now)),
+        };
+        match old {
+            Some(index) if conditions[index].status == "Unknown" => {}
+            Some(index) => conditions[index] = unknown,
+            None => conditions.push(unknown),
+        }
+    }
+    node
+}
+
+fn taint(key: &str, effect: &str) -> Taint {
+    Taint { key: key.to_owned(), effect: effect.to_owned(), value: None, time_added: None }
+}
+
+/// The taints that the node's conditions ask for, and those that others have put on it.
+fn wanted_taints(node: &Node, now: Timestamp) -> Vec<Taint> {
+    let mut own = Vec::new();
+    match status_of(node, READY) {
+        "True" => {}
+        "Unknown" => own.extend([taint(UNREACHABLE, "NoSchedule"), taint(UNREACHABLE, "NoExecute")]),
+        // A node that has said nothing yet keeps pods away, but sends none away.
+        "" => own.push(taint(NOT_READY, "NoSchedule")),
+        _ => own.extend([taint(NOT_READY, "NoSchedule"), taint(NOT_READY, "NoExecute")]),
+    }
+    for (kind, key) in PRESSURES {
+        if status_of(node, kind) == "True" {
+            own.push(taint(key, "NoSchedule"));
+        }
+    }
+    if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
+        own.push(taint(UNSCHEDULABLE, "NoSchedule"));
+    }
+    let is_ours = |taint: &Taint| {
+        [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&taint.key.as_str())
+            || PRESSURES.iter().any(|(_, key)| *key == taint.key)
+    };
+    let same = |one: &Taint, other: &Taint| one.key == other.key && one.effect == other.effect;
+    let kept = taints(node).iter().filter(|taint| !is_ours(taint) || own.iter().any(|own| same(own, taint)));
+    let mut wanted: Vec<Taint> = kept.cloned().collect();
+    for taint in own {
+        if !wanted.iter().any(|there| same(there, &taint)) {
+            wanted.push(Taint { time_added: Some(object::time(now)), ..taint });
+        }
+    }
+    for taint in wanted.iter_mut().filter(|taint| taint.effect == "NoExecute" && taint.time_added.is_none()) {
+        // From now on the pods' patience counts.
+        taint.time_added = Some(object::time(now));
+    }
+    wanted
+}
+
+#[derive(Debug, Serialize)]
+struct Tainted {
+    metadata: TaintedMeta,
+    spec: TaintedSpec,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TaintedMeta {
+    resource_version: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct TaintedSpec {
+    taints: Vec<Taint>,
+}
+
+fn set_taints(node: &Node, taints: Vec<Taint>) -> Action {
+    let metadata = TaintedMeta { resource_version: node.metadata.resource_version.clone() };
+    Action::patch(Target::of(node), Tainted { metadata, spec: TaintedSpec { taints } })
+}
+
+/// Replaces a condition; its time stays when its status does.
+fn set_condition(pod: &mut Pod, kind: &str, status: &str, reason: Option<(&str, String)>, now: Timestamp) {
+    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+    let old = conditions.iter().position(|condition| condition.type_ == kind);
+    let mut new = old.map(|index| conditions.remove(index)).unwrap_or_default();
+    if new.status != status {
+        new.last_transition_time = Some(object::time(now));
+    }
+    if let Some((reason, message)) = reason {
+        (new.reason, new.message) = (Some(reason.to_owned()), Some(message));
+    }
+    conditions.push(PodCondition { type_: kind.to_owned(), status: status.to_owned(), ..new });
+}
+
+fn not_ready(pod: &Pod, now: Timestamp) -> Pod {
+    let mut pod = pod.clone();
+    set_condition(&mut pod, READY, "False", None, now);
+    pod
+}
+
+/// The pod with the condition that tells why it is taken away.
+pub(crate) fn disrupted(pod: &Pod, reason: &str, message: String, now: Timestamp) -> Pod {
+    let mut pod = pod.clone();
+    set_condition(&mut pod, "DisruptionTarget", "True", Some((reason, message)), now);
+    pod
+}
+
+/// Deletes the pods that do not put up with the node's NoExecute taints, or no longer.
+fn evict(view: &View, now: Timestamp, plan: &mut Plan) {
+    let taints: Vec<&Taint> = taints(&view.node).iter().filter(|taint| taint.effect == "NoExecute").collect();
+    if taints.is_empty() {
+        return;
+    }
+    let is_mirror = |pod: &Pod| object::annotation(&pod.metadata, MIRROR).is_some();
+    let mut left = BURST;
+    for pod in view.pods.iter().filter(|pod| !object::is_deleting(&pod.metadata) && !is_mirror(pod)) {
+        let Some(end) = patience_ends(pod, &taints, now) else { continue };
+        match object::until(end, now) {
+            Duration::ZERO if left > 0 => {
+                left -= 1;
+                let name = Key::of(&pod.metadata);
+                let note = format!("Marking for deletion Pod {name}");
+                let reference = events::reference(&**pod);
+                plan.actions.push(Action::Event(Note::new(reference, Severity::Normal, "TaintManagerEviction", note)));
+                let message = "Taint manager: deleting due to NoExecute taint".to_owned();
+                plan.actions.push(Action::set_status(disrupted(pod, "DeletionByTaintManager", message, now)));
+                plan.actions.push(Action::Delete(Deletion::of(&**pod)));
+            }
+            Duration::ZERO => plan.requeue_after(Duration::from_secs(1)),
+            rest => plan.requeue_after(rest),
+        }
+    }
+}
+
+/// When the pod has to go; `None` if it may stay for ever.
+fn patience_ends(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Option<Timestamp> {
+    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let ends = taints.iter().filter_map(|taint| {
+        let tolerating: Vec<_> = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
+        if tolerating.is_empty() {
+            return Some(Timestamp::MIN);
+        }
+        // The shortest patience counts; a toleration without a limit alone is patient for ever.
+        let limit = tolerating.iter().filter_map(|toleration| toleration.toleration_seconds).min()?;
+        let since = taint.time_added.as_ref().map_or(now, |Time(since)| *since);
+        Some(object::after(since, limit.max(0)))
+    });
+    ends.min()
+}
+
+#[cfg(test)]
+mod tests;

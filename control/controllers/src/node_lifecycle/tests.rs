@@ -1,0 +1,144 @@
+use expect_test::{Expect, expect};
+use k8s_openapi::api::core::v1::{NodeSpec, NodeStatus, Toleration};
+
+use super::*;
+use crate::{action::testing::describe, testing};
+
+const NOW: i64 = 10_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// Words: ready, failing, unknown, pressure, cordoned; `KEY:EFFECT[:SECONDS AGO]` for taints.
+fn node(text: &str) -> Node {
+    let has = |word: &str| text.split_whitespace().any(|other| other == word);
+    let taints = text.split_whitespace().filter_map(|word| word.split_once(':')).map(|(key, rest)| {
+        let (effect, ago) = rest.split_once(':').unwrap_or((rest, ""));
+        let time_added = ago.parse::<i64>().ok().map(|ago| Time(at(NOW - ago)));
+        let key = key.replace("unreachable", UNREACHABLE);
+        Taint { key, effect: effect.into(), value: None, time_added }
+    });
+    let condition = |kind: &str, status: &str| NodeCondition {
+        type_: kind.into(),
+        status: status.into(),
+        ..NodeCondition::default()
+    };
+    let ready = [("ready", "True"), ("failing", "False"), ("unknown", "Unknown")].iter().find(|(word, _)| has(word));
+    let mut conditions: Vec<NodeCondition> = ready.iter().map(|(_, status)| condition(READY, status)).collect();
+    if has("pressure") {
+        conditions.push(condition("MemoryPressure", "True"));
+    }
+    let mut node = Node {
+        spec: Some(NodeSpec {
+            taints: Some(taints.collect()),
+            unschedulable: has("cordoned").then_some(true),
+            ..NodeSpec::default()
+        }),
+        status: Some(NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }),
+        ..Node::default()
+    };
+    node.metadata.name = Some("n1".into());
+    node
+}
+
+fn pod(text: &str) -> Pod {
+    let mut pod = testing::pod(text);
+    let patience = text.split(':').find_map(|word| word.strip_prefix("patience="));
+    pod.spec.as_mut().unwrap().tolerations = patience.map(|seconds| {
+        vec![Toleration {
+            operator: Some("Exists".into()),
+            toleration_seconds: seconds.parse().ok(),
+            ..Toleration::default()
+        }]
+    });
+    pod
+}
+
+fn check(node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
+    let pods = pods.split_whitespace().map(|text| Arc::new(pod(text))).collect();
+    let view = View { node: Arc::new(node(node_text)), heard: at(NOW - silent_for), grace: Duration::from_secs(10), pods };
+    expect.assert_eq(&describe(&plan(&view, at(NOW)), |action| {
+        if let Some(node) = action.object::<Node>() {
+            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            return conditions.map(|one| format!("{}={}/{}", one.type_, one.status, one.reason.clone().unwrap_or_default())).collect::<Vec<_>>().join(" ");
+        }
+        let conditions = action.object::<Pod>().into_iter().flat_map(|pod| pod.status.iter()).flat_map(|status| status.conditions.iter().flatten());
+        conditions.map(|one| format!("{}={}", one.type_, one.status)).collect::<Vec<_>>().join(" ")
+    }));
+}
+
+#[test]
+fn a_node_that_is_well_is_looked_at_again() {
+    check("ready", 3, "", expect![[r#"
+        again in 7s
+    "#]]);
+}
+
+#[test]
+fn a_silent_node_is_not_ready_and_neither_are_its_pods() {
+    check("ready", 10, "a:ready:patience=300 b", expect![[r#"
+        status Node n1 Ready=Unknown/NodeStatusUnknown MemoryPressure=Unknown/NodeStatusNeverUpdated DiskPressure=Unknown/NodeStatusNeverUpdated PIDPressure=Unknown/NodeStatusNeverUpdated
+        event Normal NodeNotReady: Node n1 status is now: NodeNotReady
+        status Pod default/a Ready=False
+    "#]]);
+}
+
+#[test]
+fn taints_follow_the_conditions() {
+    check("unknown", 11, "", expect![[r#"
+        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    "#]]);
+    check("failing pressure gpu:NoSchedule", 1, "", expect![[r#"
+        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"gpu"},{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoSchedule","key":"node.kubernetes.io/memory-pressure","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 9s
+    "#]]);
+    check("ready cordoned unreachable:NoExecute:5 unreachable:NoSchedule:5", 1, "", expect![[r#"
+        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unschedulable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 9s
+    "#]]);
+    check("", 1, "", expect![[r#"
+        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 9s
+    "#]]);
+}
+
+#[test]
+fn pods_go_when_their_patience_ends() {
+    check(
+        "unknown unreachable:NoSchedule:50 unreachable:NoExecute:50",
+        60,
+        "gone:patience=40 soon:patience=70 stays:patience=ever none leaving:deleting",
+        expect![[r#"
+            event Normal TaintManagerEviction: Marking for deletion Pod default/gone
+            status Pod default/gone Ready=False DisruptionTarget=True
+            delete Pod default/gone
+            event Normal TaintManagerEviction: Marking for deletion Pod default/none
+            status Pod default/none Ready=False DisruptionTarget=True
+            delete Pod default/none
+            again in 20s
+        "#]],
+    );
+}
+
+#[test]
+fn patience_with_a_users_taint_counts_from_when_it_is_seen() {
+    check("ready drain:NoExecute", 1, "a:patience=60", expect![[r#"
+        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoExecute","key":"drain","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 9s
+    "#]]);
+}
+
+#[test]
+fn heartbeats_count_by_our_clock() {
+    let (cache, lifecycle) = (Cache::default(), NodeLifecycle::new(Duration::from_secs(10)));
+    let mut node = node("ready");
+    let mut beat = |second| {
+        let conditions = node.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions[0].last_heartbeat_time = Some(Time(at(second)));
+        node.clone()
+    };
+    assert_eq!(lifecycle.heard(&cache, &beat(5), at(100)), at(100), "a clock that is behind");
+    assert_eq!(lifecycle.heard(&cache, &beat(5), at(107)), at(100));
+    assert_eq!(lifecycle.heard(&cache, &beat(6), at(108)), at(108));
+}
