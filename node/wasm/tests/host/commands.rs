@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use tandem_runtime::{ContainerSpec, Error, Limits, Runtime};
+use tandem_runtime::{ContainerSpec, Error, ExecIo, ExecRequest, Limits, Runtime};
+use tokio::sync::mpsc;
 
 use crate::{
     bench::{Bench, command_spec, mount},
@@ -114,6 +115,33 @@ async fn a_cpu_limit_holds() {
     let share = Duration::from_nanos(used).as_secs_f64() / began.elapsed().as_secs_f64();
     assert!((0.03..0.15).contains(&share), "a tenth of a core was allowed, {share} was used");
     bench.finish().await;
+}
+
+#[tokio::test]
+async fn exec_sends_its_output_while_it_runs() {
+    let bench = Bench::start().await;
+    let image = bench.image("command", &guests::command()).await;
+    let sandbox = bench.sandbox().await;
+    let id = bench.run(&sandbox, &command_spec(&image, &["wait"])).await;
+    for (word, code, out, err) in [("print", 0, "out 1\nout 2\n", "err 1\n"), ("three", 3, "", "")] {
+        let (stdout, mut from_stdout) = mpsc::channel(8);
+        let (stderr, mut from_stderr) = mpsc::channel(8);
+        let io = ExecIo { stdin: mpsc::channel(1).1, stdout, stderr, resize: mpsc::channel(1).1 };
+        let command = vec![word.to_owned()];
+        let request = ExecRequest { command, stdin: false, stdout: true, stderr: true, tty: false };
+        assert_eq!(bench.host.exec_stream(&id, request, io).await, Ok(code));
+        assert_eq!(all(&mut from_stdout).await, out);
+        assert_eq!(all(&mut from_stderr).await, err);
+    }
+    bench.finish().await;
+}
+
+async fn all(receiver: &mut mpsc::Receiver<bytes::Bytes>) -> String {
+    let mut text = Vec::new();
+    while let Some(bytes) = receiver.recv().await {
+        text.extend_from_slice(&bytes);
+    }
+    String::from_utf8(text).unwrap()
 }
 
 #[tokio::test]

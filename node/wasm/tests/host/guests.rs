@@ -49,3 +49,10 @@ pub fn command_component() -> Vec<u8> {
         .encode()
         .unwrap()
 }
+
+/// A command that listens on an address with sockets of its own, and fails if it may not.
+pub fn listener([a, b, c, d]: [u8; 4], port: u16) -> Vec<u8> {
+    let text = include_str!("listener.wat");
+    let address = format!("(i32.const {port}) (i32.const {a}) (i32.const {b}) (i32.const {c}) (i32.const {d})");
+    component("listener", &text.replace("ADDRESS", &address))
+}

@@ -5,6 +5,7 @@
 mod bench;
 mod commands;
 mod guests;
+mod namespaces;
 mod registry;
 mod restarts;
 mod serving;
