@@ -56,7 +56,8 @@ impl NameRule {
     /// What is wrong with a name; empty when nothing is. For a `generateName`, pass the prefix itself.
     pub fn problems(self, name: &str, is_prefix: bool) -> Vec<String> {
         // A prefix may end in '-': the random suffix follows.
-        let masked = if is_prefix && name.ends_with('-') { format!("{}a", &name[..name.len() - 1]) } else { name.to_owned() };
+        let masked =
+            if is_prefix && name.ends_with('-') { format!("{}a", &name[..name.len() - 1]) } else { name.to_owned() };
         match self {
             NameRule::Dns1123Subdomain => names::dns1123_subdomain(&masked),
             NameRule::Dns1123Label => names::dns1123_label(&masked),

@@ -60,8 +60,7 @@ pub fn hash(registry: &Registry, group: &str, version: &str) -> String {
 
 /// The document of one group and version as JSON; `None` if it is not served.
 pub fn v3(registry: &Registry, group: &str, version: &str) -> Option<Vec<u8>> {
-    let rows: Vec<_> =
-        registry.all().into_iter().filter(|def| def.group == group && def.version == version).collect();
+    let rows: Vec<_> = registry.all().into_iter().filter(|def| def.group == group && def.version == version).collect();
     if rows.is_empty() {
         return None;
     }

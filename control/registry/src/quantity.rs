@@ -125,7 +125,8 @@ impl Unit {
 
     fn power(exponent: i32, style: Style) -> Unit {
         let exponent = exponent.saturating_add(9);
-        let nanos = u32::try_from(exponent).map_or(1, |exponent| 10_i128.checked_pow(exponent).unwrap_or(LIMIT).min(LIMIT));
+        let nanos =
+            u32::try_from(exponent).map_or(1, |exponent| 10_i128.checked_pow(exponent).unwrap_or(LIMIT).min(LIMIT));
         Unit { nanos, shift: u32::try_from(-exponent.min(0)).unwrap_or_default(), style }
     }
 
@@ -233,11 +234,36 @@ mod tests {
     #[test]
     fn canonical_forms() {
         for (text, canonical) in [
-            ("0", "0"), ("1", "1"), ("0.5", "500m"), ("1.5", "1500m"), ("100m", "100m"), ("1000m", "1"), ("1000", "1k"),
-            ("1500", "1500"), ("10000", "10k"), ("1024", "1024"), ("1Ki", "1Ki"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"),
-            ("0.5Ki", "512"), ("2e3", "2e3"), ("2E3", "2e3"), ("1e0", "1"), ("1E", "1E"), ("128974848", "128974848"),
-            ("129M", "129M"), ("123Mi", "123Mi"), ("-1.5", "-1500m"), ("+2", "2"), ("1.", "1"), (".5", "500m"),
-            ("0.0000000001", "1n"), ("1e-12", "1e-9"), ("100n", "100n"), ("5u", "5u"), ("99999999999999999999999999E", "9223372036854775807"),
+            ("0", "0"),
+            ("1", "1"),
+            ("0.5", "500m"),
+            ("1.5", "1500m"),
+            ("100m", "100m"),
+            ("1000m", "1"),
+            ("1000", "1k"),
+            ("1500", "1500"),
+            ("10000", "10k"),
+            ("1024", "1024"),
+            ("1Ki", "1Ki"),
+            ("1024Mi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("0.5Ki", "512"),
+            ("2e3", "2e3"),
+            ("2E3", "2e3"),
+            ("1e0", "1"),
+            ("1E", "1E"),
+            ("128974848", "128974848"),
+            ("129M", "129M"),
+            ("123Mi", "123Mi"),
+            ("-1.5", "-1500m"),
+            ("+2", "2"),
+            ("1.", "1"),
+            (".5", "500m"),
+            ("0.0000000001", "1n"),
+            ("1e-12", "1e-9"),
+            ("100n", "100n"),
+            ("5u", "5u"),
+            ("99999999999999999999999999E", "9223372036854775807"),
             ("0.3Gi", "322122547200m"),
         ] {
             assert_eq!(Quantity::parse(text).unwrap().to_string(), canonical, "{text}");
@@ -247,9 +273,16 @@ mod tests {
     #[test]
     fn what_is_no_quantity() {
         for (text, error) in [
-            ("", QuantityError::Format), ("x", QuantityError::Format), ("1x", QuantityError::Format),
-            ("1.2.3", QuantityError::Format), ("--1", QuantityError::Format), ("1mm", QuantityError::Suffix),
-            ("1KI", QuantityError::Format), ("1K", QuantityError::Suffix), ("1e", QuantityError::Suffix), (".", QuantityError::Format),
+            ("", QuantityError::Format),
+            ("x", QuantityError::Format),
+            ("1x", QuantityError::Format),
+            ("1.2.3", QuantityError::Format),
+            ("--1", QuantityError::Format),
+            ("1mm", QuantityError::Suffix),
+            ("1KI", QuantityError::Format),
+            ("1K", QuantityError::Suffix),
+            ("1e", QuantityError::Suffix),
+            (".", QuantityError::Format),
         ] {
             assert_eq!(Quantity::parse(text).map(|found| found.to_string()), Err(error), "{text}");
         }

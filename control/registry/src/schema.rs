@@ -119,9 +119,7 @@ impl Field {
         match (self.label, value) {
             (Label::List, Value::Array(list)) => list.is_empty(),
             (Label::Map, Value::Object(map)) => map.is_empty(),
-            (Label::One, Value::String(text)) => {
-                text.is_empty() && matches!(self.shape, Shape::String | Shape::Bytes)
-            }
+            (Label::One, Value::String(text)) => text.is_empty() && matches!(self.shape, Shape::String | Shape::Bytes),
             (Label::One, Value::Bool(set)) => !set && self.shape == Shape::Bool,
             (Label::One, Value::Number(number)) => {
                 number.as_f64() == Some(0.0) && matches!(self.shape, Shape::Int32 | Shape::Int64 | Shape::Double)

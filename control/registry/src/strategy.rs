@@ -30,7 +30,20 @@ pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Object) {
     (def.hooks.prepare)(object, None);
 }
 
+/// Metadata that the system sets. A writer who leaves it out means what is stored; one who gives it must give the same,
+/// which validation sees to.
+const SYSTEM: [&str; 4] = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
+
+fn keep_system_metadata(object: &mut Object, old: &Object) {
+    for key in SYSTEM {
+        if object.str_at(&["metadata", key]).is_none_or(str::is_empty) && object.i64_at(&["metadata", key]).is_none() {
+            restore(object, old, &["metadata", key]);
+        }
+    }
+}
+
 pub(crate) fn prepare_update(def: &ResourceDef, object: &mut Object, old: &Object) {
+    keep_system_metadata(object, old);
     if def.has_status() {
         restore(object, old, &["status"]);
     }
@@ -47,6 +60,7 @@ pub(crate) fn prepare_update(def: &ResourceDef, object: &mut Object, old: &Objec
 }
 
 pub(crate) fn prepare_status(object: &mut Object, old: &Object) {
+    keep_system_metadata(object, old);
     let keys: Vec<String> = object.0.keys().chain(old.0.keys()).cloned().collect();
     for key in keys {
         if !["apiVersion", "kind", "metadata", "status"].contains(&key.as_str()) {
@@ -135,4 +149,54 @@ pub(crate) fn validate_update(def: &ResourceDef, object: &Object, old: &Object) 
 pub(crate) fn validate_status(def: &ResourceDef, object: &Object, old: &Object) -> Vec<Cause> {
     let _ = def;
     validate::metadata::on_update(object, old)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tandem_api::Object;
+
+    use crate::Registry;
+
+    fn object(value: serde_json::Value) -> Object {
+        Object::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn generations_count_changes_of_intent() {
+        let deployments = Registry::builtin().by_kind("apps", "v1", "Deployment").unwrap();
+        let old = object(
+            json!({"metadata": {"name": "d", "uid": "u", "generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 1}}),
+        );
+        let update = |new: serde_json::Value| {
+            let mut new = object(new);
+            deployments.prepare_update(&mut new, &old);
+            (new.generation(), new.i64_at(&["status", "replicas"]), new.uid().to_owned())
+        };
+        let kept = Some(1);
+        assert_eq!(
+            update(json!({"metadata": {"name": "d", "labels": {"a": "b"}}, "spec": {"replicas": 1}})),
+            (4, kept, "u".into())
+        );
+        assert_eq!(
+            update(json!({"metadata": {"generation": 9}, "spec": {"replicas": 2}, "status": {"replicas": 7}})),
+            (5, kept, "u".into())
+        );
+        let dying = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"replicas": 1}});
+        assert_eq!(update(dying), (5, kept, "u".into()));
+    }
+
+    #[test]
+    fn status_updates_change_status_and_little_else() {
+        let deployments = Registry::builtin().by_kind("apps", "v1", "Deployment").unwrap();
+        let old =
+            object(json!({"metadata": {"name": "d", "generation": 4, "finalizers": ["a/b"]}, "spec": {"replicas": 1}}));
+        let mut new = object(
+            json!({"metadata": {"name": "d", "annotations": {"a": "b"}}, "spec": {"replicas": 5}, "status": {"replicas": 1}}),
+        );
+        deployments.prepare_status(&mut new, &old);
+        let expected = json!({"metadata": {"name": "d", "annotations": {"a": "b"}, "generation": 4, "finalizers": ["a/b"]},
+            "spec": {"replicas": 1}, "status": {"replicas": 1}});
+        assert_eq!(serde_json::Value::Object(new.0), expected);
+    }
 }

@@ -47,7 +47,8 @@ pub(crate) fn policy_binding(object: &Object, now: Timestamp) -> Vec<Value> {
 
 pub(crate) fn api_service(object: &Object, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (part(object, "spec"), part(object, "status"));
-    let service = spec.child("service").map(|service| format!("{}/{}", service.text("namespace"), service.text("name")));
+    let service =
+        spec.child("service").map(|service| format!("{}/{}", service.text("namespace"), service.text("name")));
     let available = status.each("conditions").find(|condition| condition.text("type") == "Available");
     let available = match available {
         Some(condition) if condition.text("status") == "True" => "True".to_owned(),

@@ -56,68 +56,76 @@ fn core(kind: &str) -> &'static [Column] {
         "Endpoints" => const { &[NAME, text("Endpoints"), AGE] },
         "Event" => EVENT,
         "Namespace" => const { &[NAME, text("Status"), AGE] },
-        "Node" => const {
-            &[
-                NAME,
-                text("Status"),
-                text("Roles"),
-                AGE,
-                text("Version"),
-                wide("Internal-IP"),
-                wide("External-IP"),
-                wide("OS-Image"),
-                wide("Kernel-Version"),
-                wide("Container-Runtime"),
-            ]
-        },
-        "PersistentVolume" => const {
-            &[
-                NAME,
-                text("Capacity"),
-                text("Access Modes"),
-                text("Reclaim Policy"),
-                text("Status"),
-                text("Claim"),
-                text("StorageClass"),
-                text("VolumeAttributesClass"),
-                text("Reason"),
-                AGE,
-                wide("VolumeMode"),
-            ]
-        },
-        "PersistentVolumeClaim" => const {
-            &[
-                NAME,
-                text("Status"),
-                text("Volume"),
-                text("Capacity"),
-                text("Access Modes"),
-                text("StorageClass"),
-                text("VolumeAttributesClass"),
-                AGE,
-                wide("VolumeMode"),
-            ]
-        },
-        "Pod" => const {
-            &[
-                NAME,
-                text("Ready"),
-                text("Status"),
-                text("Restarts"),
-                AGE,
-                wide("IP"),
-                wide("Node"),
-                wide("Nominated Node"),
-                wide("Readiness Gates"),
-            ]
-        },
+        "Node" => {
+            const {
+                &[
+                    NAME,
+                    text("Status"),
+                    text("Roles"),
+                    AGE,
+                    text("Version"),
+                    wide("Internal-IP"),
+                    wide("External-IP"),
+                    wide("OS-Image"),
+                    wide("Kernel-Version"),
+                    wide("Container-Runtime"),
+                ]
+            }
+        }
+        "PersistentVolume" => {
+            const {
+                &[
+                    NAME,
+                    text("Capacity"),
+                    text("Access Modes"),
+                    text("Reclaim Policy"),
+                    text("Status"),
+                    text("Claim"),
+                    text("StorageClass"),
+                    text("VolumeAttributesClass"),
+                    text("Reason"),
+                    AGE,
+                    wide("VolumeMode"),
+                ]
+            }
+        }
+        "PersistentVolumeClaim" => {
+            const {
+                &[
+                    NAME,
+                    text("Status"),
+                    text("Volume"),
+                    text("Capacity"),
+                    text("Access Modes"),
+                    text("StorageClass"),
+                    text("VolumeAttributesClass"),
+                    AGE,
+                    wide("VolumeMode"),
+                ]
+            }
+        }
+        "Pod" => {
+            const {
+                &[
+                    NAME,
+                    text("Ready"),
+                    text("Status"),
+                    text("Restarts"),
+                    AGE,
+                    wide("IP"),
+                    wide("Node"),
+                    wide("Nominated Node"),
+                    wide("Readiness Gates"),
+                ]
+            }
+        }
         "PodTemplate" => const { &[NAME, text("Containers"), text("Images"), text("Pod Labels")] },
         "ReplicationController" => REPLICAS,
         "ResourceQuota" => const { &[NAME, text("Request"), text("Limit"), AGE] },
         "Secret" => const { &[NAME, text("Type"), number("Data"), AGE] },
-        "Service" => const {
-            &[NAME, text("Type"), text("Cluster-IP"), text("External-IP"), text("Port(s)"), AGE, wide("Selector")]
-        },
+        "Service" => {
+            const { &[NAME, text("Type"), text("Cluster-IP"), text("External-IP"), text("Port(s)"), AGE, wide("Selector")] }
+        }
         "ServiceAccount" => const { &[NAME, text("Secrets"), AGE] },
         _ => DEFAULT,
     }
@@ -150,59 +158,67 @@ const REPLICAS: &[Column] = &[
 fn workloads(kind: &str) -> &'static [Column] {
     match kind {
         "ControllerRevision" => const { &[NAME, text("Controller"), text("Revision"), AGE] },
-        "CronJob" => const {
-            &[
-                NAME,
-                text("Schedule"),
-                text("Timezone"),
-                flag("Suspend"),
-                number("Active"),
-                text("Last Schedule"),
-                AGE,
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ]
-        },
-        "DaemonSet" => const {
-            &[
-                NAME,
-                number("Desired"),
-                number("Current"),
-                number("Ready"),
-                number("Up-to-date"),
-                number("Available"),
-                text("Node Selector"),
-                AGE,
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ]
-        },
-        "Deployment" => const {
-            &[
-                NAME,
-                text("Ready"),
-                text("Up-to-date"),
-                text("Available"),
-                AGE,
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ]
-        },
-        "Job" => const {
-            &[
-                NAME,
-                text("Status"),
-                text("Completions"),
-                text("Duration"),
-                AGE,
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ]
-        },
+        "CronJob" => {
+            const {
+                &[
+                    NAME,
+                    text("Schedule"),
+                    text("Timezone"),
+                    flag("Suspend"),
+                    number("Active"),
+                    text("Last Schedule"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            }
+        }
+        "DaemonSet" => {
+            const {
+                &[
+                    NAME,
+                    number("Desired"),
+                    number("Current"),
+                    number("Ready"),
+                    number("Up-to-date"),
+                    number("Available"),
+                    text("Node Selector"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            }
+        }
+        "Deployment" => {
+            const {
+                &[
+                    NAME,
+                    text("Ready"),
+                    text("Up-to-date"),
+                    text("Available"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            }
+        }
+        "Job" => {
+            const {
+                &[
+                    NAME,
+                    text("Status"),
+                    text("Completions"),
+                    text("Duration"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            }
+        }
         "ReplicaSet" => REPLICAS,
         "StatefulSet" => const { &[NAME, text("Ready"), AGE, wide("Containers"), wide("Images")] },
         _ => DEFAULT,
@@ -223,30 +239,34 @@ fn network(kind: &str) -> &'static [Column] {
 
 fn storage(kind: &str) -> &'static [Column] {
     match kind {
-        "CSIDriver" => const {
-            &[
-                NAME,
-                flag("AttachRequired"),
-                flag("PodInfoOnMount"),
-                flag("StorageCapacity"),
-                text("TokenRequests"),
-                flag("RequiresRepublish"),
-                text("Modes"),
-                AGE,
-            ]
-        },
+        "CSIDriver" => {
+            const {
+                &[
+                    NAME,
+                    flag("AttachRequired"),
+                    flag("PodInfoOnMount"),
+                    flag("StorageCapacity"),
+                    text("TokenRequests"),
+                    flag("RequiresRepublish"),
+                    text("Modes"),
+                    AGE,
+                ]
+            }
+        }
         "CSINode" => const { &[NAME, number("Drivers"), AGE] },
         "CSIStorageCapacity" => const { &[NAME, text("StorageClassName"), text("Capacity")] },
-        "StorageClass" => const {
-            &[
-                NAME,
-                text("Provisioner"),
-                text("ReclaimPolicy"),
-                text("VolumeBindingMode"),
-                flag("AllowVolumeExpansion"),
-                AGE,
-            ]
-        },
+        "StorageClass" => {
+            const {
+                &[
+                    NAME,
+                    text("Provisioner"),
+                    text("ReclaimPolicy"),
+                    text("VolumeBindingMode"),
+                    flag("AllowVolumeExpansion"),
+                    AGE,
+                ]
+            }
+        }
         "VolumeAttachment" => const { &[NAME, text("Attacher"), text("PV"), text("Node"), flag("Attached"), AGE] },
         "VolumeAttributesClass" => const { &[NAME, text("DriverName"), AGE] },
         _ => DEFAULT,
@@ -258,9 +278,9 @@ fn admission(kind: &str) -> &'static [Column] {
         "APIService" => const { &[NAME, text("Service"), text("Available"), AGE] },
         "MutatingAdmissionPolicy" => const { &[NAME, number("Mutations"), text("ParamKind"), AGE] },
         "ValidatingAdmissionPolicy" => const { &[NAME, number("Validations"), text("ParamKind"), AGE] },
-        "MutatingAdmissionPolicyBinding" | "ValidatingAdmissionPolicyBinding" => const {
-            &[NAME, text("PolicyName"), text("ParamRef"), AGE]
-        },
+        "MutatingAdmissionPolicyBinding" | "ValidatingAdmissionPolicyBinding" => {
+            const { &[NAME, text("PolicyName"), text("ParamRef"), AGE] }
+        }
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => const { &[NAME, number("Webhooks"), AGE] },
         _ => DEFAULT,
     }
@@ -268,45 +288,47 @@ fn admission(kind: &str) -> &'static [Column] {
 
 fn others(kind: &str) -> &'static [Column] {
     match kind {
-        "CertificateSigningRequest" => const {
-            &[NAME, AGE, text("SignerName"), text("Requestor"), text("RequestedDuration"), text("Condition")]
-        },
-        "ClusterRoleBinding" | "RoleBinding" => const {
-            &[NAME, text("Role"), AGE, wide("Users"), wide("Groups"), wide("ServiceAccounts")]
-        },
+        "CertificateSigningRequest" => {
+            const { &[NAME, AGE, text("SignerName"), text("Requestor"), text("RequestedDuration"), text("Condition")] }
+        }
+        "ClusterRoleBinding" | "RoleBinding" => {
+            const { &[NAME, text("Role"), AGE, wide("Users"), wide("Groups"), wide("ServiceAccounts")] }
+        }
         "DeviceClass" | "ResourceClaimTemplate" => const { &[NAME, AGE] },
         "Event" => EVENT,
-        "FlowSchema" => const {
-            &[
-                NAME,
-                text("PriorityLevel"),
-                number("MatchingPrecedence"),
-                text("DistinguisherMethod"),
-                AGE,
-                text("MissingPL"),
-            ]
-        },
-        "HorizontalPodAutoscaler" => const {
-            &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE]
-        },
+        "FlowSchema" => {
+            const {
+                &[
+                    NAME,
+                    text("PriorityLevel"),
+                    number("MatchingPrecedence"),
+                    text("DistinguisherMethod"),
+                    AGE,
+                    text("MissingPL"),
+                ]
+            }
+        }
+        "HorizontalPodAutoscaler" => {
+            const { &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE] }
+        }
         "Lease" => const { &[NAME, text("Holder"), AGE] },
-        "PodDisruptionBudget" => const {
-            &[NAME, text("Min Available"), text("Max Unavailable"), number("Allowed Disruptions"), AGE]
-        },
-        "PriorityClass" => const {
-            &[NAME, number("Value"), flag("Global-Default"), AGE, text("PreemptionPolicy")]
-        },
-        "PriorityLevelConfiguration" => const {
-            &[
-                NAME,
-                text("Type"),
-                text("NominalConcurrencyShares"),
-                text("Queues"),
-                text("HandSize"),
-                text("QueueLengthLimit"),
-                AGE,
-            ]
-        },
+        "PodDisruptionBudget" => {
+            const { &[NAME, text("Min Available"), text("Max Unavailable"), number("Allowed Disruptions"), AGE] }
+        }
+        "PriorityClass" => const { &[NAME, number("Value"), flag("Global-Default"), AGE, text("PreemptionPolicy")] },
+        "PriorityLevelConfiguration" => {
+            const {
+                &[
+                    NAME,
+                    text("Type"),
+                    text("NominalConcurrencyShares"),
+                    text("Queues"),
+                    text("HandSize"),
+                    text("QueueLengthLimit"),
+                    AGE,
+                ]
+            }
+        }
         "ResourceClaim" => const { &[NAME, text("State"), AGE] },
         "ResourceSlice" => const { &[NAME, text("Node"), text("Driver"), text("Pool"), AGE] },
         "RuntimeClass" => const { &[NAME, text("Handler"), AGE] },

@@ -11,12 +11,8 @@ use super::{
 use crate::json::{Fields, FieldsExt};
 
 fn access_modes(fields: &Fields) -> String {
-    let short = [
-        ("ReadWriteOnce", "RWO"),
-        ("ReadOnlyMany", "ROX"),
-        ("ReadWriteMany", "RWX"),
-        ("ReadWriteOncePod", "RWOP"),
-    ];
+    let short =
+        [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
     let modes = strings(fields, "accessModes");
     let shown = short.iter().filter(|(long, _)| modes.iter().any(|mode| mode == long)).map(|(_, short)| *short);
     shown.collect::<Vec<_>>().join(",")

@@ -41,10 +41,8 @@ pub(super) fn labels(fields: &Fields, key: &str) -> String {
 /// A `LabelSelector` as text: `app=web,tier in (a,b),!old`.
 pub(super) fn selector(owner: &Fields, key: &str) -> String {
     let Some(selector) = owner.child(key) else { return NONE.to_owned() };
-    let mut parts: Vec<(String, String)> = selector
-        .pairs("matchLabels")
-        .map(|(key, value)| (key.to_owned(), format!("{key}={value}")))
-        .collect();
+    let mut parts: Vec<(String, String)> =
+        selector.pairs("matchLabels").map(|(key, value)| (key.to_owned(), format!("{key}={value}"))).collect();
     for expression in selector.each("matchExpressions") {
         let key = expression.text("key");
         let mut values = strings(expression, "values");
@@ -65,8 +63,11 @@ pub(super) fn selector(owner: &Fields, key: &str) -> String {
 
 /// The names and the images of a template's containers.
 pub(super) fn containers(template: Option<&Fields>) -> (String, String) {
-    let containers: Vec<&Fields> =
-        template.and_then(|template| template.child("spec")).into_iter().flat_map(|spec| spec.each("containers")).collect();
+    let containers: Vec<&Fields> = template
+        .and_then(|template| template.child("spec"))
+        .into_iter()
+        .flat_map(|spec| spec.each("containers"))
+        .collect();
     let of = |key: &str| containers.iter().map(|one| one.text(key)).collect::<Vec<_>>().join(",");
     (of("name"), of("image"))
 }

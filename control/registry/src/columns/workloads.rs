@@ -147,11 +147,7 @@ pub(crate) fn controller_revision(object: &Object, now: Timestamp) -> Vec<Value>
 pub(crate) fn pod_template(object: &Object, _now: Timestamp) -> Vec<Value> {
     let template = object.0.child("template");
     let (names, images) = containers(template);
-    let pod_labels = template.and_then(|template| template.child("metadata")).map(|metadata| labels(metadata, "labels"));
-    vec![
-        object.name().into(),
-        names.into(),
-        images.into(),
-        pod_labels.unwrap_or_else(|| NONE.to_owned()).into(),
-    ]
+    let pod_labels =
+        template.and_then(|template| template.child("metadata")).map(|metadata| labels(metadata, "labels"));
+    vec![object.name().into(), names.into(), images.into(), pod_labels.unwrap_or_else(|| NONE.to_owned()).into()]
 }

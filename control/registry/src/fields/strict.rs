@@ -18,9 +18,8 @@ pub fn parse_strict(bytes: &[u8]) -> Result<(Object, Vec<String>), ApiError> {
     let mut reader = Reader { path: String::new(), duplicates: Vec::new() };
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Node(&mut reader).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
-    let value = value.map_err(|error| {
-        ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
-    })?;
+    let value = value
+        .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}")))?;
     let kind = json_kind(&value);
     let object = Object::from_value(value).ok_or_else(|| {
         ApiError::bad_request(format!(

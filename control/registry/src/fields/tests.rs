@@ -69,27 +69,39 @@ fn wrong_types_in_the_words_of_go() {
     of(r#"{"spec": {"replicas": 3, "template": {"metadata": null}}}"#, expect!["fine"]);
     of(
         r#"{"spec": {"replicas": "3"}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#
+        ]],
     );
     of(
         r#"{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "a", "value": 1}]}]}}}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field EnvVar.spec.template.spec.containers.env.value of type string"#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field EnvVar.spec.template.spec.containers.env.value of type string"#
+        ]],
     );
     of(
         r#"{"spec": {"template": {"spec": {"containers": {}}}}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container"#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container"#
+        ]],
     );
     of(
         r#"{"metadata": {"labels": {"a": 1}}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"#
+        ]],
     );
     of(
         r#"{"spec": {"template": {"spec": {"containers": [{"resources": {"limits": {"cpu": "1x"}}}]}}}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"#
+        ]],
     );
     of(
         r#"{"metadata": {"creationTimestamp": "yesterday"}}"#,
-        expect![[r#"Deployment in version "v1" cannot be handled as a Deployment: parsing time "yesterday" as "2006-01-02T15:04:05Z07:00": cannot parse "yesterday" as "2006""#]],
+        expect![[
+            r#"Deployment in version "v1" cannot be handled as a Deployment: parsing time "yesterday" as "2006-01-02T15:04:05Z07:00": cannot parse "yesterday" as "2006""#
+        ]],
     );
     check_types(
         "core.v1.Secret",
@@ -105,6 +117,8 @@ fn pruning_writes_what_go_would() {
         r#"{"apiVersion": "v1", "kind": "Pod", "other": 1, "metadata": {"name": "p", "labels": {}, "creationTimestamp": null},
             "spec": {"x": 1, "hostNetwork": false, "terminationGracePeriodSeconds": 0, "volumes": [{"name": "v", "emptyDir": {}}],
             "containers": [{"name": "c", "args": [], "env": [{"name": "E", "value": ""}], "resources": {"limits": {"cpu": 0.5, "memory": "1024Mi"}}}]}}"#,
-        expect![[r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"terminationGracePeriodSeconds":0,"volumes":[{"name":"v","emptyDir":{}}],"containers":[{"name":"c","env":[{"name":"E"}],"resources":{"limits":{"cpu":"500m","memory":"1Gi"}}}]}}"#]],
+        expect![[
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"terminationGracePeriodSeconds":0,"volumes":[{"name":"v","emptyDir":{}}],"containers":[{"name":"c","env":[{"name":"E"}],"resources":{"limits":{"cpu":"500m","memory":"1Gi"}}}]}}"#
+        ]],
     );
 }

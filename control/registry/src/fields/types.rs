@@ -49,7 +49,9 @@ impl<'a> Walk<'a> {
             let Some(field) = ty.field(key) else {
                 if ty.has_type_meta && (key == "apiVersion" || key == "kind") && !value.is_string() {
                     let found = json_kind(value);
-                    return Err(format!("json: cannot unmarshal {found} into Go struct field TypeMeta.{key} of type string"));
+                    return Err(format!(
+                        "json: cannot unmarshal {found} into Go struct field TypeMeta.{key} of type string"
+                    ));
                 }
                 continue;
             };
@@ -148,7 +150,9 @@ impl<'a> Walk<'a> {
             (Shape::IntOrString, other) => {
                 Err(format!("json: cannot unmarshal {} into Go value of type int32", json_kind(other)))
             }
-            (Shape::Time | Shape::MicroTime, Value::String(text)) => time_problem(text, field.shape).map_or(Ok(()), Err),
+            (Shape::Time | Shape::MicroTime, Value::String(text)) => {
+                time_problem(text, field.shape).map_or(Ok(()), Err)
+            }
             (Shape::Duration, Value::String(text)) => {
                 parse_duration(text).map(|_| ()).ok_or_else(|| format!("time: invalid duration {text:?}"))
             }

@@ -20,8 +20,7 @@ pub(super) const VALIDATING_POLICY_BINDING: Hooks =
     Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
 pub(super) const MUTATING_POLICY_BINDING: Hooks =
     Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
-pub(super) const CUSTOM_RESOURCE: Hooks =
-    Hooks { default: default_custom_resource, ..Hooks::NONE };
+pub(super) const CUSTOM_RESOURCE: Hooks = Hooks { default: default_custom_resource, ..Hooks::NONE };
 pub(super) const API_SERVICE: Hooks =
     Hooks { default: default_api_service, cells: columns::admission::api_service, ..Hooks::NONE };
 

@@ -104,7 +104,13 @@ fn autoscaler_to_v2(object: &mut Object) {
 fn autoscaler_from_v2(object: &mut Object) {
     object.set(&["apiVersion"], "autoscaling/v1");
     split_metrics(object, &["spec", "metrics"], "target", &["spec", "targetCPUUtilizationPercentage"], METRICS);
-    split_metrics(object, &["status", "currentMetrics"], "current", &["status", "currentCPUUtilizationPercentage"], CURRENT);
+    split_metrics(
+        object,
+        &["status", "currentMetrics"],
+        "current",
+        &["status", "currentCPUUtilizationPercentage"],
+        CURRENT,
+    );
     for (path, key) in [(["spec", "behavior"], BEHAVIOR), (["status", "conditions"], CONDITIONS)] {
         if let Some(value) = object.remove(&path) {
             put_annotation(object, key, &value);

@@ -5,8 +5,12 @@ use tandem_api::Object;
 
 use crate::{Hooks, columns, json::FieldsExt, validate};
 
-pub(super) const INGRESS: Hooks =
-    Hooks { default: default_ingress, validate: validate::network::ingress, cells: columns::network::ingress, ..Hooks::NONE };
+pub(super) const INGRESS: Hooks = Hooks {
+    default: default_ingress,
+    validate: validate::network::ingress,
+    cells: columns::network::ingress,
+    ..Hooks::NONE
+};
 pub(super) const INGRESS_CLASS: Hooks = Hooks {
     default: default_ingress_class,
     validate: validate::network::ingress_class,

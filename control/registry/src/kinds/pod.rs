@@ -95,7 +95,9 @@ mod tests {
             (container(json!({"requests": {"cpu": "1"}})), "Burstable"),
             (container(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), "Guaranteed"),
             (
-                container(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}})),
+                container(
+                    json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}}),
+                ),
                 "Guaranteed",
             ),
             (container(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}})), "Burstable"),

@@ -15,11 +15,8 @@ pub(super) const AUTOSCALER: Hooks = Hooks {
     cells: columns::policy::autoscaler,
     ..Hooks::NONE
 };
-pub(super) const DISRUPTION_BUDGET: Hooks = Hooks {
-    validate: validate::policy::disruption_budget,
-    cells: columns::policy::disruption_budget,
-    ..Hooks::NONE
-};
+pub(super) const DISRUPTION_BUDGET: Hooks =
+    Hooks { validate: validate::policy::disruption_budget, cells: columns::policy::disruption_budget, ..Hooks::NONE };
 pub(super) const PRIORITY_CLASS: Hooks = Hooks {
     default: |object| object.0.or_text("preemptionPolicy", "PreemptLowerPriority"),
     validate: validate::policy::priority_class,
@@ -41,8 +38,11 @@ pub(super) const FLOW_SCHEMA: Hooks =
     Hooks { default: default_flow_schema, cells: columns::policy::flow_schema, ..Hooks::NONE };
 pub(super) const PRIORITY_LEVEL: Hooks =
     Hooks { default: default_priority_level, cells: columns::policy::priority_level, ..Hooks::NONE };
-pub(super) const RESOURCE_CLAIM: Hooks =
-    Hooks { default: |object| default_devices(object.0.child_mut("spec")), cells: columns::policy::resource_claim, ..Hooks::NONE };
+pub(super) const RESOURCE_CLAIM: Hooks = Hooks {
+    default: |object| default_devices(object.0.child_mut("spec")),
+    cells: columns::policy::resource_claim,
+    ..Hooks::NONE
+};
 pub(super) const RESOURCE_CLAIM_TEMPLATE: Hooks = Hooks {
     default: |object| default_devices(object.0.child_mut("spec").and_then(|spec| spec.child_mut("spec"))),
     cells: columns::name_and_age,

@@ -6,11 +6,7 @@ use crate::{Hooks, NameRule, columns, json::FieldsExt, validate};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
-pub(super) const ROLE: Hooks = Hooks {
-    validate: validate::rbac::role,
-    name: NameRule::PathSegment,
-    ..Hooks::NONE
-};
+pub(super) const ROLE: Hooks = Hooks { validate: validate::rbac::role, name: NameRule::PathSegment, ..Hooks::NONE };
 pub(super) const CLUSTER_ROLE: Hooks = Hooks { validate: validate::rbac::cluster_role, ..ROLE };
 pub(super) const BINDING: Hooks = Hooks {
     default: default_binding,

@@ -29,8 +29,7 @@ pub(super) const STORAGE_CLASS: Hooks = Hooks {
     cells: columns::storage::storage_class,
     ..Hooks::NONE
 };
-pub(super) const CSI_DRIVER: Hooks =
-    Hooks { default: default_driver, cells: columns::storage::driver, ..Hooks::NONE };
+pub(super) const CSI_DRIVER: Hooks = Hooks { default: default_driver, cells: columns::storage::driver, ..Hooks::NONE };
 pub(super) const CSI_NODE: Hooks = Hooks { cells: columns::storage::csi_node, ..Hooks::NONE };
 pub(super) const CSI_CAPACITY: Hooks = Hooks { cells: columns::storage::csi_capacity, ..Hooks::NONE };
 pub(super) const ATTACHMENT: Hooks = Hooks { cells: columns::storage::attachment, ..Hooks::NONE };

@@ -163,13 +163,17 @@ fn small_kinds() {
             .kind = "Secret"
             .type = "Opaque""#]],
     );
-    check(("", "Namespace"), serde_json::json!({"metadata": {"name": "n"}}), expect![[r#"
+    check(
+        ("", "Namespace"),
+        serde_json::json!({"metadata": {"name": "n"}}),
+        expect![[r#"
         .metadata.name = "n"
         .metadata.labels.kubernetes.io/metadata.name = "n"
         .apiVersion = "v1"
         .kind = "Namespace"
         .status.phase = "Active"
-        .spec.finalizers[0] = "kubernetes""#]]);
+        .spec.finalizers[0] = "kubernetes""#]],
+    );
     check(
         ("rbac.authorization.k8s.io", "RoleBinding"),
         serde_json::json!({"metadata": {"name": "r"}, "roleRef": {"kind": "Role", "name": "x"},

@@ -5,6 +5,13 @@ use flate2::read::GzDecoder;
 /// Made by `examples/descriptions.rs`.
 pub(super) const COMPRESSED: &[u8] = include_bytes!("../../data/descriptions.tsv.gz");
 
+/// Of Tandem's own kinds.
+const OWN: [(&str, &str, &str); 3] = [
+    ("tandem.v1.Image", "", "Image is a manifest in the cluster's registry under one name: a tag or a digest."),
+    ("tandem.v1.ImageSpec", "", "ImageSpec says what a name in the registry stands for."),
+    ("tandem.v1.ImageList", "", "ImageList is a list of Images."),
+];
+
 /// Descriptions by type and field; the empty field stands for the type itself.
 pub(super) type Descriptions<'a> = HashMap<(&'a str, &'a str), &'a str>;
 
@@ -16,11 +23,13 @@ pub(super) fn read() -> String {
 }
 
 pub(super) fn index(text: &str) -> Descriptions<'_> {
+    let own = OWN.into_iter().map(|(ty, field, text)| ((ty, field), text));
     text.lines()
         .filter_map(|line| {
             let mut cells = line.splitn(3, '\t');
             Some(((cells.next()?, cells.next()?), cells.next()?))
         })
+        .chain(own)
         .collect()
 }
 

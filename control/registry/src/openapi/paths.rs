@@ -34,8 +34,7 @@ pub(super) fn add(def: &ResourceDef, schemas: &mut Schemas<'_>, paths: &mut Fiel
     let verbs = [("get", "get"), ("put", "update"), ("patch", "patch"), ("delete", "delete")];
     insert(paths, format!("{collection}/{{name}}"), def, None, &verbs, schemas);
     for sub in &def.subresources {
-        let verbs =
-            [("get", "get"), ("put", "update"), ("patch", "patch"), ("post", "create"), ("delete", "delete")];
+        let verbs = [("get", "get"), ("put", "update"), ("patch", "patch"), ("post", "create"), ("delete", "delete")];
         insert(paths, format!("{collection}/{{name}}/{}", sub.name), def, Some(sub), &verbs, schemas);
     }
 }
@@ -73,7 +72,8 @@ fn path(operations: &[(&str, Value)], named: bool, namespaced: bool) -> Value {
         parameters.push(in_path("namespace", "object name and auth scope, such as for teams and projects"));
     }
     parameters.push(query("pretty", "string", "If 'true', then the output is pretty printed."));
-    let mut path: Fields = operations.iter().map(|(method, operation)| ((*method).to_owned(), operation.clone())).collect();
+    let mut path: Fields =
+        operations.iter().map(|(method, operation)| ((*method).to_owned(), operation.clone())).collect();
     path.insert("parameters".to_owned(), parameters.into());
     Value::Object(path)
 }
@@ -83,7 +83,11 @@ fn query(name: &str, kind: &str, text: &str) -> Value {
 }
 
 const LIST: &[(&str, &str, &str)] = &[
-    ("allowWatchBookmarks", "boolean", "Asks a watch for events of type \"BOOKMARK\", which carry a resourceVersion only."),
+    (
+        "allowWatchBookmarks",
+        "boolean",
+        "Asks a watch for events of type \"BOOKMARK\", which carry a resourceVersion only.",
+    ),
     ("continue", "string", "Where a list that was cut off by a limit goes on."),
     ("fieldSelector", "string", "Restricts the list by the fields of its objects. Defaults to everything."),
     ("labelSelector", "string", "Restricts the list by the labels of its objects. Defaults to everything."),

@@ -67,7 +67,13 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    fn message(&mut self, ty: &Type, bytes: &[u8], into: &mut Map<String, Value>, depth: usize) -> Result<(), Malformed> {
+    fn message(
+        &mut self,
+        ty: &Type,
+        bytes: &[u8],
+        into: &mut Map<String, Value>,
+        depth: usize,
+    ) -> Result<(), Malformed> {
         if depth > MAX_DEPTH {
             return Err(Malformed::Depth);
         }
@@ -87,7 +93,13 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn field(&mut self, field: &Field, raw: Raw<'_>, into: &mut Map<String, Value>, depth: usize) -> Result<(), Malformed> {
+    fn field(
+        &mut self,
+        field: &Field,
+        raw: Raw<'_>,
+        into: &mut Map<String, Value>,
+        depth: usize,
+    ) -> Result<(), Malformed> {
         match field.label {
             Label::One => {
                 // A message that comes in parts is merged; a later scalar replaces an earlier one.
@@ -209,7 +221,12 @@ impl Decoder<'_> {
                 }
             }),
             // Handled by `value`.
-            Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double | Shape::Bytes
+            Shape::String
+            | Shape::Bool
+            | Shape::Int32
+            | Shape::Int64
+            | Shape::Double
+            | Shape::Bytes
             | Shape::Object(_) => None,
         })
     }

@@ -114,7 +114,8 @@ fn special(schema: &Schema, shape: Shape, value: &Value) -> Vec<u8> {
             list => put_strings(&mut bytes, 2, list),
         },
         // Written by `put_value`.
-        Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double | Shape::Bytes | Shape::Object(_) => {}
+        Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double | Shape::Bytes | Shape::Object(_) => {
+        }
     }
     bytes
 }

@@ -55,7 +55,9 @@ fn plain_zeros_are_nothing_and_pointed_zeros_are_something() {
         "apps/v1",
         "Deployment",
         &raw,
-        expect![[r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web"},"spec":{"replicas":0,"strategy":{}},"status":{}}"#]],
+        expect![[
+            r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web"},"spec":{"replicas":0,"strategy":{}},"status":{}}"#
+        ]],
     );
 }
 
@@ -77,8 +79,18 @@ fn options_are_known_in_every_group() {
 #[test]
 fn odd_bytes_are_refused() {
     check("v1", "Pod", &[0x0a, 5, 1], expect![[r#"Pod in version "v1" cannot be handled as a Pod: unexpected EOF"#]]);
-    check("v1", "Pod", &[0x08, 5], expect![[r#"Pod in version "v1" cannot be handled as a Pod: proto: wrong wireType = 0 for field metadata"#]]);
-    check("v1", "Pod", &[0x0b], expect![[r#"Pod in version "v1" cannot be handled as a Pod: proto: illegal wireType 3"#]]);
+    check(
+        "v1",
+        "Pod",
+        &[0x08, 5],
+        expect![[r#"Pod in version "v1" cannot be handled as a Pod: proto: wrong wireType = 0 for field metadata"#]],
+    );
+    check(
+        "v1",
+        "Pod",
+        &[0x0b],
+        expect![[r#"Pod in version "v1" cannot be handled as a Pod: proto: illegal wireType 3"#]],
+    );
     let registry = registry();
     let error = decode(registry.schema(), registry, b"{}").unwrap_err();
     assert!(error.message.starts_with("provided data does not appear to be a protobuf message"));
@@ -117,21 +129,33 @@ fn packed_numbers_are_read_too() {
 
 #[test]
 fn round_trips() {
-    round_trip(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "creationTimestamp": "2026-01-02T03:04:05Z",
+    round_trip(
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "creationTimestamp": "2026-01-02T03:04:05Z",
         "managedFields": [{"manager": "kubectl", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}}]},
         "spec": {"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "c", "configMap": {"name": "cm", "optional": false}}],
         "containers": [{"name": "c", "image": "i", "livenessProbe": {"httpGet": {"path": "/", "port": "http"}, "initialDelaySeconds": 3},
         "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}],
-        "resources": {"limits": {"cpu": "500m"}}}], "ephemeralContainers": [{"name": "e", "image": "x", "targetContainerName": "c"}]}}));
+        "resources": {"limits": {"cpu": "500m"}}}], "ephemeralContainers": [{"name": "e", "image": "x", "targetContainerName": "c"}]}}),
+    );
     round_trip(json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "AAE="}, "type": "Opaque"}));
-    round_trip(json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": {"renewTime": "2026-01-02T03:04:05.000678Z", "leaseTransitions": 0}}));
-    round_trip(json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "spec": {"minAvailable": "50%", "maxUnavailable": 0}}));
-    round_trip(json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {"extra": {"a": ["b", "c"]}, "user": "u"}, "status": {"allowed": false}}));
-    round_trip(json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": {"group": "g", "scope": "Cluster",
+    round_trip(
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": {"renewTime": "2026-01-02T03:04:05.000678Z", "leaseTransitions": 0}}),
+    );
+    round_trip(
+        json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "spec": {"minAvailable": "50%", "maxUnavailable": 0}}),
+    );
+    round_trip(
+        json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {"extra": {"a": ["b", "c"]}, "user": "u"}, "status": {"allowed": false}}),
+    );
+    round_trip(
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": {"group": "g", "scope": "Cluster",
         "names": {"plural": "p", "kind": "K"}, "versions": [{"name": "v1", "served": true, "storage": false, "subresources": {"status": {}},
         "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "default": {"a": [1, null]},
-        "properties": {"a": {"items": {"type": "string"}, "additionalProperties": false, "enum": ["x", 1], "minimum": 0.0, "$ref": "r"}}}}}]}}));
-    round_trip(json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "5"}, "items": [{"metadata": {"name": "a"}}]}));
+        "properties": {"a": {"items": {"type": "string"}, "additionalProperties": false, "enum": ["x", 1], "minimum": 0.0, "$ref": "r"}}}}}]}}),
+    );
+    round_trip(
+        json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "5"}, "items": [{"metadata": {"name": "a"}}]}),
+    );
 }
 
 proptest! {
@@ -169,15 +193,68 @@ fn bodies_of_kubectl() {
         crate::fields::types(registry.schema(), &ty.name, &object).unwrap();
         expected.assert_eq(&serde_json::to_string(&object).unwrap());
     };
-    sent(include_bytes!("../../tests/bodies/deployment.pb"), expect![[r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","labels":{"app":"web"}},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"nginx","image":"nginx","resources":{}}]}},"strategy":{}},"status":{}}"#]]);
-    sent(include_bytes!("../../tests/bodies/secret.pb"), expect![[r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"a":"Yg=="}}"#]]);
-    sent(include_bytes!("../../tests/bodies/cronjob.pb"), expect![[r#"{"apiVersion":"batch/v1","kind":"CronJob","metadata":{"name":"cj"},"spec":{"schedule":"1_*_*_*_*","jobTemplate":{"metadata":{"name":"cj"},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"cj","image":"i","resources":{}}],"restartPolicy":"OnFailure"}}}}},"status":{}}"#]]);
-    sent(include_bytes!("../../tests/bodies/role.pb"), expect![[r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"Role","metadata":{"name":"r"},"rules":[{"verbs":["get"],"apiGroups":[""],"resources":["pods"]}]}"#]]);
-    sent(include_bytes!("../../tests/bodies/rolebinding.pb"), expect![[r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"RoleBinding","metadata":{"name":"rb"},"subjects":[{"kind":"User","apiGroup":"rbac.authorization.k8s.io","name":"u"}],"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"Role","name":"r"}}"#]]);
-    sent(include_bytes!("../../tests/bodies/service.pb"), expect![[r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"s","labels":{"app":"s"}},"spec":{"ports":[{"name":"80-8080","protocol":"TCP","port":80,"targetPort":8080}],"selector":{"app":"s"},"type":"NodePort"},"status":{"loadBalancer":{}}}"#]]);
-    sent(include_bytes!("../../tests/bodies/ingress.pb"), expect![[r#"{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"i"},"spec":{"rules":[{"host":"a.b","http":{"paths":[{"path":"/","backend":{"service":{"name":"s","port":{"number":80}}},"pathType":"Prefix"}]}}]},"status":{"loadBalancer":{}}}"#]]);
-    sent(include_bytes!("../../tests/bodies/quota.pb"), expect![[r#"{"apiVersion":"v1","kind":"ResourceQuota","metadata":{"name":"q"},"spec":{"hard":{"cpu":"1"}},"status":{}}"#]]);
-    sent(include_bytes!("../../tests/bodies/pdb.pb"), expect![[r#"{"apiVersion":"policy/v1","kind":"PodDisruptionBudget","metadata":{"name":"p"},"spec":{"minAvailable":"50%","selector":{"matchLabels":{"a":"b"}}},"status":{}}"#]]);
-    sent(include_bytes!("../../tests/bodies/token.pb"), expect![[r#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{},"spec":{},"status":{}}"#]]);
-    sent(include_bytes!("../../tests/bodies/priorityclass.pb"), expect![[r#"{"apiVersion":"scheduling.k8s.io/v1","kind":"PriorityClass","metadata":{"name":"pc"},"value":5,"preemptionPolicy":"PreemptLowerPriority"}"#]]);
+    sent(
+        include_bytes!("../../tests/bodies/deployment.pb"),
+        expect![[
+            r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","labels":{"app":"web"}},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"nginx","image":"nginx","resources":{}}]}},"strategy":{}},"status":{}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/secret.pb"),
+        expect![[r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"a":"Yg=="}}"#]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/cronjob.pb"),
+        expect![[
+            r#"{"apiVersion":"batch/v1","kind":"CronJob","metadata":{"name":"cj"},"spec":{"schedule":"1_*_*_*_*","jobTemplate":{"metadata":{"name":"cj"},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"cj","image":"i","resources":{}}],"restartPolicy":"OnFailure"}}}}},"status":{}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/role.pb"),
+        expect![[
+            r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"Role","metadata":{"name":"r"},"rules":[{"verbs":["get"],"apiGroups":[""],"resources":["pods"]}]}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/rolebinding.pb"),
+        expect![[
+            r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"RoleBinding","metadata":{"name":"rb"},"subjects":[{"kind":"User","apiGroup":"rbac.authorization.k8s.io","name":"u"}],"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"Role","name":"r"}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/service.pb"),
+        expect![[
+            r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"s","labels":{"app":"s"}},"spec":{"ports":[{"name":"80-8080","protocol":"TCP","port":80,"targetPort":8080}],"selector":{"app":"s"},"type":"NodePort"},"status":{"loadBalancer":{}}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/ingress.pb"),
+        expect![[
+            r#"{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"i"},"spec":{"rules":[{"host":"a.b","http":{"paths":[{"path":"/","backend":{"service":{"name":"s","port":{"number":80}}},"pathType":"Prefix"}]}}]},"status":{"loadBalancer":{}}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/quota.pb"),
+        expect![[
+            r#"{"apiVersion":"v1","kind":"ResourceQuota","metadata":{"name":"q"},"spec":{"hard":{"cpu":"1"}},"status":{}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/pdb.pb"),
+        expect![[
+            r#"{"apiVersion":"policy/v1","kind":"PodDisruptionBudget","metadata":{"name":"p"},"spec":{"minAvailable":"50%","selector":{"matchLabels":{"a":"b"}}},"status":{}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/token.pb"),
+        expect![[
+            r#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{},"spec":{},"status":{}}"#
+        ]],
+    );
+    sent(
+        include_bytes!("../../tests/bodies/priorityclass.pb"),
+        expect![[
+            r#"{"apiVersion":"scheduling.k8s.io/v1","kind":"PriorityClass","metadata":{"name":"pc"},"value":5,"preemptionPolicy":"PreemptLowerPriority"}"#
+        ]],
+    );
 }

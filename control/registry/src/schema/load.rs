@@ -87,21 +87,33 @@ struct Row<'a> {
 }
 
 fn rows(table: &'static str) -> impl Iterator<Item = Row<'static>> {
-    table.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let mut cells = line.split('\t');
-        let (owner, name, number, label, target) =
-            (cells.next()?, cells.next()?, cells.next()?, cells.next()?, cells.next()?);
-        let required = cells.next()? == "required";
-        let flag = cells.next()?;
-        let label = match label {
-            "repeated" => Label::List,
-            "map" => Label::Map,
-            _ => Label::One,
-        };
-        Some(Row { owner, name, number: number.parse().ok()?, label, target, required, flag, rest: cells.collect() })
-    })
-    // Fields that the served release does not have yet are unknown to it.
-    .filter(|row| row.flag != "newer than 1.36")
+    table
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let mut cells = line.split('\t');
+            let (owner, name, number, label, target) =
+                (cells.next()?, cells.next()?, cells.next()?, cells.next()?, cells.next()?);
+            let required = cells.next()? == "required";
+            let flag = cells.next()?;
+            let label = match label {
+                "repeated" => Label::List,
+                "map" => Label::Map,
+                _ => Label::One,
+            };
+            Some(Row {
+                owner,
+                name,
+                number: number.parse().ok()?,
+                label,
+                target,
+                required,
+                flag,
+                rest: cells.collect(),
+            })
+        })
+        // Fields that the served release does not have yet are unknown to it.
+        .filter(|row| row.flag != "newer than 1.36")
 }
 
 /// Types whose only field is a list of strings, written as the list alone in JSON.
@@ -110,7 +122,8 @@ fn is_string_list(name: &str) -> bool {
 }
 
 fn shape(target: &str, ids: &HashMap<&str, TypeId>) -> Shape {
-    let schema = |ids: &HashMap<&str, TypeId>| ids.get("apiextensions.v1.JSONSchemaProps").copied().unwrap_or(TypeId(0));
+    let schema =
+        |ids: &HashMap<&str, TypeId>| ids.get("apiextensions.v1.JSONSchemaProps").copied().unwrap_or(TypeId(0));
     match target {
         "string" => Shape::String,
         "bool" => Shape::Bool,
@@ -172,8 +185,7 @@ pub(super) fn builtin() -> Schema {
             TypeId(u32::try_from(names.len() - 1).unwrap_or(u32::MAX))
         });
     }
-    let mut types: Vec<Type> =
-        names.iter().map(|name| Type { name: Cow::Borrowed(name), ..Type::default() }).collect();
+    let mut types: Vec<Type> = names.iter().map(|name| Type { name: Cow::Borrowed(name), ..Type::default() }).collect();
     for row in rows(TABLE) {
         let Some(owner) = ids.get(row.owner).map(|id| &mut types[id.0 as usize]) else { continue };
         let entry = match ids.get(row.target) {

@@ -58,7 +58,9 @@ impl FieldSelector {
 
     /// Whether an object of the kind is selected. A field that the kind doesn't have selects nothing.
     pub fn matches(&self, def: &ResourceDef, object: &Object) -> bool {
-        self.0.iter().all(|term| def.field(object, &term.field).is_some_and(|value| (value == term.value) == term.equal))
+        self.0
+            .iter()
+            .all(|term| def.field(object, &term.field).is_some_and(|value| (value == term.value) == term.equal))
     }
 }
 

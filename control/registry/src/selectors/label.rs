@@ -117,7 +117,8 @@ fn tokens(text: &str) -> Vec<Token> {
             tokens.push(Token::Symbol(symbol));
             rest = &rest[symbol.len()..];
         } else {
-            let end = rest.find(|letter: char| "=!(),><".contains(letter) || letter.is_whitespace()).unwrap_or(rest.len());
+            let end =
+                rest.find(|letter: char| "=!(),><".contains(letter) || letter.is_whitespace()).unwrap_or(rest.len());
             tokens.push(Token::Word(rest[..end].to_owned()));
             rest = &rest[end..];
         }

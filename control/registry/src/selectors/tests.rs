@@ -84,7 +84,10 @@ fn field_selectors_select() {
     assert_eq!(error.message, "field label not supported: spec.x");
     let roles = registry.by_path("rbac.authorization.k8s.io", "v1", "roles").unwrap();
     let error = FieldSelector::parse("spec.x=1").unwrap().check(&roles).unwrap_err();
-    assert_eq!(error.message, "\"spec.x\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"");
+    assert_eq!(
+        error.message,
+        "\"spec.x\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+    );
     let error = FieldSelector::parse("a").unwrap_err();
     assert_eq!(error.message, "invalid selector: 'a'; can't understand 'a'");
 }
