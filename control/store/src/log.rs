@@ -39,7 +39,7 @@ use crate::{
 pub(crate) const LOG_FILE: &str = "log.sqlite";
 
 /// Bytes of entries that stay in memory after they are on disk, so that applying and replicating read no file.
-pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
+pub const LOG_CACHE_BYTES_MAX: usize = 4 << 20;
 
 /// Work that may wait for the writer; beyond it raft itself waits.
 const QUEUE_MAX: usize = 4096;
