@@ -1,0 +1,212 @@
+//! What a node may do: its own Node, lease and pods, and what those pods refer to.
+
+use serde_json::Value;
+use tandem_api::{ApiError, Key, Object};
+use tandem_store::Consistency;
+
+use super::{Attributes, Decision};
+use crate::core::Core;
+
+const NODE_LEASES: &str = "kube-node-lease";
+
+/// What every node may read: what it takes to run pods and their network.
+const READABLE: &[(&str, &str)] = &[
+    ("", "nodes"),
+    ("", "pods"),
+    ("", "services"),
+    ("", "endpoints"),
+    ("", "namespaces"),
+    ("", "persistentvolumes"),
+    ("", "persistentvolumeclaims"),
+    ("discovery.k8s.io", "endpointslices"),
+    ("node.k8s.io", "runtimeclasses"),
+    ("networking.k8s.io", "networkpolicies"),
+    ("networking.k8s.io", "ingresses"),
+    ("networking.k8s.io", "ingressclasses"),
+    ("scheduling.k8s.io", "priorityclasses"),
+    ("storage.k8s.io", "csidrivers"),
+    ("storage.k8s.io", "csinodes"),
+    ("storage.k8s.io", "storageclasses"),
+    ("storage.k8s.io", "volumeattachments"),
+];
+
+/// What every node may create: word about itself, and questions about those who call it.
+const CREATABLE: &[(&str, &str)] = &[
+    ("", "events"),
+    ("events.k8s.io", "events"),
+    ("authentication.k8s.io", "tokenreviews"),
+    ("authorization.k8s.io", "subjectaccessreviews"),
+    ("authorization.k8s.io", "localsubjectaccessreviews"),
+    ("certificates.k8s.io", "certificatesigningrequests"),
+];
+
+/// Where a node's request leads: some answers need the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    Allowed,
+    /// If the pod of that name runs on the node.
+    OwnPod,
+    /// If a pod on the node refers to the object of that name.
+    Referenced,
+    Denied,
+}
+
+pub(super) async fn decide(core: &Core, node: &str, asked: &Attributes) -> Result<Decision, ApiError> {
+    let allowed = match rule(node, asked) {
+        Rule::Allowed => true,
+        Rule::Denied => false,
+        Rule::OwnPod => own_pod(core, node, asked).await?,
+        Rule::Referenced => referenced(core, node, asked).await?,
+    };
+    if allowed {
+        return Ok(Decision::Allowed);
+    }
+    let why = match rule(node, asked) {
+        Rule::OwnPod | Rule::Referenced => format!("no relationship found between node '{node}' and this object"),
+        Rule::Allowed | Rule::Denied => String::new(),
+    };
+    Ok(Decision::Denied(why))
+}
+
+fn rule(node: &str, asked: &Attributes) -> Rule {
+    if asked.is_path() {
+        return Rule::Denied;
+    }
+    let what = (asked.group.as_str(), asked.resource.as_str());
+    let own = asked.name.as_deref() == Some(node);
+    let when = |condition: bool| if condition { Rule::Allowed } else { Rule::Denied };
+    match (asked.verb.as_str(), what) {
+        ("get" | "list" | "watch", what) if READABLE.contains(&what) => Rule::Allowed,
+        ("create", what) if CREATABLE.contains(&what) => Rule::Allowed,
+        ("update" | "patch", ("" | "events.k8s.io", "events")) => Rule::Allowed,
+        ("get" | "list" | "watch", ("certificates.k8s.io", "certificatesigningrequests")) => Rule::Allowed,
+        // That the Node has the node's own name is seen when its body is read: admission/node.rs.
+        ("create", ("", "nodes")) => Rule::Allowed,
+        ("update" | "patch", ("", "nodes" | "nodes/status")) => when(own),
+        ("create", ("coordination.k8s.io", "leases")) => when(asked.namespace.as_deref() == Some(NODE_LEASES)),
+        ("get" | "update" | "patch" | "delete", ("coordination.k8s.io", "leases")) => {
+            when(own && asked.namespace.as_deref() == Some(NODE_LEASES))
+        }
+        ("create" | "delete" | "get" | "update" | "patch", ("storage.k8s.io", "csinodes")) => when(own),
+        ("delete" | "update" | "patch", ("", "pods" | "pods/status")) if asked.name.is_some() => {
+            let status_or_deletion = asked.verb == "delete" || asked.resource == "pods/status";
+            if status_or_deletion { Rule::OwnPod } else { Rule::Denied }
+        }
+        ("create", ("", "pods/eviction")) => Rule::OwnPod,
+        ("get" | "list" | "watch", ("", "configmaps" | "secrets")) if asked.name.is_some() => Rule::Referenced,
+        ("get", ("", "serviceaccounts")) | ("create", ("", "serviceaccounts/token")) => Rule::Referenced,
+        _ => Rule::Denied,
+    }
+}
+
+async fn own_pod(core: &Core, node: &str, asked: &Attributes) -> Result<bool, ApiError> {
+    let Some(name) = &asked.name else { return Ok(false) };
+    let pods = core.row("", "v1", "pods")?;
+    let found = core.objects.get(&pods, asked.namespace.as_deref(), name, Consistency::Any).await?;
+    // A pod that is gone is told as 404 by the verb.
+    Ok(found.is_none_or(|pod| pod.str_at(&["spec", "nodeName"]) == Some(node)))
+}
+
+/// Whether a pod on the node, in the object's namespace, names the object.
+async fn referenced(core: &Core, node: &str, asked: &Attributes) -> Result<bool, ApiError> {
+    let (Some(namespace), Some(name)) = (asked.namespace.as_deref(), asked.name.as_deref()) else { return Ok(false) };
+    let pods = core.row("", "v1", "pods")?;
+    let prefix = Key::prefix("", "pods", Some(namespace));
+    for at in [Consistency::Any, Consistency::Linearizable] {
+        let page = core.objects.page(&prefix, at, None, 0).await?;
+        for stored in &page.items {
+            // Most pods name neither; finding that out without reading their JSON keeps this cheap with many pods.
+            if !mentions(&stored.value, node) || !mentions(&stored.value, name) {
+                continue;
+            }
+            let pod = core.objects.read(&pods, stored)?;
+            if pod.str_at(&["spec", "nodeName"]) == Some(node) && refers(&pod, &asked.resource, name) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn mentions(value: &[u8], word: &str) -> bool {
+    !word.is_empty() && value.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// Whether a pod's spec names the ConfigMap, Secret or ServiceAccount.
+fn refers(pod: &Object, resource: &str, name: &str) -> bool {
+    let keys: &[&str] = match resource {
+        "configmaps" => &["configMap", "configMapRef", "configMapKeyRef"],
+        "secrets" => &["secret", "secretRef", "secretKeyRef", "imagePullSecrets", "nodePublishSecretRef"],
+        _ => return pod.str_at(&["spec", "serviceAccountName"]).unwrap_or("default") == name,
+    };
+    pod.at(&["spec"]).is_some_and(|spec| names(spec, keys, name))
+}
+
+fn names(value: &Value, keys: &[&str], name: &str) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(key, value)| {
+            (keys.contains(&key.as_str()) && is_called(value, name)) || names(value, keys, name)
+        }),
+        Value::Array(list) => list.iter().any(|value| names(value, keys, name)),
+        _ => false,
+    }
+}
+
+/// References carry the name as `name` or, in Secret volumes, as `secretName`; some stand in lists.
+fn is_called(reference: &Value, name: &str) -> bool {
+    if let Value::Array(list) = reference {
+        return list.iter().any(|reference| is_called(reference, name));
+    }
+    ["name", "secretName"].iter().any(|key| reference.get(key).and_then(Value::as_str) == Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(verb: &str, group: &str, resource: &str, namespace: &str, name: &str, expected: Rule) {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let (namespace, name) = (some(namespace), some(name));
+        let asked = Attributes::resource(verb, group, resource, namespace.as_deref(), name.as_deref());
+        assert_eq!(rule("n1", &asked), expected, "{verb} {resource} {name:?}");
+    }
+
+    #[test]
+    fn a_node_has_its_own_things() {
+        check("patch", "", "nodes/status", "", "n1", Rule::Allowed);
+        check("patch", "", "nodes/status", "", "n2", Rule::Denied);
+        check("delete", "", "nodes", "", "n1", Rule::Denied);
+        check("update", "coordination.k8s.io", "leases", "kube-node-lease", "n1", Rule::Allowed);
+        check("update", "coordination.k8s.io", "leases", "kube-node-lease", "n2", Rule::Denied);
+        check("create", "coordination.k8s.io", "leases", "default", "", Rule::Denied);
+        check("patch", "", "pods/status", "a", "p", Rule::OwnPod);
+        check("patch", "", "pods", "a", "p", Rule::Denied);
+        check("create", "", "pods", "a", "", Rule::Denied);
+        check("list", "", "secrets", "a", "", Rule::Denied);
+        check("get", "", "secrets", "a", "s", Rule::Referenced);
+        check("create", "", "serviceaccounts/token", "a", "default", Rule::Referenced);
+        check("watch", "discovery.k8s.io", "endpointslices", "", "", Rule::Allowed);
+        check("create", "", "events", "a", "", Rule::Allowed);
+        check("create", "apps", "deployments", "a", "", Rule::Denied);
+    }
+
+    #[test]
+    fn pods_refer_to_what_they_mount() {
+        let pod = serde_json::json!({"spec": {
+            "imagePullSecrets": [{"name": "pull"}],
+            "volumes": [
+                {"name": "a", "secret": {"secretName": "files"}},
+                {"name": "b", "projected": {"sources": [{"configMap": {"name": "ca"}}]}},
+            ],
+            "containers": [{"name": "c", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "env", "key": "k"}}}]}],
+        }});
+        let pod = Object::from_value(pod).unwrap();
+        for secret in ["pull", "files", "env"] {
+            assert!(refers(&pod, "secrets", secret), "{secret}");
+        }
+        assert!(!refers(&pod, "secrets", "ca") && !refers(&pod, "secrets", "a"));
+        assert!(refers(&pod, "configmaps", "ca"));
+        assert!(refers(&pod, "serviceaccounts/token", "default"));
+        assert!(!refers(&pod, "serviceaccounts/token", "other"));
+    }
+}

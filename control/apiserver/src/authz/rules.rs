@@ -1,0 +1,226 @@
+//! The compiled-in rule table: who may do what until RBAC objects are served.
+
+use tandem_api::{Identity, groups};
+
+use super::Attributes;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Group(&'static str),
+    User(&'static str),
+    /// `system:serviceaccount:kube-system:NAME-controller`.
+    Controller(&'static str),
+}
+
+/// One row: these verbs on these resources. `*` stands for all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    subject: Subject,
+    pub(crate) verbs: &'static [&'static str],
+    pub(crate) groups: &'static [&'static str],
+    pub(crate) resources: &'static [&'static str],
+    /// Only there; everywhere if `None`.
+    pub(crate) namespace: Option<&'static str>,
+    /// Paths that are not resources; a trailing `*` matches what follows.
+    pub(crate) paths: &'static [&'static str],
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const CHANGE: &[&str] = &["get", "list", "watch", "update", "patch"];
+const WRITE: &[&str] = &["create", "update", "patch"];
+const ALL: &[&str] = &["create", "get", "list", "watch", "update", "patch", "delete", "deletecollection"];
+const CREATE: &[&str] = &["create"];
+
+const CORE: &[&str] = &[""];
+const EVENTS: &[&str] = &["", "events.k8s.io"];
+const ANY: &[&str] = &["*"];
+
+const fn rule(
+    subject: Subject,
+    verbs: &'static [&'static str],
+    groups: &'static [&'static str],
+    resources: &'static [&'static str],
+) -> Rule {
+    Rule { subject, verbs, groups, resources, namespace: None, paths: &[] }
+}
+
+const fn paths(subject: Subject, verbs: &'static [&'static str], paths: &'static [&'static str]) -> Rule {
+    Rule { subject, verbs, groups: &[], resources: &[], namespace: None, paths }
+}
+
+const fn within(namespace: &'static str, mut rule: Rule) -> Rule {
+    rule.namespace = Some(namespace);
+    rule
+}
+
+const EVERYONE: Subject = Subject::Group(groups::UNAUTHENTICATED);
+const AUTHENTICATED: Subject = Subject::Group(groups::AUTHENTICATED);
+const BOOTSTRAPPERS: Subject = Subject::Group(groups::BOOTSTRAPPERS);
+const SCHEDULER: Subject = Subject::User("system:kube-scheduler");
+
+const HEALTH: &[&str] = &["/livez", "/livez/*", "/readyz", "/readyz/*", "/healthz", "/healthz/*", "/version"];
+const DISCOVERY: &[&str] =
+    &["/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*", "/version", "/.well-known/*", "/openid/*", "/v2", "/v2/*"];
+
+const RULES: &[Rule] = &[
+    paths(EVERYONE, &["get", "head"], HEALTH),
+    paths(AUTHENTICATED, &["get", "head"], HEALTH),
+    // What may be pushed and pulled is decided behind /v2/.
+    paths(AUTHENTICATED, &["get", "head", "post", "put", "patch", "delete"], DISCOVERY),
+    rule(AUTHENTICATED, CREATE, &["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"]),
+    rule(AUTHENTICATED, CREATE, &["authentication.k8s.io"], &["selfsubjectreviews"]),
+    rule(BOOTSTRAPPERS, &["create", "get", "list", "watch"], &["certificates.k8s.io"], &["certificatesigningrequests"]),
+    // What stands in kube-public is meant for everybody who is known.
+    within("kube-public", rule(AUTHENTICATED, READ, CORE, &["configmaps"])),
+    // The scheduler.
+    rule(SCHEDULER, READ, ANY, &[
+        "nodes", "pods", "services", "namespaces", "persistentvolumes", "persistentvolumeclaims", "replicationcontrollers",
+        "replicasets", "statefulsets", "poddisruptionbudgets", "storageclasses", "csinodes", "csidrivers",
+        "csistoragecapacities", "volumeattachments", "priorityclasses", "runtimeclasses", "resourceclaims", "resourceslices",
+        "deviceclasses",
+    ]),
+    rule(SCHEDULER, &["delete"], CORE, &["pods"]),
+    rule(SCHEDULER, CREATE, CORE, &["pods/binding", "bindings"]),
+    rule(SCHEDULER, &["update", "patch"], CORE, &["pods/status"]),
+    rule(SCHEDULER, WRITE, EVENTS, &["events"]),
+    // Controllers, one block each.
+    rule(Subject::Controller("deployment"), CHANGE, &["apps"], &["deployments"]),
+    rule(Subject::Controller("deployment"), &["update", "patch"], &["apps"], &["deployments/status", "deployments/finalizers"]),
+    rule(Subject::Controller("deployment"), ALL, &["apps"], &["replicasets"]),
+    rule(Subject::Controller("deployment"), CHANGE, CORE, &["pods"]),
+    rule(Subject::Controller("deployment"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("replicaset"), CHANGE, &["apps"], &["replicasets"]),
+    rule(Subject::Controller("replicaset"), &["update", "patch"], &["apps"], &["replicasets/status", "replicasets/finalizers"]),
+    rule(Subject::Controller("replicaset"), ALL, CORE, &["pods"]),
+    rule(Subject::Controller("replicaset"), READ, CORE, &["nodes"]),
+    rule(Subject::Controller("replicaset"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("endpoint"), READ, CORE, &["services", "pods", "nodes"]),
+    rule(Subject::Controller("endpoint"), ALL, CORE, &["endpoints"]),
+    rule(Subject::Controller("endpoint"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("endpointslice"), READ, CORE, &["services", "pods", "nodes", "endpoints"]),
+    rule(Subject::Controller("endpointslice"), ALL, &["discovery.k8s.io"], &["endpointslices"]),
+    rule(Subject::Controller("endpointslice"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("namespace"), CHANGE, CORE, &["namespaces"]),
+    rule(Subject::Controller("namespace"), &["update", "patch"], CORE, &["namespaces/finalize", "namespaces/status"]),
+    rule(Subject::Controller("namespace"), &["get", "list", "watch", "delete", "deletecollection"], ANY, ANY),
+    rule(Subject::Controller("service-account"), READ, CORE, &["namespaces", "serviceaccounts"]),
+    rule(Subject::Controller("service-account"), WRITE, CORE, &["serviceaccounts"]),
+    rule(Subject::Controller("service-account"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("root-ca-cert-publisher"), READ, CORE, &["namespaces", "configmaps"]),
+    rule(Subject::Controller("root-ca-cert-publisher"), WRITE, CORE, &["configmaps"]),
+    rule(Subject::Controller("root-ca-cert-publisher"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("generic-garbage-collector"), &["get", "list", "watch", "update", "patch", "delete"], ANY, ANY),
+    rule(Subject::Controller("generic-garbage-collector"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("node-lifecycle"), &["get", "list", "watch", "update", "patch", "delete"], CORE, &["nodes"]),
+    rule(Subject::Controller("node-lifecycle"), &["update", "patch"], CORE, &["nodes/status", "pods/status"]),
+    rule(Subject::Controller("node-lifecycle"), &["get", "list", "watch", "delete"], CORE, &["pods"]),
+    rule(Subject::Controller("node-lifecycle"), READ, &["coordination.k8s.io"], &["leases"]),
+    rule(Subject::Controller("node-lifecycle"), READ, &["apps"], &["daemonsets"]),
+    rule(Subject::Controller("node-lifecycle"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("node-ipam"), CHANGE, CORE, &["nodes"]),
+    rule(Subject::Controller("node-ipam"), &["update", "patch"], CORE, &["nodes/status"]),
+    rule(Subject::Controller("node-ipam"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("certificate-signer"), READ, &["certificates.k8s.io"], &["certificatesigningrequests"]),
+    rule(Subject::Controller("certificate-signer"), &["delete"], &["certificates.k8s.io"], &["certificatesigningrequests"]),
+    rule(Subject::Controller("certificate-signer"), &["update", "patch"], &["certificates.k8s.io"], &[
+        "certificatesigningrequests/status", "certificatesigningrequests/approval",
+    ]),
+    rule(Subject::Controller("certificate-signer"), &["approve", "sign"], &["certificates.k8s.io"], &["signers"]),
+    rule(Subject::Controller("certificate-signer"), CREATE, &["authorization.k8s.io"], &["subjectaccessreviews"]),
+    rule(Subject::Controller("certificate-signer"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("pod-garbage-collector"), &["get", "list", "watch", "delete"], CORE, &["pods"]),
+    rule(Subject::Controller("pod-garbage-collector"), &["update", "patch"], CORE, &["pods/status"]),
+    rule(Subject::Controller("pod-garbage-collector"), READ, CORE, &["nodes"]),
+    rule(Subject::Controller("pod-garbage-collector"), WRITE, EVENTS, &["events"]),
+    // The image registry keeps what its images are called as objects.
+    rule(Subject::Controller("image"), ALL, &["tandem.dev"], &["images"]),
+];
+
+impl Subject {
+    fn is(self, identity: &Identity) -> bool {
+        match self {
+            // What everybody may do, those who say who they are may too.
+            Subject::Group(group) => identity.in_group(group),
+            Subject::User(user) => identity.name == user,
+            Subject::Controller(name) => identity
+                .name
+                .strip_prefix("system:serviceaccount:kube-system:")
+                .and_then(|rest| rest.strip_suffix("-controller"))
+                .is_some_and(|mine| mine == name),
+        }
+    }
+}
+
+/// The rows that apply to an identity.
+pub(crate) fn rules_of(identity: &Identity) -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().filter(|rule| rule.subject.is(identity))
+}
+
+pub(super) fn allow(identity: &Identity, asked: &Attributes) -> bool {
+    rules_of(identity).any(|rule| rule.allows(asked))
+}
+
+impl Rule {
+    fn allows(&self, asked: &Attributes) -> bool {
+        let has = |list: &[&str], wanted: &str| list.iter().any(|mine| *mine == "*" || *mine == wanted);
+        if !has(self.verbs, &asked.verb) {
+            return false;
+        }
+        if asked.is_path() {
+            return self.paths.iter().any(|path| covers(path, &asked.path));
+        }
+        let there = self.namespace.is_none_or(|namespace| asked.namespace.as_deref() == Some(namespace));
+        there && has(self.groups, &asked.group) && has(self.resources, &asked.resource)
+    }
+}
+
+fn covers(pattern: &str, path: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix),
+        None => path == pattern,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(identity: &Identity, verb: &str, resource: &str, namespace: Option<&str>, expected: bool) {
+        let (group, resource) = resource.split_once(':').unwrap();
+        let asked = Attributes::resource(verb, group, resource, namespace, None);
+        assert_eq!(allow(identity, &asked), expected, "{} {verb} {group} {resource}", identity.name);
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_default() {
+        let jane = Identity::user("jane", &[]);
+        check(&jane, "get", ":pods", Some("default"), false);
+        check(&jane, "list", ":secrets", None, false);
+        check(&Identity::anonymous(), "get", ":pods", None, false);
+        check(&jane, "create", "authorization.k8s.io:selfsubjectaccessreviews", None, true);
+        check(&Identity::service_account("default", "deployment-controller"), "list", "apps:deployments", None, false);
+    }
+
+    #[test]
+    fn controllers_have_their_rows() {
+        let deployment = Identity::controller("deployment");
+        check(&deployment, "create", "apps:replicasets", Some("a"), true);
+        check(&deployment, "update", "apps:deployments/status", Some("a"), true);
+        check(&deployment, "get", ":secrets", Some("a"), false);
+        check(&Identity::controller("namespace"), "deletecollection", "x.y:anything", Some("a"), true);
+        check(&Identity::controller("namespace"), "create", ":pods", Some("a"), false);
+        check(&Identity::scheduler(), "create", ":pods/binding", Some("a"), true);
+        check(&Identity::scheduler(), "create", ":pods", Some("a"), false);
+    }
+
+    #[test]
+    fn paths() {
+        let path = |identity: &Identity, path: &str| {
+            allow(identity, &Attributes { verb: "get".to_owned(), path: path.to_owned(), ..Attributes::default() })
+        };
+        let (nobody, jane) = (Identity::anonymous(), Identity::user("jane", &[]));
+        assert!(path(&nobody, "/livez") && path(&nobody, "/readyz/ping") && path(&nobody, "/version"));
+        assert!(!path(&nobody, "/api") && !path(&nobody, "/metrics") && !path(&nobody, "/livezz"));
+        assert!(path(&jane, "/apis/apps/v1") && path(&jane, "/openapi/v3") && !path(&jane, "/metrics"));
+    }
+}

@@ -1,0 +1,71 @@
+//! What a cluster has before anybody asks for it.
+
+use serde_json::{Value, json};
+use tandem_api::{ApiError, Identity, Object, Reason, WASM_RUNTIME_CLASS};
+
+use crate::{
+    core::Core,
+    options::WriteOptions,
+    write::{self, Author, Ownership, Target},
+};
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// The port behind the `kubernetes` Service.
+const API_PORT: u16 = 6443;
+
+/// Creates what is missing, through the same path as everything else. Safe to repeat, and to run on several members.
+pub(crate) async fn ensure(core: &Core) -> Result<(), ApiError> {
+    for (group, resource, object) in objects(core) {
+        let def = core.row(group, "v1", resource)?;
+        let object = Object::from_value(object).ok_or_else(|| ApiError::internal("a built-in object is not an object"))?;
+        let (name, namespace) = (object.name().to_owned(), object.namespace().map(str::to_owned));
+        let target = Target { def: &def, namespace: namespace.as_deref(), name: &name, subresource: "" };
+        let options = WriteOptions { manager: "tandem-apiserver".to_owned(), ..WriteOptions::default() };
+        let author = Author { identity: &Identity::administrator(), trace: "", options: &options };
+        match write::create(core, &author, &target, object.clone(), Ownership::Update).await {
+            Err(error) if error.reason != Reason::AlreadyExists && !is_taken(core, &target, &error).await? => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A Service whose address is taken by itself is there.
+async fn is_taken(core: &Core, target: &Target<'_>, error: &ApiError) -> Result<bool, ApiError> {
+    let at = tandem_store::Consistency::Linearizable;
+    Ok(error.reason == Reason::Invalid && core.objects.get(target.def, target.namespace, target.name, at).await?.is_some())
+}
+
+fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
+    let mut objects: Vec<(&str, &str, Value)> = NAMESPACES
+        .iter()
+        .map(|name| {
+            let namespace = json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name } });
+            ("", "namespaces", namespace)
+        })
+        .collect();
+    objects.push((
+        "node.k8s.io",
+        "runtimeclasses",
+        json!({
+            "kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": { "name": WASM_RUNTIME_CLASS },
+            "handler": WASM_RUNTIME_CLASS,
+        }),
+    ));
+    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
+    objects.push((
+        "",
+        "services",
+        json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
+            "spec": {
+                "type": "ClusterIP", "clusterIP": core.settings.kubernetes_service().to_string(), "sessionAffinity": "None",
+                "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": API_PORT }],
+            },
+        }),
+    ));
+    objects
+}

@@ -1,0 +1,47 @@
+use std::sync::Arc;
+
+use tandem_api::{ApiError, Clock, Entropy, Settings};
+use tandem_pki::ServiceAccountKey;
+use tandem_registry::{Registry, ResourceDef, Schema};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    ImageKinds, NodeDialer, ReadyCheck, discovery,
+    layers::{Limits, Metrics},
+    objects::Objects,
+    request,
+};
+
+/// What all requests share.
+pub(crate) struct Core {
+    pub(crate) objects: Objects,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) service_account_key: Option<Arc<ServiceAccountKey>>,
+    pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
+    pub(crate) images: Option<Arc<dyn ImageKinds>>,
+    pub(crate) ready: Vec<ReadyCheck>,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
+    pub(crate) documents: discovery::Documents,
+    /// Connections to nodes that outlive the request that opened them.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Core {
+    pub(crate) fn schema(&self) -> &Schema {
+        self.registry.schema()
+    }
+
+    /// The row of a resource that the server itself needs.
+    pub(crate) fn row(&self, group: &str, version: &str, plural: &str) -> Result<Arc<ResourceDef>, ApiError> {
+        self.registry.by_path(group, version, plural).ok_or_else(request::not_found)
+    }
+
+    /// Whether any resource has this subresource: a bound on what metrics are labelled with.
+    pub(crate) fn known_subresource(&self, name: &str) -> bool {
+        self.documents.subresources.iter().any(|known| known == name)
+    }
+}

@@ -1,0 +1,227 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tandem_api::{ApiError, Cause, Key, Object, Reason, Revision};
+use tandem_registry::ResourceDef;
+use tandem_store::{COMMAND_VERSION, Command, Consistency, Error, Op, Page, Reply, Storage, Stored};
+
+use crate::envelope;
+
+/// Kubernetes' limit for one object, in bytes of JSON.
+const OBJECT_MAX_BYTES: usize = 1_536 * 1024;
+/// Between `metadata`'s opening and its first key, where `resourceVersion` goes.
+const METADATA: &[u8] = b"\"metadata\":{";
+
+/// Objects over the byte store: keys, envelopes, revisions, and the shape that a row asks for.
+#[derive(Clone)]
+pub(crate) struct Objects {
+    storage: Arc<dyn Storage>,
+}
+
+impl Objects {
+    pub(crate) fn new(storage: Arc<dyn Storage>) -> Objects {
+        Objects { storage }
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn key(def: &ResourceDef, namespace: Option<&str>, name: &str) -> Key {
+        let namespace = namespace.filter(|_| def.is_namespaced());
+        Key::object(&def.storage.group, &def.storage.plural, namespace, name)
+    }
+
+    pub(crate) fn prefix(def: &ResourceDef, namespace: Option<&str>) -> Key {
+        let namespace = namespace.filter(|_| def.is_namespaced());
+        Key::prefix(&def.storage.group, &def.storage.plural, namespace)
+    }
+
+    pub(crate) async fn get(
+        &self,
+        def: &ResourceDef,
+        namespace: Option<&str>,
+        name: &str,
+        at: Consistency,
+    ) -> Result<Option<Object>, ApiError> {
+        let found = self.stored(def, namespace, name, at).await?;
+        found.map(|stored| self.read(def, &stored)).transpose()
+    }
+
+    pub(crate) async fn stored(
+        &self,
+        def: &ResourceDef,
+        namespace: Option<&str>,
+        name: &str,
+        at: Consistency,
+    ) -> Result<Option<Stored>, ApiError> {
+        let key = Objects::key(def, namespace, name);
+        self.storage.get(&key, at).await.map_err(read_error)
+    }
+
+    pub(crate) async fn page(
+        &self,
+        prefix: &Key,
+        at: Consistency,
+        from: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page, ApiError> {
+        self.storage.list(prefix, at, from, limit).await.map_err(read_error)
+    }
+
+    /// All objects of a resource, as one revision knows them.
+    pub(crate) async fn all(
+        &self,
+        def: &ResourceDef,
+        namespace: Option<&str>,
+        at: Consistency,
+    ) -> Result<Vec<Object>, ApiError> {
+        let page = self.page(&Objects::prefix(def, namespace), at, None, 0).await?;
+        page.items.iter().map(|stored| self.read(def, stored)).collect()
+    }
+
+    /// Everything happens, at one revision, or nothing.
+    pub(crate) async fn write(&self, ops: Vec<Op>) -> Result<Reply, ApiError> {
+        let command = Command { version: COMMAND_VERSION, fence: None, ops };
+        self.storage.write(command).await.map_err(write_error)
+    }
+
+    /// The object of a stored value, in the row's shape, with its revision.
+    pub(crate) fn read(&self, def: &ResourceDef, stored: &Stored) -> Result<Object, ApiError> {
+        decode(def, &stored.value, stored.revision)
+    }
+}
+
+pub(crate) fn decode(def: &ResourceDef, value: &Bytes, revision: Revision) -> Result<Object, ApiError> {
+    let opened = envelope::open(value)?;
+    let mut object = Object::from_slice(&opened.json).map_err(ApiError::internal)?;
+    if let Some(conversion) = def.conversion {
+        (conversion.from_storage)(&mut object);
+        object.set(&["apiVersion"], def.api_version());
+        object.set(&["kind"], def.kind.as_str());
+    }
+    object.set_revision(revision);
+    Ok(object)
+}
+
+/// The value to store: without its revision, which the store itself gives, and with type and metadata in front.
+pub(crate) fn encode(def: &ResourceDef, object: &Object) -> Result<Bytes, ApiError> {
+    let mut stored = Object::default();
+    let storage = &def.storage;
+    let api_version =
+        if storage.group.is_empty() { storage.version.clone() } else { format!("{}/{}", storage.group, storage.version) };
+    stored.set(&["kind"], storage.kind.as_str());
+    stored.set(&["apiVersion"], api_version.as_str());
+    stored.set(&["metadata"], serde_json::Map::new());
+    let mut converted = object.clone();
+    if let Some(conversion) = def.conversion {
+        (conversion.to_storage)(&mut converted);
+    }
+    for (key, value) in converted.0 {
+        if key != "kind" && key != "apiVersion" {
+            stored.0.insert(key, value);
+        }
+    }
+    stored.remove(&["metadata", "resourceVersion"]);
+    let json = stored.to_vec();
+    if json.len() > OBJECT_MAX_BYTES {
+        let message = "Request entity too large: etcdserver: request is too large";
+        return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
+    }
+    Ok(envelope::seal(&api_version, &json))
+}
+
+/// The JSON of a stored value with its revision, without parsing it where row and store have one shape.
+pub(crate) fn json(def: &ResourceDef, value: &Bytes, revision: Revision) -> Result<Vec<u8>, ApiError> {
+    if def.conversion.is_none() {
+        let opened = envelope::open(value)?;
+        if let Some(spliced) = splice(&opened.json, revision) {
+            return Ok(spliced);
+        }
+    }
+    Ok(decode(def, value, revision)?.to_vec())
+}
+
+/// `kind` and `apiVersion` stand before `metadata` and hold no braces, so the first match is the right one.
+fn splice(json: &[u8], revision: Revision) -> Option<Vec<u8>> {
+    let head = &json[..json.len().min(256)];
+    let at = head.windows(METADATA.len()).position(|window| window == METADATA)? + METADATA.len();
+    let comma = if json.get(at) == Some(&b'}') { "" } else { "," };
+    let field = format!("\"resourceVersion\":\"{revision}\"{comma}");
+    let mut spliced = Vec::with_capacity(json.len() + field.len());
+    spliced.extend_from_slice(&json[..at]);
+    spliced.extend_from_slice(field.as_bytes());
+    spliced.extend_from_slice(&json[at..]);
+    Some(spliced)
+}
+
+pub(crate) fn read_error(error: Error) -> ApiError {
+    match error {
+        Error::Compacted { .. } => expired(),
+        Error::Overrun => ApiError::new(Reason::Expired, "The resourceVersion for the provided watch is too old."),
+        Error::TooNew { requested, current } => {
+            let message = format!("Too large resource version: {requested}, current: {current}");
+            let mut error = ApiError::new(Reason::Timeout, format!("Timeout: {message}")).retry_after(1);
+            error.details.causes = vec![Cause {
+                reason: "ResourceVersionTooLarge".to_owned(),
+                message: "Too large resource version".to_owned(),
+                field: String::new(),
+            }];
+            error
+        }
+        Error::Unavailable(why) => ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}")),
+        Error::Data { .. } | Error::Storage { .. } => {
+            tracing::error!(%error, "the store failed");
+            ApiError::internal(error)
+        }
+    }
+}
+
+fn write_error(error: Error) -> ApiError {
+    match error {
+        // Whether it happened is not known: clients must look before they try again.
+        Error::Unavailable(why) => {
+            ApiError::new(Reason::Timeout, format!("Timeout: request did not complete within the allowed duration: {why}"))
+        }
+        other => read_error(other),
+    }
+}
+
+pub(crate) fn expired() -> ApiError {
+    ApiError::new(Reason::Expired, "The resourceVersion for the provided list is too old.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_revision_is_spliced_in() {
+        let text = |json: &str| String::from_utf8(splice(json.as_bytes(), Revision(7)).unwrap()).unwrap();
+        assert_eq!(
+            text(r#"{"kind":"A","apiVersion":"v1","metadata":{"name":"x"}}"#),
+            r#"{"kind":"A","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"x"}}"#
+        );
+        assert_eq!(text(r#"{"metadata":{}}"#), r#"{"metadata":{"resourceVersion":"7"}}"#);
+        assert!(splice(b"{}", Revision(7)).is_none());
+    }
+
+    #[test]
+    fn stored_values_have_no_revision_and_read_back_with_one() {
+        let registry = tandem_registry::Registry::builtin();
+        let def = registry.by_kind("", "v1", "ConfigMap").unwrap();
+        let mut object = Object::default();
+        object.set(&["data", "a"], "b");
+        object.set(&["metadata", "name"], "x");
+        object.set(&["apiVersion"], "v1");
+        object.set(&["kind"], "ConfigMap");
+        let value = encode(&def, &object).unwrap();
+        assert_eq!(
+            envelope::open(&value).unwrap().json,
+            r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x"},"data":{"a":"b"}}"#
+        );
+        object.set_revision(Revision(3));
+        assert_eq!(decode(&def, &value, Revision(3)).unwrap(), object);
+        assert_eq!(encode(&def, &object).unwrap(), value);
+    }
+}

@@ -1,0 +1,141 @@
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tandem_api::{ApiError, Cause, Object};
+use tandem_registry::Subresource;
+
+use super::live;
+use crate::{
+    call::Call,
+    core::Core,
+    decode::{self, Expected},
+    negotiate::Offer,
+    options::WriteOptions,
+    request::Verb,
+    respond, verbs,
+    write::{self, Change, Ownership, Scope, Target},
+};
+
+pub(super) async fn get(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
+    answer(call, &live(core, target).await?)
+}
+
+fn answer(call: &Call, object: &Object) -> Result<Response, ApiError> {
+    let as_ = call.representation(Offer::Computed)?;
+    respond::value(call, StatusCode::OK, &Value::Object(scale(object).0), as_)
+}
+
+pub(super) async fn change(
+    core: &Core,
+    call: &Call,
+    target: &Target<'_>,
+    sub: &Subresource,
+) -> Result<Response, ApiError> {
+    let expected = Expected::kind(core, &sub.kind)?;
+    let options = WriteOptions::of(call, "UpdateOptions")?;
+    let author = verbs::author(call, &options);
+    let scaled = if call.info.verb == Verb::Patch {
+        let patch = verbs::patch_subresource(core, call, &expected, options.validation).await?;
+        let make = |live: &Object| with_replicas(live, &patch(&scale(live))?);
+        let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
+        write::update(core, &author, target, &change).await?
+    } else {
+        let sent = decode::body(core, call, &expected, options.validation).await?;
+        let make = |live: &Object| with_replicas(live, &sent);
+        let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
+        write::update(core, &author, target, &change).await?
+    };
+    answer(call, &scaled)
+}
+
+/// What a Scale asks for, laid over the object.
+fn with_replicas(live: &Object, scale: &Object) -> Result<Object, ApiError> {
+    let replicas = scale.i64_at(&["spec", "replicas"]).unwrap_or_default();
+    if replicas < 0 {
+        let cause = Cause {
+            reason: "FieldValueInvalid".to_owned(),
+            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+            field: "spec.replicas".to_owned(),
+        };
+        return Err(ApiError::invalid("autoscaling", "Scale", live.name(), vec![cause]));
+    }
+    if !scale.name().is_empty() && scale.name() != live.name() {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            scale.name(),
+            live.name()
+        )));
+    }
+    let mut new = live.clone();
+    if let Some(version) = scale.at(&["metadata", "resourceVersion"]) {
+        new.set(&["metadata", "resourceVersion"], version.clone());
+    }
+    if !scale.uid().is_empty() {
+        new.set(&["metadata", "uid"], scale.uid());
+    }
+    new.set(&["spec", "replicas"], replicas);
+    Ok(new)
+}
+
+/// The object seen as something that has replicas.
+fn scale(object: &Object) -> Object {
+    let mut scale = Object::default();
+    scale.set(&["kind"], "Scale");
+    scale.set(&["apiVersion"], "autoscaling/v1");
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.at(&["metadata", key]) {
+            scale.set(&["metadata", key], value.clone());
+        }
+    }
+    scale.set(&["spec"], json!({}));
+    if let Some(replicas) = object.i64_at(&["spec", "replicas"]).filter(|replicas| *replicas != 0) {
+        scale.set(&["spec", "replicas"], replicas);
+    }
+    scale.set(&["status", "replicas"], object.i64_at(&["status", "replicas"]).unwrap_or_default());
+    let selector = selector(object.at(&["spec", "selector"]));
+    if !selector.is_empty() {
+        scale.set(&["status", "selector"], selector);
+    }
+    scale
+}
+
+/// A selector in the form that `labelSelector=` takes.
+fn selector(selector: Option<&Value>) -> String {
+    let Some(Value::Object(map)) = selector else { return String::new() };
+    let structured = map.contains_key("matchLabels") || map.contains_key("matchExpressions");
+    let labels = if structured { map.get("matchLabels").and_then(Value::as_object) } else { Some(map) };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut terms: Vec<String> =
+        labels.into_iter().flatten().map(|(key, value)| format!("{key}={}", text(value))).collect();
+    for expression in map.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+        let key = expression.get("key").map(text).unwrap_or_default();
+        let mut values: Vec<String> =
+            expression.get("values").and_then(Value::as_array).into_iter().flatten().map(text).collect();
+        values.sort();
+        let values = values.join(",");
+        terms.push(match expression.get("operator").and_then(Value::as_str) {
+            Some("In") => format!("{key} in ({values})"),
+            Some("NotIn") => format!("{key} notin ({values})"),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key,
+        });
+    }
+    terms.sort();
+    terms.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_become_text() {
+        let check = |value: Value, expected: &str| assert_eq!(selector(Some(&value)), expected);
+        check(json!({"b": "2", "a": "1"}), "a=1,b=2");
+        check(json!({"matchLabels": {"app": "web"}}), "app=web");
+        check(
+            json!({"matchExpressions": [{"key": "x", "operator": "In", "values": ["b", "a"]}, {"key": "y", "operator": "Exists"}, {"key": "z", "operator": "DoesNotExist"}]}),
+            "!z,x in (a,b),y",
+        );
+    }
+}

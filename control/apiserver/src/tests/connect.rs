@@ -1,0 +1,67 @@
+use std::{io, net::SocketAddr};
+
+use async_trait::async_trait;
+use axum::routing::get;
+use hyper_util::rt::TokioIo;
+
+use super::*;
+use crate::{NodeDialer, NodeStream};
+
+/// A node whose server is a router at the other end of a pipe.
+struct Pipe(Router);
+
+#[async_trait]
+impl NodeDialer for Pipe {
+    async fn dial(&self, node: &str, _: SocketAddr) -> io::Result<NodeStream> {
+        if node != "n1" {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (here, there) = tokio::io::duplex(64 * 1024);
+        let service = hyper_util::service::TowerToHyperService::new(self.0.clone());
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(there), service).with_upgrades();
+        tokio::spawn(serving);
+        Ok(Box::new(here))
+    }
+}
+
+async fn server() -> Server {
+    let node = Router::new()
+        .route("/containerLogs/default/a/c", get(async |uri: http::Uri| format!("log {}", uri.query().unwrap_or_default())))
+        .route("/exec/default/a/c", get(async || (StatusCode::BAD_REQUEST, "no such shell")))
+        .route("/stats/summary", get(async || "stats"));
+    let server = Server::with(Parts { nodes: Some(Arc::new(Pipe(node))), ..Parts::default() }).await;
+    server.default_account().await;
+    for name in ["n1", "n2"] {
+        server.create("/api/v1/nodes", &json!({ "metadata": { "name": name } })).await;
+        let status = json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }], "daemonEndpoints": { "kubeletEndpoint": { "Port": 10250 } } } });
+        let patched = server.patch(&format!("/api/v1/nodes/{name}/status"), "application/merge-patch+json", &status).await;
+        assert_eq!(patched.code, 200, "{}", patched.text());
+    }
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        server.create(&in_default("pods"), &pod(name)).await;
+        let bind = json!({ "target": { "kind": "Node", "name": node } });
+        server.create(&in_default(&format!("pods/{name}/binding")), &bind).await;
+    }
+    server
+}
+
+#[tokio::test]
+async fn logs_come_from_the_node() {
+    let server = server().await;
+    let log = server.get(&in_default("pods/a/log?tailLines=3&pretty=true")).await;
+    assert_eq!((log.code, log.text().as_str()), (200, "log tailLines=3"));
+    let refused = server.get(&in_default("pods/b/log")).await;
+    assert!(refused.status().contains("error dialing backend: node n2: dial tcp 127.0.0.1:10250"), "{}", refused.status());
+    server.create(&in_default("pods"), &pod("waiting")).await;
+    assert_eq!(server.get(&in_default("pods/waiting/log")).await.text(), "");
+    assert_eq!(server.get(&in_default("pods/none/log")).await.code, 404);
+    assert_eq!(server.get(&in_default("pods/a/log?container=x")).await.code, 400);
+}
+
+#[tokio::test]
+async fn what_the_node_refuses_is_told() {
+    let server = server().await;
+    let exec = server.get(&in_default("pods/a/exec?command=sh&stdout=true")).await;
+    assert_eq!(exec.status(), "400 BadRequest: no such shell");
+    assert_eq!(server.get("/api/v1/nodes/n1/proxy/stats/summary").await.text(), "stats");
+}

@@ -1,0 +1,104 @@
+use expect_test::expect;
+
+use super::*;
+
+const MERGE: &str = "application/merge-patch+json";
+
+#[tokio::test]
+async fn scale_is_a_view_of_replicas() {
+    let server = Server::start().await;
+    server.create(DEPLOYMENTS, &deployment("web")).await;
+    let uri = format!("{DEPLOYMENTS}/web/scale");
+    let scale = server.get(&uri).await.json();
+    assert_eq!((&scale["kind"], &scale["spec"]["replicas"]), (&json!("Scale"), &json!(2)));
+    assert_eq!(scale["status"]["selector"], "app=web");
+    let patched = server.patch(&uri, MERGE, &json!({ "spec": { "replicas": 5 } })).await;
+    assert_eq!(patched.json()["spec"]["replicas"], 5, "{}", patched.text());
+    // kubectl sends this one without a Content-Type.
+    let mut body = patched.json();
+    body["spec"]["replicas"] = 1.into();
+    let mut put = ask("PUT", &uri);
+    put.body = body.to_string().into_bytes();
+    assert_eq!(server.send(put).await.code, 200);
+    assert_eq!(server.get(&format!("{DEPLOYMENTS}/web")).await.json()["spec"]["replicas"], 1);
+    assert_eq!(server.put(&uri, &body).await.code, 409);
+    let negative = server.patch(&uri, MERGE, &json!({ "spec": { "replicas": -1 } })).await;
+    assert_eq!(negative.code, 422);
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_once() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    let bind = |node: &str| json!({ "metadata": { "name": "a" }, "target": { "kind": "Node", "name": node } });
+    let done = server.post(&in_default("pods/a/binding"), &bind("n1")).await;
+    assert_eq!((done.code, done.json()["status"].as_str()), (201, Some("Success")));
+    let pod = server.get(&in_default("pods/a")).await.json();
+    assert_eq!(pod["spec"]["nodeName"], "n1");
+    assert_eq!(pod["status"]["conditions"][0]["type"], "PodScheduled");
+    expect![[r#"409 Conflict: Operation cannot be fulfilled on pods "a": pod a is already assigned to node "n1""#]]
+        .assert_eq(&server.post(&in_default("pods/a/binding"), &bind("n2")).await.status());
+    server.create(&in_default("pods"), &super::pod("b")).await;
+    let alone = json!({ "metadata": { "name": "b" }, "target": { "kind": "Node", "name": "n1" } });
+    assert_eq!(server.post(&in_default("bindings"), &alone).await.code, 201);
+}
+
+#[tokio::test]
+async fn evictions_respect_budgets() {
+    let server = Server::start().await;
+    server.default_account().await;
+    let mut guarded = pod("a");
+    guarded["metadata"]["labels"] = json!({ "app": "web" });
+    server.create(&in_default("pods"), &guarded).await;
+    server.create(&in_default("pods/a/binding"), &json!({ "target": { "kind": "Node", "name": "n1" } })).await;
+    server.patch(&in_default("pods/a/status"), MERGE, &json!({ "status": { "phase": "Running" } })).await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({ "metadata": { "name": "keep" }, "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
+    server.create(budgets, &budget).await;
+    let evict = json!({ "kind": "Eviction", "apiVersion": "policy/v1", "metadata": { "name": "a" } });
+    let evict = async || server.post(&in_default("pods/a/eviction"), &evict).await;
+    assert_eq!(evict().await.code, 429);
+    let status = |allowed: i64| json!({ "status": { "observedGeneration": 1, "disruptionsAllowed": allowed, "desiredHealthy": 1, "currentHealthy": 1, "expectedPods": 1 } });
+    server.patch(&format!("{budgets}/keep/status"), MERGE, &status(0)).await;
+    let refused = evict().await;
+    expect!["429 TooManyRequests: Cannot evict pod as it would violate the pod's disruption budget."].assert_eq(&refused.status());
+    expect!["The disruption budget keep needs 1 healthy pods and has 1 currently"]
+        .assert_eq(refused.json()["details"]["causes"][0]["message"].as_str().unwrap());
+    server.patch(&format!("{budgets}/keep/status"), MERGE, &status(1)).await;
+    assert_eq!(evict().await.code, 201);
+    assert!(server.get(&in_default("pods/a")).await.json()["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(server.get(&format!("{budgets}/keep")).await.json()["status"]["disruptionsAllowed"], 0);
+}
+
+#[tokio::test]
+async fn certificate_requests_are_approved() {
+    use base64::Engine as _;
+    let server = Server::start().await;
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let encoded = base64::engine::general_purpose::STANDARD.encode("-----BEGIN CERTIFICATE REQUEST-----\nMA==\n-----END CERTIFICATE REQUEST-----\n");
+    let body = json!({ "metadata": { "name": "n1" }, "spec": { "request": encoded, "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"] } });
+    let made = server.post(requests, &body).await;
+    if made.code != 201 {
+        // A registry that parses requests refuses this one: then there is nothing to approve.
+        assert_eq!(made.code, 422, "{}", made.text());
+        return;
+    }
+    let mut approved = made.json();
+    approved["status"] = json!({ "conditions": [{ "type": "Approved", "status": "True", "reason": "Test", "message": "ok" }], "certificate": "bm8=" });
+    let answer = server.put(&format!("{requests}/n1/approval"), &approved).await;
+    assert_eq!(answer.json()["status"]["conditions"][0]["type"], "Approved", "{}", answer.text());
+    assert!(answer.json()["status"].get("certificate").is_none());
+}
+
+#[tokio::test]
+async fn what_is_not_served_says_so() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    for path in ["pods/a/ephemeralcontainers", "pods/a/resize", "pods/a/nothing", "pods/a/log/deeper"] {
+        assert_eq!(server.patch(&in_default(path), MERGE, &json!({})).await.code, 404, "{path}");
+    }
+    assert_eq!(server.get(&in_default("pods/a/binding")).await.code, 405);
+    assert_eq!(server.delete(&in_default("pods/a/status")).await.code, 405);
+}
