@@ -36,17 +36,29 @@ impl Plan {
 /// One write. After a failure the rest of a plan is skipped, except for its status.
 #[derive(Debug)]
 pub enum Action {
-    Create { object: Box<dyn Manifest>, report: Option<Report> },
+    Create {
+        object: Box<dyn Manifest>,
+        report: Option<Report>,
+    },
     /// Replaces an object; fails with a conflict when somebody else was faster.
     Update(Box<dyn Manifest>),
     SetStatus(Box<dyn Manifest>),
     /// Replaces through another subresource.
-    Put { subresource: &'static str, object: Box<dyn Manifest> },
+    Put {
+        subresource: &'static str,
+        object: Box<dyn Manifest>,
+    },
     /// A JSON merge patch.
-    Patch { target: Target, body: Box<dyn Body> },
+    Patch {
+        target: Target,
+        body: Box<dyn Body>,
+    },
     Delete(Deletion),
     /// Has the request's certificate made and puts it into its status.
-    Sign { request: Box<CertificateSigningRequest>, usage: Usage },
+    Sign {
+        request: Box<CertificateSigningRequest>,
+        usage: Usage,
+    },
     Event(Note),
 }
 

@@ -7,9 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use crate::{
-    Cache, Change, Delta, Key, object, pod,
-};
+use crate::{Cache, Change, Delta, Key, object, pod};
 
 /// The Service that leads to the API server itself.
 pub(crate) const API_SERVICE: (&str, &str) = ("default", "kubernetes");

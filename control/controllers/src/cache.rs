@@ -465,7 +465,8 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, revision: u64, owner: Option<&str>) -> Pod {
-        let owner = owner.map(|uid| OwnerReference { uid: uid.into(), controller: Some(true), ..OwnerReference::default() });
+        let owner =
+            owner.map(|uid| OwnerReference { uid: uid.into(), controller: Some(true), ..OwnerReference::default() });
         let metadata = ObjectMeta {
             name: Some(name.into()),
             namespace: Some("ns".into()),

@@ -4,9 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    certificates::v1::{
-        CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
-    },
+    certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec},
     core::v1::Node,
 };
 use tandem_api::groups;
@@ -144,9 +142,8 @@ fn has_own_names(asked: &Asked, node: Option<&Node>) -> bool {
         asked.common_name.strip_prefix(NODE_PREFIX) == Some(name)
             || addresses().any(|own| !own.type_.ends_with("IP") && own.address == *name)
     };
-    let own_address = |address: &IpAddr| {
-        addresses().any(|own| own.type_.ends_with("IP") && own.address.parse() == Ok(*address))
-    };
+    let own_address =
+        |address: &IpAddr| addresses().any(|own| own.type_.ends_with("IP") && own.address.parse() == Ok(*address));
     asked.dns_names.iter().all(own_name) && asked.addresses.iter().all(own_address)
 }
 

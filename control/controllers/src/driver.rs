@@ -228,4 +228,3 @@ pub(crate) fn controller_key<P: Cached, K: Cached>(object: &K) -> Option<Key> {
 #[cfg(test)]
 #[path = "driver/tests.rs"]
 mod tests;
-

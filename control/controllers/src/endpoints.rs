@@ -241,7 +241,12 @@ mod tests {
             };
             let subset = |subset: &EndpointSubset| {
                 let ports: Vec<String> = subset.ports.iter().flatten().map(|port| port.port.to_string()).collect();
-                format!("[{}] not [{}] on {}", list(&subset.addresses), list(&subset.not_ready_addresses), ports.join(","))
+                format!(
+                    "[{}] not [{}] on {}",
+                    list(&subset.addresses),
+                    list(&subset.not_ready_addresses),
+                    ports.join(",")
+                )
             };
             endpoints.subsets.iter().flatten().map(subset).collect::<Vec<_>>().join("; ")
         })
@@ -261,30 +266,46 @@ mod tests {
 
     #[test]
     fn ready_pods_are_addresses() {
-        check("80:8080", "a:ip=10.0.0.2:ready:node=n1 b:ip=10.0.0.1:ready c:ip=10.0.0.3 d:ip=10.0.0.4:ready:deleting", expect![[r#"
+        check(
+            "80:8080",
+            "a:ip=10.0.0.2:ready:node=n1 b:ip=10.0.0.1:ready c:ip=10.0.0.3 d:ip=10.0.0.4:ready:deleting",
+            expect![[r#"
             create Endpoints default/web [10.0.0.1@-,10.0.0.2@n1] not [10.0.0.3@-] on 8080
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn pods_with_other_numbers_for_a_named_port_are_apart() {
-        check("80:http", "a:ip=10.0.0.1:ready:http=8080 b:ip=10.0.0.2:ready:http=9090 c:ip=10.0.0.3:ready", expect![[r#"
+        check(
+            "80:http",
+            "a:ip=10.0.0.1:ready:http=8080 b:ip=10.0.0.2:ready:http=9090 c:ip=10.0.0.3:ready",
+            expect![[r#"
             create Endpoints default/web [10.0.0.1@-] not [] on 8080; [10.0.0.2@-] not [] on 9090
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn headless_services_may_have_no_ports_and_names_for_pods() {
-        check("headless", "a:ip=10.0.0.1:ready:host=a", expect![[r#"
+        check(
+            "headless",
+            "a:ip=10.0.0.1:ready:host=a",
+            expect![[r#"
             create Endpoints default/web [10.0.0.1@-(a)] not [] on 
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_service_may_publish_what_is_not_ready() {
-        check("80:8080 publish", "a:ip=10.0.0.1 b:ip=10.0.0.2:deleting", expect![[r#"
+        check(
+            "80:8080 publish",
+            "a:ip=10.0.0.1 b:ip=10.0.0.2:deleting",
+            expect![[r#"
             create Endpoints default/web [10.0.0.1@-,10.0.0.2@-] not [] on 8080
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -298,7 +319,8 @@ mod tests {
         let view = View { service: Arc::new(service("443:6443 manual")), pods: Vec::new(), endpoints: None, api };
         expect![[r#"
             create Endpoints default/web [192.0.2.1@-] not [] on 6443
-        "#]].assert_eq(&show(&plan(&view)));
+        "#]]
+        .assert_eq(&show(&plan(&view)));
     }
 
     #[test]

@@ -294,7 +294,8 @@ fn endpoints(view: &View, family: &str) -> BTreeMap<Vec<Port>, Vec<Endpoint>> {
 fn api_slice(view: &View, api: SocketAddr) -> Plan {
     let meta = &view.service.metadata;
     let name = object::name(meta);
-    let port = Port { name: "https".to_owned(), port: api.port().into(), protocol: "TCP".to_owned(), app_protocol: None };
+    let port =
+        Port { name: "https".to_owned(), port: api.port().into(), protocol: "TCP".to_owned(), app_protocol: None };
     let conditions = EndpointConditions { ready: Some(true), ..EndpointConditions::default() };
     let seen = view.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
     let metadata = match seen {

@@ -186,7 +186,8 @@ impl Executor {
     async fn put(&self, subresource: &str, object: &dyn Manifest, outcome: &mut Outcome) -> Result<(), Error> {
         let target = object.target();
         let (name, body) = (&target.key.name, object.body()?.into_bytes());
-        let request = Request::new(&target.path).replace_subresource(subresource, name, &PostParams::default(), body)?;
+        let request =
+            Request::new(&target.path).replace_subresource(subresource, name, &PostParams::default(), body)?;
         outcome.wrote(&target, &self.client.request(request).await?);
         Ok(())
     }
@@ -212,7 +213,8 @@ impl Executor {
             if step.is_empty() || outcome.error.is_some() {
                 return;
             }
-            let creates: Vec<_> = step.into_iter().map(|(object, report)| self.create(object, report).boxed()).collect();
+            let creates: Vec<_> =
+                step.into_iter().map(|(object, report)| self.create(object, report).boxed()).collect();
             let results: Vec<_> = stream::iter(creates).buffer_unordered(size).collect().await;
             for (target, result) in results {
                 match result {
@@ -300,5 +302,97 @@ impl Executor {
         let request = Request::new(&deletion.target.path).delete(&deletion.target.key.name, &parameters)?;
         self.client.request_text(request).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::ObjectMeta;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::testing::{Answer, Server, refuse_all_signing};
+
+    fn pod(name: &str) -> Pod {
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("ns".into()),
+            uid: Some(name.into()),
+            ..ObjectMeta::default()
+        };
+        Pod { metadata, ..Pod::default() }
+    }
+
+    fn report() -> Option<Report> {
+        Some(Report { regarding: tandem_client::events::reference(&pod("owner")), noun: "pod" })
+    }
+
+    fn create(name: &str) -> Action {
+        Action::Create { object: Box::new(pod(name)), report: report() }
+    }
+
+    async fn run(server: &Server, actions: Vec<Action>) -> (Outcome, Vec<String>) {
+        let (recorder, notes) = Recorder::detached();
+        let executor = Executor { client: server.client(), recorder, signer: refuse_all_signing() };
+        (executor.run(actions).await, messages(notes))
+    }
+
+    fn messages(mut notes: mpsc::Receiver<Note>) -> Vec<String> {
+        std::iter::from_fn(|| notes.try_recv().ok()).map(|note| format!("{}: {}", note.reason, note.message)).collect()
+    }
+
+    #[tokio::test]
+    async fn writes_are_expected_to_be_seen() {
+        let server = Server::new(|_| Answer::Written(7));
+        let (outcome, notes) = run(&server, vec![create("a"), Action::Delete(Deletion::of(&pod("b")))]).await;
+        assert!(outcome.error.is_none());
+        assert_eq!(
+            outcome.expectations,
+            [
+                Expectation::Revision { kind: "Pod".into(), revision: 7 },
+                Expectation::Deleted { kind: "Pod".into(), key: Key::new("ns", "b"), uid: "b".into() },
+            ]
+        );
+        assert_eq!(server.asked(), ["POST /api/v1/namespaces/ns/pods", "DELETE /api/v1/namespaces/ns/pods/b"]);
+        assert_eq!(notes, ["SuccessfulCreate: Created pod: made"]);
+    }
+
+    #[tokio::test]
+    async fn what_fails_for_all_fails_once_and_is_told() {
+        let server =
+            Server::new(
+                |asked| if asked.starts_with("POST") { Answer::Forbidden("quota") } else { Answer::Written(8) },
+            );
+        let mut actions: Vec<Action> = ["a", "b", "c"].map(create).into();
+        actions.push(Action::update(pod("other")));
+        actions.push(Action::set_status(pod("owner")));
+        let (outcome, notes) = run(&server, actions).await;
+        assert_eq!(server.asked(), ["POST /api/v1/namespaces/ns/pods", "PUT /api/v1/namespaces/ns/pods/owner/status"]);
+        assert_eq!(outcome.failure.unwrap().reason, "FailedCreate");
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with("FailedCreate: Error creating: "), "{notes:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_already_is_deleted() {
+        let server = Server::new(|_| Answer::NotFound);
+        let (outcome, _) = run(&server, vec![Action::Delete(Deletion::of(&pod("a")))]).await;
+        assert!(outcome.error.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_goes_is_no_failure() {
+        let server = Server::new(|_| Answer::Terminating);
+        let (outcome, notes) = run(&server, vec![create("a")]).await;
+        assert!(outcome.error.is_none() && notes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_lost_race_is_no_failure_of_the_object() {
+        let server = Server::new(|_| Answer::Conflict);
+        let (outcome, _) = run(&server, vec![Action::update(pod("a"))]).await;
+        assert!(outcome.error.is_some_and(|error| error.is_race()));
+        assert_eq!(outcome.failure, None);
     }
 }

@@ -349,7 +349,8 @@ fn plan(view: &View) -> Plan {
         propagation = PropagationPolicy::Foreground;
         if view.dependents.iter().any(Item::waits_for_dependents) {
             // A circle of owners, each waiting for the next: this one waits no more.
-            let unblocked = |owner: &OwnerReference| OwnerReference { block_owner_deletion: Some(false), ..owner.clone() };
+            let unblocked =
+                |owner: &OwnerReference| OwnerReference { block_owner_deletion: Some(false), ..owner.clone() };
             actions.push(set_owners(item, item.owners.iter().map(unblocked).collect()));
             resource_version = None;
         }

@@ -256,35 +256,55 @@ mod tests {
 
     #[test]
     fn pods_go_first() {
-        check(&["p", "q!"], &["m"], &[], expect![[r#"
+        check(
+            &["p", "q!"],
+            &["m"],
+            &[],
+            expect![[r#"
             delete Pod a/p
             status Namespace a Some resources are remaining: configmaps. has 1 resource instances, pods. has 2 resource instances
             again in 1s
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn then_everything_else() {
-        check(&[], &["m", "held*", "going!"], &[], expect![[r#"
+        check(
+            &[],
+            &["m", "held*", "going!"],
+            &[],
+            expect![[r#"
             delete ConfigMap a/m
             delete ConfigMap a/held
             status Namespace a Some resources are remaining: configmaps. has 3 resource instances; Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances
             again in 1s
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn what_cannot_be_listed_keeps_the_namespace() {
-        check(&[], &[], &["widgets: no answer"], expect![[r#"
+        check(
+            &[],
+            &[],
+            &["widgets: no answer"],
+            expect![[r#"
             status Namespace a widgets: no answer
             again in 1s
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn an_empty_namespace_is_let_go() {
-        check(&[], &[], &[], expect![[r#"
+        check(
+            &[],
+            &[],
+            &[],
+            expect![[r#"
             finalize Namespace a
-        "#]]);
+        "#]],
+        );
     }
 }

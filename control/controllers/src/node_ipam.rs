@@ -129,9 +129,13 @@ mod tests {
 
     #[test]
     fn the_first_free_part_is_given() {
-        check(None, &["10.0.0.0/16", "10.1.128.0/18"], expect![[r#"
+        check(
+            None,
+            &["10.0.0.0/16", "10.1.128.0/18"],
+            expect![[r#"
             patch Node n1 {"metadata":{"resourceVersion":"7"},"spec":{"podCIDR":"10.2.0.0/16","podCIDRs":["10.2.0.0/16"]}}
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -141,8 +145,12 @@ mod tests {
 
     #[test]
     fn a_full_range_is_said() {
-        check(None, &["10.0.0.0/8"], expect![[r#"
+        check(
+            None,
+            &["10.0.0.0/8"],
+            expect![[r#"
             event Warning CIDRNotAvailable: No part of the pod CIDR 10.0.0.0/14 is free for the node
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -262,6 +262,7 @@ struct Tainted {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TaintedMeta {
+    #[serde(skip_serializing_if = "Option::is_none")]
     resource_version: Option<String>,
 }
 

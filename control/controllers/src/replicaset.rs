@@ -117,7 +117,8 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     if !object::is_deleting(&set.metadata) {
         for pod in view.orphans.iter().filter(|pod| pod::is_active(pod)) {
             if object::matches(selector.as_ref(), &pod.metadata) {
-                plan.actions.push(set_owners(pod, [others(pod, set), vec![object::controller_reference(&**set)]].concat()));
+                plan.actions
+                    .push(set_owners(pod, [others(pod, set), vec![object::controller_reference(&**set)]].concat()));
                 mine.push(pod);
             }
         }
@@ -190,7 +191,8 @@ fn status(view: &View, pods: &[&Arc<Pod>], now: Timestamp) -> (ReplicaSetStatus,
     };
     let (mut labelled, mut ready, mut available, mut next) = (0, 0, 0, None);
     for pod in pods {
-        let has = |label: (&String, &String)| pod.metadata.labels.as_ref().and_then(|own| own.get(label.0)) == Some(label.1);
+        let has =
+            |label: (&String, &String)| pod.metadata.labels.as_ref().and_then(|own| own.get(label.0)) == Some(label.1);
         labelled += i32::from(labels.iter().all(has));
         ready += i32::from(pod::is_ready(pod));
         match pod::availability(pod, spec.min_ready_seconds.unwrap_or(0), now) {

@@ -1,4 +1,6 @@
-//! Services and pods from short texts, for table tests.
+//! Services and pods from short texts, and an API that answers by a script, for tests.
+
+use std::sync::Arc;
 
 use k8s_openapi::{
     api::core::v1::{
@@ -7,6 +9,9 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::Time, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
+use parking_lot::Mutex;
+
+use crate::{Asked, SignError, Signer, Usage};
 
 /// `PORT:TARGET` for each port; words: headless, publish, manual (no selector).
 pub(crate) fn service(text: &str) -> Service {
@@ -70,8 +75,91 @@ pub(crate) fn pod(text: &str) -> Pod {
         status: Some(PodStatus {
             phase: Some("Running".into()),
             pod_ips: value("ip").map(|ip| vec![PodIP { ip }]),
-            conditions: Some(vec![PodCondition { type_: "Ready".into(), status: ready.into(), ..PodCondition::default() }]),
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: ready.into(),
+                ..PodCondition::default()
+            }]),
             ..PodStatus::default()
         }),
     }
+}
+
+/// What the fake API says to a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    /// The object was written at this revision.
+    Written(u64),
+    Forbidden(&'static str),
+    Conflict,
+    NotFound,
+    /// The namespace is on its way out.
+    Terminating,
+}
+
+impl Answer {
+    fn response(self) -> http::Response<kube::client::Body> {
+        let status = |code: u16, reason: &str, message: &str, cause: &str| {
+            let body = format!(
+                r#"{{"kind":"Status","status":"Failure","code":{code},"reason":"{reason}","message":"{message}","details":{{"causes":[{{"reason":"{cause}","message":"","field":""}}]}}}}"#
+            );
+            (code, body)
+        };
+        let (code, body) = match self {
+            Answer::Written(revision) => {
+                (200, format!(r#"{{"metadata":{{"name":"made","resourceVersion":"{revision}"}}}}"#))
+            }
+            Answer::Forbidden(message) => status(403, "Forbidden", message, ""),
+            Answer::Conflict => status(409, "Conflict", "changed", ""),
+            Answer::NotFound => status(404, "NotFound", "not found", ""),
+            Answer::Terminating => status(403, "Forbidden", "going", "NamespaceTerminating"),
+        };
+        let body = kube::client::Body::from(body.into_bytes());
+        http::Response::builder().status(code).body(body).unwrap()
+    }
+}
+
+/// An API that answers by a script and remembers what it was asked.
+#[derive(Clone)]
+pub(crate) struct Server {
+    script: Arc<dyn Fn(&str) -> Answer + Send + Sync>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// The script sees the method and the path: `POST /api/v1/namespaces/ns/pods`.
+    pub(crate) fn new(script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Server {
+        Server { script: Arc::new(script), asked: Arc::default() }
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let asked = format!("{} {}", request.method(), request.uri().path());
+            let answer = (server.script)(&asked).response();
+            server.asked.lock().push(asked);
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+        });
+        kube::Client::new(service, "default")
+    }
+
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.asked.lock().clone()
+    }
+}
+
+struct NoSigner;
+
+impl Signer for NoSigner {
+    fn sign(&self, _: &str, _: Usage) -> Result<String, SignError> {
+        Err(SignError("nothing is signed here".into()))
+    }
+
+    fn read(&self, _: &str) -> Result<Asked, SignError> {
+        Err(SignError("nothing is read here".into()))
+    }
+}
+
+pub(crate) fn refuse_all_signing() -> Arc<dyn Signer> {
+    Arc::new(NoSigner)
 }

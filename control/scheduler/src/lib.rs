@@ -75,17 +75,13 @@ impl std::error::Error for Unschedulable {}
 ///
 /// `turn` grows with each pod: it is where the search begins, so that equal nodes take turns and, in a large cluster,
 /// all nodes come to be compared.
-pub fn schedule(
-    pod: &PodInfo,
-    nodes: &[NodeInfo],
-    profile: &Profile,
-    turn: usize,
-) -> Result<NodeName, Unschedulable> {
+pub fn schedule(pod: &PodInfo, nodes: &[NodeInfo], profile: &Profile, turn: usize) -> Result<NodeName, Unschedulable> {
     let begin = if nodes.is_empty() { 0 } else { turn % nodes.len() };
     let mut refused = Unschedulable { nodes: nodes.len(), reasons: BTreeMap::new() };
     let mut candidates = Vec::with_capacity(profile.enough.min(nodes.len()));
     for node in nodes[begin..].iter().chain(&nodes[..begin]) {
-        let failing = profile.filters.iter().map(|filter| (filter.check)(pod, node)).find(|reasons| !reasons.is_empty());
+        let failing =
+            profile.filters.iter().map(|filter| (filter.check)(pod, node)).find(|reasons| !reasons.is_empty());
         match failing {
             None => candidates.push((node, 0)),
             Some(reasons) => {

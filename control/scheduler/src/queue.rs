@@ -158,11 +158,7 @@ impl Queue {
     }
 
     pub(crate) fn pending(&self) -> Pending {
-        Pending {
-            active: self.active.len(),
-            backoff: self.backoff.len(),
-            unschedulable: self.unschedulable.len(),
-        }
+        Pending { active: self.active.len(), backoff: self.backoff.len(), unschedulable: self.unschedulable.len() }
     }
 
     fn mature(&mut self, now: Instant) {
@@ -233,7 +229,10 @@ mod tests {
             queue.put(pod(uid, priority), now);
         }
         queue.remove("b");
-        assert_eq!([pop(&mut queue, now), pop(&mut queue, now), pop(&mut queue, now)], [Some("c".into()), Some("a".into()), None]);
+        assert_eq!(
+            [pop(&mut queue, now), pop(&mut queue, now), pop(&mut queue, now)],
+            [Some("c".into()), Some("a".into()), None]
+        );
     }
 
     #[test]

@@ -233,9 +233,7 @@ impl Scheduler {
         self.queue.put_back(taken, setback, Instant::now());
         self.recorder.record(bind::failed(&taken.pod, message.clone()));
         let (client, pod, now) = (self.context.client.clone(), taken.pod.clone(), self.context.clock.now());
-        self.writes.spawn(async move {
-            Written::Explained(within(bind::explain(&client, &pod, &message, now)).await)
-        });
+        self.writes.spawn(async move { Written::Explained(within(bind::explain(&client, &pod, &message, now)).await) });
     }
 
     fn written(&mut self, written: Written) {

@@ -188,9 +188,8 @@ fn host_ports(container: &Container) -> Vec<HostPort> {
 ///
 /// <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>
 fn requests(spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resources {
-    let of = |container: &Container| {
-        read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
-    };
+    let of =
+        |container: &Container| read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
     let mut total = Resources::default();
     spec.containers.iter().for_each(|container| total.add(&of(container)));
     let (mut sidecars, mut peak) = (Resources::default(), Resources::default());

@@ -124,13 +124,21 @@ async fn perform(client: &kube::Client, correlator: &mut Correlator, write: Writ
         Write::Count { identity, event } => {
             let api: Api<Event> = Api::namespaced(client.clone(), namespace_of(&event));
             let name = event.metadata.name.as_deref().unwrap_or_default();
-            let repeat = Repeat { count: event.count, last_timestamp: event.last_timestamp.clone(), message: event.message.clone() };
+            let repeat = Repeat {
+                count: event.count,
+                last_timestamp: event.last_timestamp.clone(),
+                message: event.message.clone(),
+            };
             match api.patch(name, &PatchParams::default(), &Patch::Merge(&repeat)).await {
                 Ok(_) => Ok(()),
                 // Its time to live has passed: the count starts anew.
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     correlator.forget(&identity);
-                    create(client, &Event { metadata: ObjectMeta { resource_version: None, ..event.metadata.clone() }, ..*event }).await
+                    create(
+                        client,
+                        &Event { metadata: ObjectMeta { resource_version: None, ..event.metadata.clone() }, ..*event },
+                    )
+                    .await
                 }
                 Err(error) => Err(error),
             }
@@ -350,7 +358,9 @@ mod tests {
             let line = match correlator.decide(note(message), Timestamp::from_second(*second).unwrap()) {
                 None => "dropped".to_owned(),
                 Some(Write::Create(event)) => format!("create {:?}", event.message.unwrap()),
-                Some(Write::Count { event, .. }) => format!("count {} {:?}", event.count.unwrap(), event.message.unwrap()),
+                Some(Write::Count { event, .. }) => {
+                    format!("count {} {:?}", event.count.unwrap(), event.message.unwrap())
+                }
             };
             writeln!(lines, "{line}").unwrap();
         }
@@ -359,26 +369,33 @@ mod tests {
 
     #[test]
     fn repeats_are_counted() {
-        check(&[(0, "no room"), (5, "no room"), (9, "other"), (10, "no room")], expect![[r#"
+        check(
+            &[(0, "no room"), (5, "no room"), (9, "other"), (10, "no room")],
+            expect![[r#"
             create "no room"
             count 2 "no room"
             create "other"
             count 3 "no room"
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn similar_messages_are_combined() {
         let messages: Vec<String> = (0..12).map(|index| format!("m{index}")).collect();
         let notes: Vec<(i64, &str)> = messages.iter().map(|message| (0, message.as_str())).collect();
-        check(&notes[8..].iter().copied().collect::<Vec<_>>(), expect![[r#"
+        check(
+            &notes[8..].iter().copied().collect::<Vec<_>>(),
+            expect![[r#"
             create "m8"
             create "m9"
             create "m10"
             create "m11"
-        "#]]);
+        "#]],
+        );
         let mut correlator = Correlator::new("test");
-        let last = notes.iter().filter_map(|(_, message)| correlator.decide(note(message), Timestamp::UNIX_EPOCH)).last();
+        let last =
+            notes.iter().filter_map(|(_, message)| correlator.decide(note(message), Timestamp::UNIX_EPOCH)).last();
         let Some(Write::Count { event, .. }) = last else { panic!("{last:?}") };
         assert_eq!(event.message.as_deref(), Some("(combined from similar events): m11"));
     }

@@ -71,7 +71,8 @@ fn deadline(deployment: &Deployment) -> Option<i32> {
 /// The status with its counts and its availability, and the other conditions as they were.
 pub(super) fn counted(rollout: &Rollout<'_>, now: Timestamp) -> DeploymentStatus {
     let before = rollout.deployment.status.clone().unwrap_or_default();
-    let actual = |status: Option<&k8s_openapi::api::apps::v1::ReplicaSetStatus>| status.map_or(0, |status| status.replicas);
+    let actual =
+        |status: Option<&k8s_openapi::api::apps::v1::ReplicaSetStatus>| status.map_or(0, |status| status.replicas);
     let available = rollout.available();
     // Kubernetes leaves zeros out.
     let some = |count: i32| (count != 0).then_some(count);
@@ -79,22 +80,23 @@ pub(super) fn counted(rollout: &Rollout<'_>, now: Timestamp) -> DeploymentStatus
         observed_generation: rollout.deployment.metadata.generation,
         replicas: some(rollout.sets().map(|set| actual(set.seen.status.as_ref())).sum()),
         updated_replicas: some(rollout.new.as_ref().map_or(0, |set| actual(set.seen.status.as_ref()))),
-        ready_replicas: some(
-            rollout.sets().filter_map(|set| set.seen.status.as_ref()?.ready_replicas).sum(),
-        ),
+        ready_replicas: some(rollout.sets().filter_map(|set| set.seen.status.as_ref()?.ready_replicas).sum()),
         available_replicas: some(available),
         unavailable_replicas: some((rollout.total() - available).max(0)),
         collision_count: before.collision_count,
         conditions: before.conditions,
         terminating_replicas: before.terminating_replicas,
     };
-    set(&mut status, if available >= rollout.min_available() {
-        let message = "Deployment has minimum availability.".to_owned();
-        condition(AVAILABLE, "True", "MinimumReplicasAvailable", message, now)
-    } else {
-        let message = "Deployment does not have minimum availability.".to_owned();
-        condition(AVAILABLE, "False", "MinimumReplicasUnavailable", message, now)
-    });
+    set(
+        &mut status,
+        if available >= rollout.min_available() {
+            let message = "Deployment has minimum availability.".to_owned();
+            condition(AVAILABLE, "True", "MinimumReplicasAvailable", message, now)
+        } else {
+            let message = "Deployment does not have minimum availability.".to_owned();
+            condition(AVAILABLE, "False", "MinimumReplicasUnavailable", message, now)
+        },
+    );
     status
 }
 
@@ -123,14 +125,17 @@ pub(super) fn progressed(rollout: &Rollout<'_>, now: Timestamp) -> DeploymentSta
         .find(|condition| condition.type_ == REPLICA_FAILURE);
     match failure {
         None => remove(&mut status, REPLICA_FAILURE),
-        Some(failure) => set(&mut status, DeploymentCondition {
-            type_: REPLICA_FAILURE.to_owned(),
-            status: failure.status.clone(),
-            reason: failure.reason.clone(),
-            message: failure.message.clone(),
-            last_update_time: failure.last_transition_time.clone(),
-            last_transition_time: failure.last_transition_time.clone(),
-        }),
+        Some(failure) => set(
+            &mut status,
+            DeploymentCondition {
+                type_: REPLICA_FAILURE.to_owned(),
+                status: failure.status.clone(),
+                reason: failure.reason.clone(),
+                message: failure.message.clone(),
+                last_update_time: failure.last_transition_time.clone(),
+                last_transition_time: failure.last_transition_time.clone(),
+            },
+        ),
     }
     status
 }

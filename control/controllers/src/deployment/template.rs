@@ -33,7 +33,8 @@ fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
     // Maps are sorted and fields have an order, so the encoding is one and the same.
     let encoded = serde_json::to_vec(template).unwrap_or_default();
     let salt = if collisions > 0 { collisions.to_le_bytes().to_vec() } else { Vec::new() };
-    let digest = encoded.iter().chain(&salt).fold(FNV_OFFSET, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(FNV_PRIME));
+    let digest =
+        encoded.iter().chain(&salt).fold(FNV_OFFSET, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(FNV_PRIME));
     digest.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
 }
 
@@ -67,7 +68,12 @@ pub(super) fn new_set(rollout: &Rollout<'_>, name: &str) -> ReplicaSet {
     let (deployment, spec) = (rollout.deployment, spec(rollout.deployment));
     let hash = current_hash(deployment);
     let mut template = spec.template;
-    template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH_LABEL.to_owned(), hash.clone());
+    template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default()
+        .insert(HASH_LABEL.to_owned(), hash.clone());
     let mut selector = spec.selector;
     selector.match_labels.get_or_insert_default().insert(HASH_LABEL.to_owned(), hash);
     let mut set = ReplicaSet {

@@ -160,10 +160,14 @@ impl World {
         if is_recreate(&spec) || !broken.is_empty() {
             return;
         }
-        let serving: i32 = view.sets.iter().map(|set| {
-            let available = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
-            available.min(rollout::replicas(set))
-        }).sum();
+        let serving: i32 = view
+            .sets
+            .iter()
+            .map(|set| {
+                let available = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+                available.min(rollout::replicas(set))
+            })
+            .sum();
         let was_up = self.deployment.status.as_ref().is_some_and(|status| {
             status.conditions.iter().flatten().any(|one| one.type_ == "Available" && one.status == "True")
         });
@@ -227,31 +231,43 @@ fn check(actual: &str, expect: Expect) {
 fn the_first_plan_makes_the_set() {
     let world = World::new(deployment(3, "v1", "25%", "25%"));
     let shown = describe(&world.plan(), |action| match action.object::<ReplicaSet>() {
-        Some(set) => format!("{:?} {:?}", set.metadata.annotations.as_ref().unwrap(), set.spec.as_ref().unwrap().selector.match_labels.as_ref().unwrap()),
+        Some(set) => format!(
+            "{:?} {:?}",
+            set.metadata.annotations.as_ref().unwrap(),
+            set.spec.as_ref().unwrap().selector.match_labels.as_ref().unwrap()
+        ),
         None => String::new(),
     });
-    check(&shown, expect![[r#"
+    check(
+        &shown,
+        expect![[r#"
         create ReplicaSet default/web-554b68dfc4 {"deployment.kubernetes.io/desired-replicas": "3", "deployment.kubernetes.io/max-replicas": "4", "deployment.kubernetes.io/revision": "1"} {"app": "web", "pod-template-hash": "554b68dfc4"}
         event Normal ScalingReplicaSet: Scaled up replica set web-554b68dfc4 from 0 to 3
         status Deployment default/web
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn comes_up() {
     let mut world = World::new(deployment(3, "v1", "25%", "25%"));
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 3
         v1: 3 replicas, revision 1, history -
         revision 1, 3 updated of 3, 3 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn rolls_over_within_its_bounds() {
     let mut world = running(4, "25%", "25%");
     world.set_image("v2");
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 1
         Scaled down replica set v1 from 4 to 2
         Scaled up replica set v2 from 1 to 3
@@ -260,14 +276,17 @@ fn rolls_over_within_its_bounds() {
         v1: 0 replicas, revision 1, history -
         v2: 4 replicas, revision 2, history -
         revision 2, 4 updated of 4, 4 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn rolls_without_surge_and_without_unavailability() {
     let mut world = running(2, "0", "1");
     world.set_image("v2");
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled down replica set v1 from 2 to 1
         Scaled up replica set v2 from 0 to 1
         Scaled down replica set v1 from 1 to 0
@@ -275,10 +294,13 @@ fn rolls_without_surge_and_without_unavailability() {
         v1: 0 replicas, revision 1, history -
         v2: 2 replicas, revision 2, history -
         revision 2, 2 updated of 2, 2 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
     let mut world = running(2, "1", "0");
     world.set_image("v2");
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 1
         Scaled down replica set v1 from 2 to 1
         Scaled up replica set v2 from 1 to 2
@@ -286,35 +308,45 @@ fn rolls_without_surge_and_without_unavailability() {
         v1: 0 replicas, revision 1, history -
         v2: 2 replicas, revision 2, history -
         revision 2, 2 updated of 2, 2 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_broken_version_stops_the_rollout_and_undo_goes_back() {
     let mut world = running(4, "1", "1");
     world.set_image("v2");
-    check(&world.run(&["v2"]), expect![[r#"
+    check(
+        &world.run(&["v2"]),
+        expect![[r#"
         Scaled up replica set new from 0 to 1
         Scaled down replica set v1 from 4 to 3
         Scaled up replica set v2 from 1 to 2
         v1: 3 replicas, revision 1, history -
         v2: 2 replicas, revision 2, history -
         revision 2, 2 updated of 5, 3 available; Available=True/MinimumReplicasAvailable Progressing=True/ReplicaSetUpdated
-    "#]]);
+    "#]],
+    );
     world.second += 700;
-    check(&world.run(&["v2"]), expect![[r#"
+    check(
+        &world.run(&["v2"]),
+        expect![[r#"
         v1: 3 replicas, revision 1, history -
         v2: 2 replicas, revision 2, history -
         revision 2, 2 updated of 5, 3 available; Available=True/MinimumReplicasAvailable Progressing=False/ProgressDeadlineExceeded
-    "#]]);
+    "#]],
+    );
     world.set_image("v1");
-    check(&world.run(&["v2"]), expect![[r#"
+    check(
+        &world.run(&["v2"]),
+        expect![[r#"
         Scaled down replica set v2 from 2 to 0
         Scaled up replica set v1 from 3 to 4
         v1: 4 replicas, revision 3, history 1
         v2: 0 replicas, revision 2, history -
         revision 3, 4 updated of 4, 4 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -322,22 +354,29 @@ fn recreate_waits_for_the_last_old_pod() {
     let mut world = running(2, "1", "0");
     let spec = world.deployment.spec.as_mut().unwrap();
     spec.strategy = Some(DeploymentStrategy { type_: Some("Recreate".into()), rolling_update: None });
-    let mut leaving = Pod { status: Some(PodStatus { phase: Some("Running".into()), ..PodStatus::default() }), ..Pod::default() };
+    let mut leaving =
+        Pod { status: Some(PodStatus { phase: Some("Running".into()), ..PodStatus::default() }), ..Pod::default() };
     leaving.metadata.owner_references = Some(vec![object::controller_reference(&world.sets[0])]);
     world.pods = vec![leaving];
     world.set_image("v2");
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled down replica set v1 from 2 to 0
         v1: 0 replicas, revision 1, history -
         revision 1, 0 updated of 0, 0 available; Progressing=True/NewReplicaSetAvailable Available=False/MinimumReplicasUnavailable
-    "#]]);
+    "#]],
+    );
     world.pods.clear();
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 2
         v1: 0 replicas, revision 1, history -
         v2: 2 replicas, revision 2, history -
         revision 2, 2 updated of 2, 2 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -346,13 +385,18 @@ fn a_paused_deployment_scales_but_does_not_roll() {
     world.deployment.spec.as_mut().unwrap().paused = Some(true);
     world.set_image("v2");
     world.deployment.spec.as_mut().unwrap().replicas = Some(5);
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set v1 from 2 to 5
         v1: 5 replicas, revision 1, history -
         revision 1, 0 updated of 5, 5 available; Progressing=Unknown/DeploymentPaused Available=True/MinimumReplicasAvailable
-    "#]]);
+    "#]],
+    );
     world.deployment.spec.as_mut().unwrap().paused = None;
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 1
         Scaled down replica set v1 from 5 to 4
         Scaled up replica set v2 from 1 to 2
@@ -366,7 +410,8 @@ fn a_paused_deployment_scales_but_does_not_roll() {
         v1: 0 replicas, revision 1, history -
         v2: 5 replicas, revision 2, history -
         revision 2, 5 updated of 5, 5 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -375,15 +420,20 @@ fn scaling_in_the_middle_of_a_rollout_keeps_the_proportions() {
     world.set_image("v2");
     world.run(&["v2"]);
     world.deployment.spec.as_mut().unwrap().replicas = Some(15);
-    check(&world.run(&["v2"]), expect![[r#"
+    check(
+        &world.run(&["v2"]),
+        expect![[r#"
         Scaled up replica set v1 from 8 to 11
         Scaled up replica set v2 from 5 to 7
         v1: 11 replicas, revision 1, history -
         v2: 7 replicas, revision 2, history -
         revision 2, 7 updated of 18, 11 available; Available=False/MinimumReplicasUnavailable Progressing=True/ReplicaSetUpdated
-    "#]]);
+    "#]],
+    );
     world.deployment.spec.as_mut().unwrap().replicas = Some(5);
-    check(&world.run(&["v2"]), expect![[r#"
+    check(
+        &world.run(&["v2"]),
+        expect![[r#"
         Scaled down replica set v1 from 11 to 5
         Scaled down replica set v2 from 7 to 3
         Scaled down replica set v1 from 5 to 3
@@ -391,7 +441,8 @@ fn scaling_in_the_middle_of_a_rollout_keeps_the_proportions() {
         v1: 3 replicas, revision 1, history -
         v2: 5 replicas, revision 2, history -
         revision 2, 5 updated of 8, 3 available; Available=True/MinimumReplicasAvailable Progressing=True/ReplicaSetUpdated
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -402,11 +453,14 @@ fn old_history_is_dropped() {
         world.set_image(image);
         world.run(&[]);
     }
-    check(&world.show(), expect![[r#"
+    check(
+        &world.show(),
+        expect![[r#"
         v3: 0 replicas, revision 3, history -
         v4: 1 replicas, revision 4, history -
         revision 4, 1 updated of 1, 1 available; Available=True/MinimumReplicasAvailable Progressing=True/NewReplicaSetAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -425,21 +479,27 @@ fn a_name_that_is_taken_counts_as_a_collision() {
 fn an_empty_selector_is_refused() {
     let mut world = World::new(deployment(1, "v1", "1", "0"));
     world.deployment.spec.as_mut().unwrap().selector = LabelSelector::default();
-    check(&describe(&world.plan(), |_| String::new()), expect![[r#"
+    check(
+        &describe(&world.plan(), |_| String::new()),
+        expect![[r#"
         event Warning SelectingAll: This deployment is selecting all pods. A non-empty selector is required.
         status Deployment default/web
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_deployment_without_a_deadline_has_no_progress_condition() {
     let mut world = World::new(deployment(1, "v1", "1", "0"));
     world.deployment.spec.as_mut().unwrap().progress_deadline_seconds = None;
-    check(&world.run(&[]), expect![[r#"
+    check(
+        &world.run(&[]),
+        expect![[r#"
         Scaled up replica set new from 0 to 1
         v1: 1 replicas, revision 1, history -
         revision 1, 1 updated of 1, 1 available; Available=True/MinimumReplicasAvailable
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

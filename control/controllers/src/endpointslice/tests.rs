@@ -19,7 +19,8 @@ fn show(plan: &Plan) -> String {
         let endpoint = |endpoint: &Endpoint| {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let mut words = vec![endpoint.addresses.join(",")];
-            let flags = [("ready", conditions.ready), ("serving", conditions.serving), ("terminating", conditions.terminating)];
+            let flags =
+                [("ready", conditions.ready), ("serving", conditions.serving), ("terminating", conditions.terminating)];
             words.extend(flags.iter().filter(|(_, flag)| *flag == Some(true)).map(|(name, _)| (*name).to_owned()));
             words.extend(endpoint.zone.clone());
             words.extend(endpoint.hostname.clone());
@@ -64,27 +65,43 @@ fn many(count: usize) -> Vec<Arc<Pod>> {
 
 #[test]
 fn conditions_tell_ready_serving_and_terminating() {
-    check("80:8080", "a:ip=10.0.0.1:ready:node=n1 b:ip=10.0.0.2 c:ip=10.0.0.3:ready:deleting", expect![[r#"
+    check(
+        "80:8080",
+        "a:ip=10.0.0.1:ready:node=n1 b:ip=10.0.0.2 c:ip=10.0.0.3:ready:deleting",
+        expect![[r#"
         create EndpointSlice default/ [10.0.0.1 ready serving z1, 10.0.0.2, 10.0.0.3 serving terminating] on [8080]
-    "#]]);
-    check("80:8080 publish", "a:ip=10.0.0.1", expect![[r#"
+    "#]],
+    );
+    check(
+        "80:8080 publish",
+        "a:ip=10.0.0.1",
+        expect![[r#"
         create EndpointSlice default/ [10.0.0.1 ready] on [8080]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn named_ports_divide_the_pods() {
-    check("80:http", "a:ip=10.0.0.1:ready:http=8080 b:ip=10.0.0.2:ready:http=9090", expect![[r#"
+    check(
+        "80:http",
+        "a:ip=10.0.0.1:ready:http=8080 b:ip=10.0.0.2:ready:http=9090",
+        expect![[r#"
         create EndpointSlice default/ [10.0.0.1 ready serving] on [8080]
         create EndpointSlice default/ [10.0.0.2 ready serving] on [9090]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_service_without_pods_has_an_empty_slice() {
-    check("80:8080", "", expect![[r#"
+    check(
+        "80:8080",
+        "",
+        expect![[r#"
         create EndpointSlice default/ [] on []
-    "#]]);
+    "#]],
+    );
     let mut view = view("80:8080", "a:ip=10.0.0.1:ready");
     let first = plan(&view);
     apply(&mut view, first);
@@ -92,7 +109,8 @@ fn a_service_without_pods_has_an_empty_slice() {
     let last = plan(&view);
     expect![[r#"
         update EndpointSlice default/web-0 [] on [8080]
-    "#]].assert_eq(&show(&last));
+    "#]]
+    .assert_eq(&show(&last));
     apply(&mut view, last);
 }
 
@@ -138,10 +156,12 @@ fn the_api_service_has_one_slice_with_its_name() {
     let first = plan(&view);
     expect![[r#"
         create EndpointSlice default/web [192.0.2.1 ready] on [6443]
-    "#]].assert_eq(&show(&first));
+    "#]]
+    .assert_eq(&show(&first));
     apply(&mut view, first);
     view.api = Some("192.0.2.2:6443".parse().unwrap());
     expect![[r#"
         update EndpointSlice default/web [192.0.2.2 ready] on [6443]
-    "#]].assert_eq(&show(&plan(&view)));
+    "#]]
+    .assert_eq(&show(&plan(&view)));
 }

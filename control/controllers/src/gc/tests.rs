@@ -22,14 +22,19 @@ fn item(text: &str) -> Item {
         })
     };
     let finalizers = [("foreground", FOREGROUND), ("orphan", ORPHAN)];
-    let resource = if uid.starts_with("rs") { ApiResource::erase::<ReplicaSet>(&()) } else { ApiResource::erase::<Pod>(&()) };
+    let resource =
+        if uid.starts_with("rs") { ApiResource::erase::<ReplicaSet>(&()) } else { ApiResource::erase::<Pod>(&()) };
     Item {
         resource: Arc::new(resource),
         key: Key::new("ns", uid),
         uid: uid.into(),
         resource_version: Some("3".into()),
         owners: words.iter().filter_map(owner).collect(),
-        finalizers: finalizers.iter().filter(|(word, _)| words.contains(word)).map(|(_, name)| (*name).into()).collect(),
+        finalizers: finalizers
+            .iter()
+            .filter(|(word, _)| words.contains(word))
+            .map(|(_, name)| (*name).into())
+            .collect(),
         is_deleting: words.contains(&"deleting"),
     }
 }
@@ -49,7 +54,11 @@ fn check(text: &str, expect: Expect) {
     let view = View { item: subject, owners, dependents };
     expect.assert_eq(&describe(&plan(&view), |action| match action {
         Action::Delete(deletion) => {
-            format!("{:?} at {}", deletion.propagation.as_ref().unwrap(), deletion.resource_version.as_deref().unwrap_or("any"))
+            format!(
+                "{:?} at {}",
+                deletion.propagation.as_ref().unwrap(),
+                deletion.resource_version.as_deref().unwrap_or("any")
+            )
         }
         _ => String::new(),
     }));
@@ -57,49 +66,70 @@ fn check(text: &str, expect: Expect) {
 
 #[test]
 fn what_lost_all_its_owners_goes() {
-    check("p:<rs1", expect![[r#"
+    check(
+        "p:<rs1",
+        expect![[r#"
         delete Pod ns/p Background at 3
-    "#]]);
+    "#]],
+    );
     check("p:<rs1 rs1", expect![""]);
     check("p:deleting:<rs1", expect![""]);
 }
 
 #[test]
 fn what_lost_some_of_its_owners_stays() {
-    check("p:<rs1:<rs2 rs2", expect![[r#"
+    check(
+        "p:<rs1:<rs2 rs2",
+        expect![[r#"
         patch Pod ns/p {"metadata":{"uid":"p","resourceVersion":"3","ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"rs2","uid":"rs2"}]}}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn in_the_foreground_the_owned_go_first() {
-    check("p:<<rs1 rs1:deleting:foreground", expect![[r#"
+    check(
+        "p:<<rs1 rs1:deleting:foreground",
+        expect![[r#"
         delete Pod ns/p Background at 3
-    "#]]);
+    "#]],
+    );
     check("rs1:deleting:foreground p:<<rs1", expect![""]);
-    check("rs1:deleting:foreground p:<rs1", expect![[r#"
+    check(
+        "rs1:deleting:foreground p:<rs1",
+        expect![[r#"
         patch ReplicaSet ns/rs1 {"metadata":{"resourceVersion":"3","finalizers":[]}}
-    "#]]);
-    check("rs1:<<rs0 rs0:deleting:foreground p:<<rs1", expect![[r#"
+    "#]],
+    );
+    check(
+        "rs1:<<rs0 rs0:deleting:foreground p:<<rs1",
+        expect![[r#"
         delete ReplicaSet ns/rs1 Foreground at 3
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_circle_of_waiting_owners_is_broken() {
-    check("rs1:<<rs2 rs2:<<rs1:deleting:foreground", expect![[r#"
+    check(
+        "rs1:<<rs2 rs2:<<rs1:deleting:foreground",
+        expect![[r#"
         patch ReplicaSet ns/rs1 {"metadata":{"uid":"rs1","resourceVersion":"3","ownerReferences":[{"apiVersion":"apps/v1","blockOwnerDeletion":false,"kind":"ReplicaSet","name":"rs2","uid":"rs2"}]}}
         delete ReplicaSet ns/rs1 Foreground at any
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn orphans_are_let_go() {
-    check("rs1:deleting:orphan p:<rs1 q:<rs1:<rs2", expect![[r#"
+    check(
+        "rs1:deleting:orphan p:<rs1 q:<rs1:<rs2",
+        expect![[r#"
         patch Pod ns/p {"metadata":{"uid":"p","resourceVersion":"3","ownerReferences":[]}}
         patch Pod ns/q {"metadata":{"uid":"q","resourceVersion":"3","ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"rs2","uid":"rs2"}]}}
         patch ReplicaSet ns/rs1 {"metadata":{"resourceVersion":"3","finalizers":[]}}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -57,50 +57,88 @@ fn pod(text: &str) -> Pod {
 
 fn check(node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
     let pods = pods.split_whitespace().map(|text| Arc::new(pod(text))).collect();
-    let view = View { node: Arc::new(node(node_text)), heard: at(NOW - silent_for), grace: Duration::from_secs(10), pods };
+    let view =
+        View { node: Arc::new(node(node_text)), heard: at(NOW - silent_for), grace: Duration::from_secs(10), pods };
     expect.assert_eq(&describe(&plan(&view, at(NOW)), |action| {
         if let Some(node) = action.object::<Node>() {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            return conditions.map(|one| format!("{}={}/{}", one.type_, one.status, one.reason.clone().unwrap_or_default())).collect::<Vec<_>>().join(" ");
+            return conditions
+                .map(|one| format!("{}={}/{}", one.type_, one.status, one.reason.clone().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(" ");
         }
-        let conditions = action.object::<Pod>().into_iter().flat_map(|pod| pod.status.iter()).flat_map(|status| status.conditions.iter().flatten());
+        let conditions = action
+            .object::<Pod>()
+            .into_iter()
+            .flat_map(|pod| pod.status.iter())
+            .flat_map(|status| status.conditions.iter().flatten());
         conditions.map(|one| format!("{}={}", one.type_, one.status)).collect::<Vec<_>>().join(" ")
     }));
 }
 
 #[test]
 fn a_node_that_is_well_is_looked_at_again() {
-    check("ready", 3, "", expect![[r#"
+    check(
+        "ready",
+        3,
+        "",
+        expect![[r#"
         again in 7s
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_silent_node_is_not_ready_and_neither_are_its_pods() {
-    check("ready", 10, "a:ready:patience=300 b", expect![[r#"
+    check(
+        "ready",
+        10,
+        "a:ready:patience=300 b",
+        expect![[r#"
         status Node n1 Ready=Unknown/NodeStatusUnknown MemoryPressure=Unknown/NodeStatusNeverUpdated DiskPressure=Unknown/NodeStatusNeverUpdated PIDPressure=Unknown/NodeStatusNeverUpdated
         event Normal NodeNotReady: Node n1 status is now: NodeNotReady
         status Pod default/a Ready=False
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn taints_follow_the_conditions() {
-    check("unknown", 11, "", expect![[r#"
-        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
-    "#]]);
-    check("failing pressure gpu:NoSchedule", 1, "", expect![[r#"
-        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"gpu"},{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoSchedule","key":"node.kubernetes.io/memory-pressure","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    check(
+        "unknown",
+        11,
+        "",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    "#]],
+    );
+    check(
+        "failing pressure gpu:NoSchedule",
+        1,
+        "",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"gpu"},{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoExecute","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"},{"effect":"NoSchedule","key":"node.kubernetes.io/memory-pressure","timeAdded":"1970-01-01T02:46:40Z"}]}}
         again in 9s
-    "#]]);
-    check("ready cordoned unreachable:NoExecute:5 unreachable:NoSchedule:5", 1, "", expect![[r#"
-        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unschedulable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    "#]],
+    );
+    check(
+        "ready cordoned unreachable:NoExecute:5 unreachable:NoSchedule:5",
+        1,
+        "",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unschedulable","timeAdded":"1970-01-01T02:46:40Z"}]}}
         again in 9s
-    "#]]);
-    check("", 1, "", expect![[r#"
-        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    "#]],
+    );
+    check(
+        "",
+        1,
+        "",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/not-ready","timeAdded":"1970-01-01T02:46:40Z"}]}}
         again in 9s
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -123,10 +161,15 @@ fn pods_go_when_their_patience_ends() {
 
 #[test]
 fn patience_with_a_users_taint_counts_from_when_it_is_seen() {
-    check("ready drain:NoExecute", 1, "a:patience=60", expect![[r#"
-        patch Node n1 {"metadata":{"resourceVersion":null},"spec":{"taints":[{"effect":"NoExecute","key":"drain","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    check(
+        "ready drain:NoExecute",
+        1,
+        "a:patience=60",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoExecute","key":"drain","timeAdded":"1970-01-01T02:46:40Z"}]}}
         again in 9s
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

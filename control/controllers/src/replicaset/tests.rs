@@ -48,7 +48,13 @@ fn pod(text: &str) -> Pod {
     let has = |word| words.contains(&word);
     let number = |prefix: &str| words.iter().find_map(|word| word.strip_prefix(prefix)?.parse::<i64>().ok());
     let since = at(NOW - number("a").unwrap_or(100));
-    let phase = if has("failed") { "Failed" } else if has("ready") || has("running") { "Running" } else { "Pending" };
+    let phase = if has("failed") {
+        "Failed"
+    } else if has("ready") || has("running") {
+        "Running"
+    } else {
+        "Pending"
+    };
     let condition = PodCondition {
         type_: "Ready".into(),
         status: if has("ready") { "True" } else { "False" }.into(),
@@ -100,7 +106,12 @@ fn show(view: &View) -> String {
             status.available_replicas.unwrap_or(0),
             status.ready_replicas.unwrap_or(0),
             status.replicas,
-            status.conditions.iter().flatten().map(|one| format!(" {}={}", one.type_, one.message.clone().unwrap())).collect::<String>()
+            status
+                .conditions
+                .iter()
+                .flatten()
+                .map(|one| format!(" {}={}", one.type_, one.message.clone().unwrap()))
+                .collect::<String>()
         ),
         _ => String::new(),
     })
@@ -112,54 +123,82 @@ fn check(replicas: i32, pods: &str, expect: Expect) {
 
 #[test]
 fn creates_what_is_missing() {
-    check(3, "a:ready b:pending", expect![[r#"
+    check(
+        3,
+        "a:ready b:pending",
+        expect![[r#"
         create Pod default/
         status ReplicaSet default/web 1/1/2
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn pods_that_end_are_replaced() {
-    check(2, "a:ready b:failed c:deleting", expect![[r#"
+    check(
+        2,
+        "a:ready b:failed c:deleting",
+        expect![[r#"
         create Pod default/
         status ReplicaSet default/web 1/1/1
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_serves_least_is_deleted_first() {
-    check(1, "a:ready:n1 b:pending c:running:n1 d:ready:n2:c-5", expect![[r#"
+    check(
+        1,
+        "a:ready:n1 b:pending c:running:n1 d:ready:n2:c-5",
+        expect![[r#"
         delete Pod default/b
         delete Pod default/c
         delete Pod default/d
         status ReplicaSet default/web 2/2/4
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn of_equals_the_crowded_node_and_the_young_lose_first() {
-    check(2, "a:ready:n1 b:ready:n2 c:ready:n2", expect![[r#"
+    check(
+        2,
+        "a:ready:n1 b:ready:n2 c:ready:n2",
+        expect![[r#"
         delete Pod default/b
         status ReplicaSet default/web 3/3/3
-    "#]]);
-    check(1, "a:ready:n1:a5 b:ready:n2:a5000", expect![[r#"
+    "#]],
+    );
+    check(
+        1,
+        "a:ready:n1:a5 b:ready:n2:a5000",
+        expect![[r#"
         delete Pod default/a
         status ReplicaSet default/web 2/2/2
-    "#]]);
-    check(1, "a:ready:n1:r1 b:ready:n2:r7", expect![[r#"
+    "#]],
+    );
+    check(
+        1,
+        "a:ready:n1:r1 b:ready:n2:r7",
+        expect![[r#"
         delete Pod default/b
         status ReplicaSet default/web 2/2/2
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn adopts_and_releases_by_label() {
-    check(2, "a:ready:orphan b:ready:other c:ready:orphan:other", expect![[r#"
+    check(
+        2,
+        "a:ready:orphan b:ready:other c:ready:orphan:other",
+        expect![[r#"
         patch Pod default/b {"metadata":{"uid":"b","resourceVersion":"1","ownerReferences":[]}}
         patch Pod default/a {"metadata":{"uid":"a","resourceVersion":"1","ownerReferences":[{"apiVersion":"apps/v1","blockOwnerDeletion":true,"controller":true,"kind":"ReplicaSet","name":"web","uid":"set"}]}}
         create Pod default/
         status ReplicaSet default/web 1/1/1
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -37,7 +37,8 @@ fn a_pod_runs_on_the_node_that_it_names() {
 
 #[test]
 fn taints_with_a_hard_effect_keep_pods_away() {
-    let taint = |effect: &str| Taint { key: "gpu".into(), value: Some("a".into()), effect: effect.into(), time_added: None };
+    let taint =
+        |effect: &str| Taint { key: "gpu".into(), value: Some("a".into()), effect: effect.into(), time_added: None };
     let tainted = |effect| NodeInfo { taints: vec![taint(effect)], ..node() };
     assert_eq!(check(&PodInfo::default(), &tainted("NoSchedule")), "node(s) had untolerated taint {gpu: a}");
     assert_eq!(check(&PodInfo::default(), &tainted("NoExecute")), "node(s) had untolerated taint {gpu: a}");
@@ -47,10 +48,8 @@ fn taints_with_a_hard_effect_keep_pods_away() {
 #[test]
 fn selectors_and_affinity_choose_by_label() {
     const REFUSED: &str = "node(s) didn't match Pod's node affinity/selector";
-    let selecting = |value: &str| PodInfo {
-        node_selector: BTreeMap::from([("disk".into(), value.into())]),
-        ..PodInfo::default()
-    };
+    let selecting =
+        |value: &str| PodInfo { node_selector: BTreeMap::from([("disk".into(), value.into())]), ..PodInfo::default() };
     assert_eq!(check(&selecting("ssd"), &node()), "");
     assert_eq!(check(&selecting("tape"), &node()), REFUSED);
     let wanting = |key: &str, operator: &str, values: &[&str]| {

@@ -10,7 +10,10 @@ pub(crate) fn amounts(text: &str) -> Amounts {
 
 pub(crate) fn container(requests: &str) -> Container {
     let requests = Some(amounts(requests)).filter(|requests| !requests.is_empty());
-    Container { resources: Some(ResourceRequirements { requests, ..ResourceRequirements::default() }), ..Container::default() }
+    Container {
+        resources: Some(ResourceRequirements { requests, ..ResourceRequirements::default() }),
+        ..Container::default()
+    }
 }
 
 fn pod(uid: &str, containers: Vec<Container>) -> Pod {
@@ -101,7 +104,12 @@ fn ports_conflict_by_address_and_protocol() {
     assert!(!port(None, "UDP").conflicts(&port(None, "TCP")));
     let mut pod = pod("a", vec![container("")]);
     pod.spec.as_mut().unwrap().containers[0].ports = Some(vec![
-        ContainerPort { container_port: 80, host_port: Some(80), host_ip: Some("0.0.0.0".into()), ..ContainerPort::default() },
+        ContainerPort {
+            container_port: 80,
+            host_port: Some(80),
+            host_ip: Some("0.0.0.0".into()),
+            ..ContainerPort::default()
+        },
         ContainerPort { container_port: 81, ..ContainerPort::default() },
     ]);
     assert_eq!(PodInfo::of(&pod).ports, [port(None, "TCP")]);
