@@ -122,8 +122,13 @@ impl Dialer {
         Dialer { attachment, dns, sockets }
     }
 
+    /// The addresses of a host as a program inside the pod would see them.
+    pub(crate) async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, resolver::Error> {
+        resolver::resolve(self, &self.dns, host).await
+    }
+
     pub(crate) async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
-        let addresses = resolver::resolve(self, &self.dns, host).await?;
+        let addresses = self.resolve(host).await?;
         let mut failure = None;
         for address in addresses {
             let address = self.attachment.route(SocketAddr::new(address, port));

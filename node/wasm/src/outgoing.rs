@@ -59,6 +59,10 @@ impl Outgoing {
         Outgoing(Arc::new(Inner { connector, client: OnceLock::new() }))
     }
 
+    pub(crate) fn dialer(&self) -> &Arc<Dialer> {
+        &self.0.connector.dialer
+    }
+
     /// Made at the first request: most components send none.
     fn client(&self) -> Client<Connector, WasiBody> {
         let make = || {

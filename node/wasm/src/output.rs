@@ -114,6 +114,13 @@ impl Output {
         Output(Arc::new(Stream { sink: Sink::Sent(sender) }))
     }
 
+    /// What the host itself has to say.
+    pub(crate) fn line(&self, text: &str) {
+        if let Err(error) = self.write(format!("{}\n", text.trim_end()).as_bytes()) {
+            tracing::warn!(%error, "cannot write the log");
+        }
+    }
+
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         match &self.0.sink {
             Sink::Log { log, name, line } => {

@@ -15,8 +15,9 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::{
     Engine,
     limits::{MemoryAccount, MemoryShare},
+    names,
 };
-use crate::{outgoing::Outgoing, output::Output};
+use crate::{network::Dialer, outgoing::Outgoing, output::Output};
 
 /// Handles that one instance can hold.
 const RESOURCES: usize = 10_000;
@@ -34,7 +35,15 @@ pub(crate) struct Guest {
     wasi: WasiP1Ctx,
     http: WasiHttpCtx,
     outgoing: Outgoing,
+    looks_up_names: bool,
     memory: MemoryShare,
+}
+
+impl Guest {
+    /// Who looks names up for this guest, if it may have that done.
+    pub(super) fn name_lookups(&self) -> Option<Arc<Dialer>> {
+        self.looks_up_names.then(|| self.outgoing.dialer().clone())
+    }
 }
 
 impl WasiView for Guest {
@@ -122,7 +131,8 @@ impl Blueprint {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS_BYTES);
         let memory = MemoryShare::new(self.memory.clone());
-        let guest = Guest { wasi, http, outgoing: self.outgoing.clone(), memory };
+        let looks_up_names = self.sockets != SocketRules::Denied;
+        let guest = Guest { wasi, http, outgoing: self.outgoing.clone(), looks_up_names, memory };
         let mut store = Store::new(&engine.wasmtime, guest);
         store.limiter(|guest| &mut guest.memory);
         store.set_hostcall_fuel(HOSTCALL_FUEL);
@@ -145,7 +155,7 @@ fn allow_sockets(builder: &mut wasmtime_wasi::WasiCtxBuilder, rules: &SocketRule
         SocketRules::Own => None,
         SocketRules::Shared(address) => Some(*address),
     };
-    builder.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
+    builder.allow_tcp(true).allow_udp(true);
     builder.socket_addr_check(move |address, usage| {
         let allowed = match (shared, usage) {
             (Some(own), SocketAddrUse::TcpBind | SocketAddrUse::UdpBind | SocketAddrUse::TcpListen) => address.ip() == own,
@@ -163,6 +173,7 @@ pub(super) fn component_linker(
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    names::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

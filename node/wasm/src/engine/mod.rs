@@ -5,6 +5,7 @@ mod guest;
 mod lanes;
 mod limits;
 mod meter;
+mod names;
 mod program;
 mod settings;
 mod ticker;

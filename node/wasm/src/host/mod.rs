@@ -167,9 +167,8 @@ impl Host {
 
     /// Makes a sandbox; the same pod's gets the same one as long as it is ready.
     pub(crate) fn create_sandbox(&self, record: SandboxRecord) -> Result<String, HostError> {
-        let same = |known: &SandboxRecord| known.ready && known.pod == record.pod;
-        if let Some(known) = self.table.sandboxes().into_iter().find(same) {
-            return Ok(known.id);
+        if let Some(known) = self.table.ready_sandbox(&record.pod) {
+            return Ok(known);
         }
         let id = record.id.clone();
         self.table.put_sandbox(record)?;

@@ -106,6 +106,8 @@ fn failed(service: &Service, error: &wasmtime::Error) {
         message = format!("{message}\n({held_back} more since the last notice)");
     }
     tracing::info!(container = service.container, %message, "an instance failed");
+    // Whoever reads the log of the container looks for it there.
+    Output::log(service.log.clone(), "stderr").line(&message);
     service.notices.publish(Notice { container: service.container.clone(), reason: "Trapped", message, warning: true });
 }
 

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::broadcast;
 
-use super::{ContainerRecord, RECORD_VERSION, SandboxRecord};
+use super::{ContainerRecord, PodRecord, RECORD_VERSION, SandboxRecord};
 
 /// Changes held for a listener that is behind.
 const CHANGES: usize = 1024;
@@ -59,6 +59,13 @@ impl Table {
 
     pub(crate) fn sandboxes(&self) -> Vec<SandboxRecord> {
         self.rows.read().sandboxes.values().cloned().collect()
+    }
+
+    /// The sandbox of a pod that can be used.
+    pub(crate) fn ready_sandbox(&self, pod: &PodRecord) -> Option<String> {
+        let rows = self.rows.read();
+        let found = rows.sandboxes.values().find(|record| record.ready && record.pod == *pod);
+        found.map(|record| record.id.clone())
     }
 
     pub(crate) fn sandbox(&self, id: &str) -> Option<SandboxRecord> {

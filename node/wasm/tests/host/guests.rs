@@ -56,3 +56,35 @@ pub fn listener([a, b, c, d]: [u8; 4], port: u16) -> Vec<u8> {
     let address = format!("(i32.const {port}) (i32.const {a}) (i32.const {b}) (i32.const {c}) (i32.const {d})");
     component("listener", &text.replace("ADDRESS", &address))
 }
+
+/// A command that looks up `web` and succeeds if the first address is 10.200.0.2.
+pub fn looker() -> Vec<u8> {
+    component(
+        "looker",
+        r#"(module
+            (import "wasi:sockets/instance-network@0.2.0" "instance-network" (func $network (result i32)))
+            (import "wasi:sockets/ip-name-lookup@0.2.0" "resolve-addresses" (func $look (param i32 i32 i32 i32)))
+            (import "wasi:sockets/ip-name-lookup@0.2.0" "[method]resolve-address-stream.subscribe"
+                (func $subscribe (param i32) (result i32)))
+            (import "wasi:sockets/ip-name-lookup@0.2.0" "[method]resolve-address-stream.resolve-next-address"
+                (func $next (param i32 i32)))
+            (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 16) "web")
+            (func (export "wasi:cli/run@0.2.0#run") (result i32)
+                (local $stream i32)
+                (call $look (call $network) (i32.const 16) (i32.const 3) (i32.const 64))
+                (if (i32.load8_u (i32.const 64)) (then (return (i32.const 1))))
+                (local.set $stream (i32.load (i32.const 68)))
+                (call $block (call $subscribe (local.get $stream)))
+                (call $next (local.get $stream) (i32.const 64))
+                ;; ok, some, IPv4, then the address
+                (i32.load8_u (i32.const 64))
+                (i32.ne (i32.load8_u (i32.const 66)) (i32.const 1))
+                i32.or
+                (i32.load8_u (i32.const 68))
+                i32.or
+                (i32.ne (i32.load (i32.const 70)) (i32.const 0x0200c80a))
+                i32.or))"#,
+    )
+}

@@ -2,12 +2,18 @@
 
 use std::{
     net::Ipv4Addr,
+    os::fd::AsFd,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use tandem_runtime::{ContainerSpec, Network, Runtime};
+use hickory_proto::{
+    op::{Message, OpCode, ResponseCode},
+    rr::{RData, Record, rdata::A},
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tandem_runtime::{ContainerSpec, Dns, Network, Runtime, SandboxSpec};
 
 use crate::{
     bench::{Bench, http, spec},
@@ -53,6 +59,59 @@ impl Drop for Namespace {
         // What is left over is seen by whoever looks; the test has its result.
         let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
     }
+}
+
+/// Answers every question for one name with one address, from inside a namespace, as long as the test runs.
+fn name_server(namespace: &Namespace, address: Ipv4Addr, name: &'static str, found: Ipv4Addr) {
+    let file = std::fs::File::open(namespace.path()).unwrap();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        let socket = std::net::UdpSocket::bind((address, 53)).unwrap();
+        ready.send(()).unwrap();
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let query = question.queries[0].clone();
+            let mut answer = Message::response(question.metadata.id, OpCode::Query);
+            if query.name().to_string() == name {
+                answer.add_answer(Record::from_rdata(query.name().clone(), 5, RData::A(A(found))));
+            } else {
+                answer.metadata.response_code = ResponseCode::NXDomain;
+            }
+            answer.add_query(query);
+            socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
+        }
+    });
+    is_ready.recv().unwrap();
+}
+
+#[tokio::test]
+async fn names_are_asked_of_the_pods_own_servers() {
+    let namespace = Namespace::new();
+    let bench = Bench::start().await;
+    let image = bench.image("server", &guests::server()).await;
+    let light = |last| Network::Light { namespace: namespace.path(), address: Ipv4Addr::new(10, 200, 0, last) };
+    let servers = Ipv4Addr::new(10, 200, 0, 53);
+    name_server(&namespace, servers, "web.test.svc.cluster.local.", Ipv4Addr::new(10, 200, 0, 2));
+    let dns = Dns {
+        servers: vec![servers.to_string()],
+        searches: vec!["test.svc.cluster.local".into()],
+        options: vec!["ndots:5".into()],
+    };
+    serve(&bench, &image, light(2)).await;
+    let spec1 = SandboxSpec { dns: dns.clone(), ..bench.sandbox_spec(light(1)) };
+    let sandbox = bench.host.create_sandbox(&spec1).await.unwrap();
+    bench.run(&sandbox, &ContainerSpec { ports: vec![http(8080)], ..spec(&image) }).await;
+    assert_eq!(namespace.get("http://10.200.0.1:8080/aweb:8080").await, "200");
+    assert_eq!(namespace.get("http://10.200.0.1:8080/anothing:8080").await, "502");
+
+    let looker = bench.image("looker", &guests::looker()).await;
+    let spec3 = SandboxSpec { dns, ..bench.sandbox_spec(light(3)) };
+    let sandbox = bench.host.create_sandbox(&spec3).await.unwrap();
+    let id = bench.run(&sandbox, &spec(&looker)).await;
+    assert_eq!(bench.exit(&id).await.0, 0);
+    bench.finish().await;
 }
 
 async fn serve(bench: &Bench, image: &str, network: Network) {
