@@ -15,6 +15,8 @@
 pub mod columns;
 mod def;
 pub mod fields;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod kinds;
 pub mod openapi;

@@ -1,18 +1,22 @@
-//! OpenAPI v3 documents, one for each group and version, from the type table and Kubernetes' descriptions.
+//! OpenAPI documents from the type table and Kubernetes' descriptions: v3, one for each group and version, and v2, one
+//! for all.
 //!
 //! The descriptions are 700 KB of text: they stay compressed until a document is asked for. The caller keeps documents.
 
 mod descriptions;
 mod paths;
 mod schemas;
+mod v2;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tandem_api::KUBERNETES_MINOR;
 
-use crate::{Registry, json::Fields};
+use crate::{Registry, ResourceDef, json::Fields};
 
 /// The paths of `/openapi/v3`, each with the hash of its document: `apis/apps/v1` to
 /// `/openapi/v3/apis/apps/v1?hash=..`. The body of `GET /openapi/v3`.
@@ -33,7 +37,7 @@ fn document_path(group: &str, version: &str) -> String {
 }
 
 /// A name for the content of a document, which is made of nothing but what this crate carries: its version and tables.
-/// Equal on all members, so that a client may ask any of them.
+/// Equal on all members, so that a client may ask any of them. Group `*` stands for the v2 document.
 pub fn hash(registry: &Registry, group: &str, version: &str) -> String {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
@@ -49,7 +53,8 @@ pub fn hash(registry: &Registry, group: &str, version: &str) -> String {
         add(ty.name.as_bytes());
         ty.fields.iter().for_each(|field| add(field.name.as_bytes()));
     }
-    for def in registry.all().iter().filter(|def| def.group == group && def.version == version) {
+    let all = group == "*";
+    for def in registry.all().iter().filter(|def| all || (def.group == group && def.version == version)) {
         add(def.plural.as_bytes());
         def.verbs.iter().for_each(|verb| add(verb.as_bytes()));
     }
@@ -64,22 +69,54 @@ pub fn v3(registry: &Registry, group: &str, version: &str) -> Option<Vec<u8>> {
     if rows.is_empty() {
         return None;
     }
-    let text = descriptions::read();
-    let mut schemas = schemas::Schemas::new(registry, descriptions::index(&text));
-    let mut paths = Fields::new();
-    for def in &rows {
-        paths::add(def, &mut schemas, &mut paths);
-    }
+    let (paths, schemas) = parts(registry, &rows);
     let document = json!({
         "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": format!("v1.{KUBERNETES_MINOR}.0") },
+        "info": { "title": "Kubernetes", "version": served() },
         "paths": Value::Object(paths),
         "components": {
-            "schemas": schemas.finish(),
+            "schemas": schemas,
             "securitySchemes": { "BearerToken": {
                 "description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey",
             } },
         },
     });
     Some(document.to_string().into_bytes())
+}
+
+fn served() -> String {
+    format!("v1.{KUBERNETES_MINOR}.0")
+}
+
+/// The paths and the component schemas of some rows.
+fn parts(registry: &Registry, rows: &[Arc<ResourceDef>]) -> (Fields, Value) {
+    let text = descriptions::read();
+    let mut schemas = schemas::Schemas::new(registry, descriptions::index(&text));
+    let mut paths = Fields::new();
+    for def in rows {
+        paths::add(def, &mut schemas, &mut paths);
+    }
+    (paths, schemas.finish())
+}
+
+/// How a v2 document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum V2Format {
+    Json,
+    Protobuf,
+}
+
+/// What clients put into `Accept` for the protobuf form.
+pub const V2_PROTOBUF_ACCEPT: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What the answer's `Content-Type` must be: the `@` of the older name is refused by Go's own parser.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// The v2 document of all groups.
+pub fn v2(registry: &Registry, format: V2Format) -> Vec<u8> {
+    let (paths, schemas) = parts(registry, &registry.all());
+    let document = v2::document(&paths, &schemas, &served());
+    match format {
+        V2Format::Json => document.to_string().into_bytes(),
+        V2Format::Protobuf => v2::protobuf(&document),
+    }
 }

@@ -7,7 +7,7 @@
 mod decode;
 mod encode;
 mod values;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -67,6 +67,20 @@ fn documents_are_whole() {
     assert!(v3(&registry, "apps", "v2").is_none());
 }
 
+#[test]
+fn the_older_document_has_the_same_kinds() {
+    let registry = Registry::builtin();
+    let document: Value = serde_json::from_slice(&v2(&registry, V2Format::Json)).unwrap();
+    let definitions = document["definitions"].as_object().unwrap();
+    references(&document, &mut |reference| {
+        assert!(definitions.contains_key(reference.strip_prefix("#/definitions/").unwrap()), "{reference}");
+    });
+    let strategy = &definitions["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["strategy"];
+    assert_eq!(strategy["$ref"], "#/definitions/io.k8s.api.apps.v1.DeploymentStrategy");
+    assert!(document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"].is_object());
+    assert!(v2(&registry, V2Format::Protobuf).starts_with(b"\x0a\x032.0"));
+}
+
 fn references(value: &Value, found: &mut impl FnMut(&str)) {
     match value {
         Value::Object(map) => {

@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn put_varint(into: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(into: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         into.push((value as u8) | 0x80);
         value >>= 7;
@@ -82,18 +82,18 @@ pub(super) fn put_varint(into: &mut Vec<u8>, mut value: u64) {
     into.push(value as u8);
 }
 
-pub(super) fn put_number(into: &mut Vec<u8>, number: u32, value: u64) {
+pub(crate) fn put_number(into: &mut Vec<u8>, number: u32, value: u64) {
     put_varint(into, u64::from(number) << 3);
     put_varint(into, value);
 }
 
-pub(super) fn put_bytes(into: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(into: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_varint(into, u64::from(number) << 3 | 2);
     put_varint(into, bytes.len() as u64);
     into.extend_from_slice(bytes);
 }
 
-pub(super) fn put_double(into: &mut Vec<u8>, number: u32, value: f64) {
+pub(crate) fn put_double(into: &mut Vec<u8>, number: u32, value: f64) {
     put_varint(into, u64::from(number) << 3 | 1);
     into.extend_from_slice(&value.to_bits().to_le_bytes());
 }

@@ -145,7 +145,9 @@ fn range_problem(part: &str, low: u32, high: u32, names: &[&str]) -> Option<Stri
     for text in [first, last] {
         match number(text) {
             None => {
-                return Some(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"));
+                return Some(format!(
+                    "failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"
+                ));
             }
             Some(value) if value < low => {
                 return Some(format!("beginning of range ({value}) below minimum ({low}): {part}"));
