@@ -96,6 +96,23 @@ impl Step {
         }
     }
 
+    /// As metrics name it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Step::Mount => "mount",
+            Step::Resolve { .. } => "resolve",
+            Step::CreateSandbox { .. } => "create_sandbox",
+            Step::StopSandbox { .. } => "stop_sandbox",
+            Step::RemoveSandbox { .. } => "remove_sandbox",
+            Step::Start { .. } => "start_container",
+            Step::Stop { .. } => "stop_container",
+            Step::Remove { .. } => "remove_container",
+            Step::Cancel(_) => "cancel",
+            Step::Clean => "clean",
+            Step::Confirm => "confirm",
+        }
+    }
+
     pub(crate) fn busy(&self) -> Busy {
         match self {
             Step::Mount | Step::Resolve { .. } | Step::Start { .. } => Busy::Preparing,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A failed pull is shown as the error for a moment, then as the back-off that it leads to.
-const PULL_ERROR_SHOWN_SECONDS: i64 = 2;
+pub(crate) const PULL_ERROR_SHOWN_SECONDS: i64 = 2;
 
 /// The container runs and its startup probe, if it has one, is through.
 pub(crate) fn has_started(spec: &Spec, container: &Container, probes: &Probes) -> bool {
@@ -54,7 +54,7 @@ pub fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -
         pod_ip: address,
         qos_class: Some(last.qos_class.unwrap_or_else(|| resources::qos_class(pod).name().to_owned())),
         reason,
-        start_time: Some(last.start_time.unwrap_or(Time(now))),
+        start_time: Some(last.start_time.unwrap_or(whole(now))),
         ..PodStatus::default()
     }
 }
@@ -96,6 +96,7 @@ impl Reporter<'_> {
         };
         ContainerStatus {
             container_id: latest
+                .filter(|container| container.state != State::Created)
                 .map(|container| self.seen.status_id(&container.id))
                 .or_else(|| last.and_then(|last| last.container_id.clone())),
             image: spec.image.clone().unwrap_or_default(),
@@ -128,7 +129,7 @@ impl Reporter<'_> {
             Life::Created(_) => (self.waiting_to_start(spec), before),
             Life::Running(container) => {
                 let State::Running { started } = container.state else { return (ContainerState::default(), before) };
-                let running = ContainerStateRunning { started_at: Some(Time(started)) };
+                let running = ContainerStateRunning { started_at: Some(whole(started)) };
                 (ContainerState { running: Some(running), ..ContainerState::default() }, before)
             }
             Life::Ended(ended) => {
@@ -202,11 +203,11 @@ impl Reporter<'_> {
         let terminated = ContainerStateTerminated {
             container_id: Some(self.seen.status_id(&container.id)),
             exit_code: *code,
-            finished_at: Some(Time(*finished)),
+            finished_at: Some(whole(*finished)),
             message: left.or_else(|| (!message.is_empty()).then(|| message.clone())),
             reason: Some(reason.clone()),
             signal: None,
-            started_at: started.map(Time),
+            started_at: started.map(whole),
         };
         Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() })
     }
@@ -306,13 +307,18 @@ impl Reporter<'_> {
         PodCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),
-            last_transition_time: Some(since.unwrap_or(Time(self.now))),
+            last_transition_time: Some(since.unwrap_or(whole(self.now))),
             observed_generation: self.pod.metadata.generation,
             reason: reason.filter(|reason| !reason.is_empty()),
             message,
             ..PodCondition::default()
         }
     }
+}
+
+/// A time as the API keeps it: in whole seconds, so that a status read back is the one that was written.
+fn whole(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }
 
 /// What is shown for a container of which the runtime knows nothing any more.

@@ -1,5 +1,8 @@
 //! Pods and observations in few words, for the tests of decisions.
 
+pub(crate) mod api;
+pub(crate) mod node;
+
 use std::net::Ipv4Addr;
 
 use jiff::{SignedDuration, Timestamp};

@@ -1,0 +1,375 @@
+//! Takes the steps of plans. Nothing is decided here: a step that fails is told, and the next plan goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, Preconditions},
+};
+use tandem_runtime::{AddressClass, ContainerId, Mount, Network, Runtime, SandboxId};
+
+use crate::{
+    config::log_file,
+    container::{self, ContainerInput},
+    context::Context,
+    env::{self, Sources},
+    fault::Fault,
+    hooks,
+    observed::{ImageKind, Kind, Observed},
+    plan::{NetworkChoice, Step, StopReason},
+    pod, resources,
+    sandbox::{self, SandboxInput},
+};
+
+/// What the container gets after its `preStop` used up the grace period.
+const GRACE_MIN: Duration = Duration::from_secs(2);
+const RESOLVER: &str = "/etc/resolv.conf";
+
+/// The pod and what was known of it when the step was planned.
+#[derive(Clone)]
+pub(crate) struct Job {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) seen: Arc<Observed>,
+}
+
+/// What a step brought about, beyond what the runtimes list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    Nothing,
+    /// Look at the runtime again.
+    Changed(Kind),
+    Resolved(String, ImageKind),
+    Mounted,
+    SandboxStopped(Kind, SandboxId),
+    Stopped(Kind, ContainerId, StopReason),
+    Cleaned,
+    Confirmed,
+}
+
+impl Context {
+    pub(crate) async fn execute(&self, step: &Step, job: &Job) -> Result<Done, Fault> {
+        match step {
+            Step::Mount => self.mount(job).await,
+            Step::Resolve { container } => {
+                let spec = find(&job.pod, container)?;
+                let kind = self.images.resolve(&job.pod, spec).await?;
+                Ok(Done::Resolved(container.clone(), kind))
+            }
+            Step::CreateSandbox { kind, network, attempt } => self.create_sandbox(job, *kind, network, *attempt).await,
+            Step::StopSandbox { kind, id } => {
+                let stopped = self.runtime(*kind)?.stop_sandbox(id).await;
+                stopped.map_err(|error| Fault::new("FailedKillPod", format!("error killing pod: {error}")))?;
+                Ok(Done::SandboxStopped(*kind, id.clone()))
+            }
+            Step::RemoveSandbox { kind, id } => self.remove_sandbox(job, *kind, id).await,
+            Step::Start { container, kind, sandbox, attempt, backoff_seconds } => {
+                let spec = find(&job.pod, container)?;
+                self.start(job, spec, *kind, sandbox, *attempt, *backoff_seconds).await?;
+                Ok(Done::Changed(*kind))
+            }
+            Step::Stop { container, kind, id, grace_seconds, why } => {
+                let grace = Duration::from_secs(u64::try_from(*grace_seconds).unwrap_or(0));
+                self.stop(job, container, *kind, id, grace, *why).await?;
+                Ok(Done::Stopped(*kind, id.clone(), *why))
+            }
+            Step::Remove { kind, id } => {
+                let runtime = self.runtime(*kind)?;
+                let removed = match runtime.stop(id, Duration::ZERO).await {
+                    Ok(()) => runtime.remove(id).await,
+                    Err(error) => Err(error),
+                };
+                removed.map_err(|error| Fault::new("FailedRemove", error.to_string()))?;
+                Ok(Done::Changed(*kind))
+            }
+            Step::Clean => self.clean(&job.pod).await,
+            Step::Confirm => self.confirm(&job.pod).await,
+            // The worker itself gives up a step; there is nothing to do for it here.
+            Step::Cancel(_) => Ok(Done::Nothing),
+        }
+    }
+
+    fn runtime(&self, kind: Kind) -> Result<&Arc<dyn Runtime>, Fault> {
+        self.runtimes.get(kind).ok_or_else(|| Fault::new("NoRuntime", "this node has no runtime for containers"))
+    }
+
+    async fn mount(&self, job: &Job) -> Result<Done, Fault> {
+        let cgroup = self.cgroup(&job.pod);
+        if let Err(error) = self.hierarchies.create(&cgroup, &resources::pod_limits(&job.pod)) {
+            let message = format!("cannot make the pod's cgroup {cgroup}: {error}");
+            self.events.warning(&job.pod, None, "FailedCreatePodContainer", message.clone());
+            return Err(Fault::new("FailedMount", message));
+        }
+        self.volumes.set_up(&job.pod, &self.placement(&job.seen)).await.inspect_err(|fault| {
+            self.events.warning(&job.pod, None, "FailedMount", fault.message.clone());
+        })?;
+        Ok(Done::Mounted)
+    }
+
+    async fn create_sandbox(
+        &self,
+        job: &Job,
+        kind: Kind,
+        network: &NetworkChoice,
+        attempt: u32,
+    ) -> Result<Done, Fault> {
+        let pod = &job.pod;
+        let failed = |error: &dyn std::fmt::Display| {
+            let message = format!("Failed to create pod sandbox: {error}");
+            self.events.warning(pod, None, "FailedCreatePodSandBox", message.clone());
+            Fault::new("FailedCreatePodSandBox", message)
+        };
+        let log_directory = self.directories.logs(pod);
+        std::fs::create_dir_all(&log_directory).map_err(|error| failed(&error))?;
+        let joined = match network {
+            NetworkChoice::Join(id) => Some(id.0.clone()),
+            NetworkChoice::Own | NetworkChoice::Host | NetworkChoice::Light => None,
+        };
+        let network = self.network(job, network).await.map_err(|why| failed(&why))?;
+        let resolver = std::fs::read_to_string(RESOLVER).unwrap_or_default();
+        let spec = sandbox::sandbox_spec(
+            pod,
+            SandboxInput {
+                node_name: &self.node_name,
+                attempt,
+                network,
+                joined,
+                settings: &self.settings,
+                resolver: &resolver,
+                log_directory,
+                cgroup_parent: self.cgroup(pod),
+            },
+        );
+        self.runtime(kind)?.create_sandbox(&spec).await.map_err(|error| failed(&error))?;
+        Ok(Done::Changed(kind))
+    }
+
+    async fn network(&self, job: &Job, choice: &NetworkChoice) -> Result<Network, String> {
+        match choice {
+            NetworkChoice::Own => Ok(Network::Own),
+            NetworkChoice::Host => Ok(Network::Host { address: self.node_ip }),
+            NetworkChoice::Light => {
+                let address = self.addresses.allocate(pod::uid(&job.pod), AddressClass::Light).await;
+                let address = address.map_err(|error| error.to_string())?;
+                Ok(Network::Light { namespace: self.light_namespace.clone(), address })
+            }
+            NetworkChoice::Join(id) => {
+                let host = job.seen.sandboxes.iter().map(|seen| &seen.sandbox).find(|sandbox| sandbox.id == *id);
+                let joined = host.and_then(|host| Some((host.network_namespace.clone()?, host.address?)));
+                let (namespace, address) = joined.ok_or_else(|| format!("sandbox {id} has no network to join"))?;
+                Ok(Network::Join { namespace, address })
+            }
+        }
+    }
+
+    async fn remove_sandbox(&self, job: &Job, kind: Kind, id: &SandboxId) -> Result<Done, Fault> {
+        let runtime = self.runtime(kind)?;
+        let removed = match runtime.stop_sandbox(id).await {
+            Ok(()) => runtime.remove_sandbox(id).await,
+            Err(error) => Err(error),
+        };
+        removed.map_err(|error| {
+            let message = format!("error killing pod: {error}");
+            self.events.warning(&job.pod, None, "FailedKillPod", message.clone());
+            Fault::new("FailedKillPod", message)
+        })?;
+        Ok(Done::Changed(kind))
+    }
+
+    async fn start(
+        &self,
+        job: &Job,
+        spec: &Spec,
+        kind: Kind,
+        sandbox: &SandboxId,
+        attempt: u32,
+        backoff_seconds: i64,
+    ) -> Result<(), Fault> {
+        let pod = &job.pod;
+        let name = Some(spec.name.as_str());
+        let failed = |reason: &'static str, message: String| {
+            self.events.warning(pod, name, "Failed", format!("Error: {message}"));
+            Fault::new(reason, message)
+        };
+        let runtime = self.runtime(kind)?;
+        let image = self.images.ensure(pod, spec, kind).await?;
+        let config = |message: String| failed("CreateContainerConfigError", message);
+        let sources = Sources::read(&self.objects, pod, spec).await.map_err(|error| config(error.to_string()))?;
+        let services = self.services.list().await.ok_or_else(|| {
+            config("services have not yet been read at least once, cannot construct envvars".to_owned())
+        })?;
+        let environment =
+            env::environment(pod, spec, &sources, &services, &self.placement(&job.seen)).map_err(config)?;
+        let mut mounts = self.volumes.mounts(pod, spec, &environment).map_err(config)?;
+        if kind == Kind::Container {
+            mounts.extend(self.own_mounts(job, spec, attempt, &mounts).map_err(|error| config(error.to_string()))?);
+        }
+        let input = ContainerInput {
+            image,
+            attempt,
+            backoff_seconds,
+            environment,
+            mounts,
+            limits: resources::limits(pod, spec, self.size.memory_bytes),
+            seccomp_directory: self.directories.seccomp(),
+        };
+        let made = container::container_spec(pod, spec, input).map_err(config)?;
+        let log = self.directories.logs(pod).join(log_file(&spec.name, attempt));
+        let made_folder = log.parent().map_or(Ok(()), std::fs::create_dir_all);
+        made_folder.map_err(|error| failed("CreateContainerError", format!("cannot make the log folder: {error}")))?;
+        let begun = tokio::time::Instant::now();
+        let id =
+            runtime.create(sandbox, &made).await.map_err(|error| failed("CreateContainerError", error.to_string()))?;
+        self.events.normal(pod, name, "Created", "Container created");
+        runtime.start(&id).await.map_err(|error| failed("RunContainerError", error.to_string()))?;
+        self.events.normal(pod, name, "Started", "Container started");
+        self.metrics.started(kind, begun.elapsed());
+        self.post_start(job, spec, runtime.as_ref(), &id).await
+    }
+
+    async fn post_start(&self, job: &Job, spec: &Spec, runtime: &dyn Runtime, id: &ContainerId) -> Result<(), Fault> {
+        let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) else {
+            return Ok(());
+        };
+        let target = hooks::Target { runtime, id, spec, address: job.seen.address(), http: &self.http };
+        if let Err(why) = hooks::run(hook, &target).await {
+            let message = format!("PostStartHook failed: {why}");
+            self.events.warning(&job.pod, Some(&spec.name), "FailedPostStartHook", message.clone());
+            let grace = Duration::from_secs(u64::try_from(pod::grace_seconds(&job.pod)).unwrap_or(0));
+            if let Err(error) = runtime.stop(id, grace).await {
+                tracing::warn!(%id, %error, "cannot stop a container whose postStart failed");
+            }
+            return Err(Fault::new("PostStartHookError", message));
+        }
+        Ok(())
+    }
+
+    /// `/etc/hosts` and the file for last words, unless the pod mounts its own there.
+    fn own_mounts(&self, job: &Job, spec: &Spec, attempt: u32, taken: &[Mount]) -> std::io::Result<Vec<Mount>> {
+        let uid = pod::uid(&job.pod);
+        let mut mounts = Vec::new();
+        let mut add = |host: std::path::PathBuf, path: &str| {
+            if !taken.iter().any(|mount| mount.container.trim_end_matches('/') == path) {
+                mounts.push(Mount { host, container: path.to_owned(), read_only: false });
+            }
+        };
+        if !pod::host_network(&job.pod) {
+            let hosts = self.directories.pod(uid).join("etc-hosts");
+            std::fs::write(&hosts, hosts_file(&job.pod, job.seen.address(), &self.settings.dns_domain))?;
+            add(hosts, "/etc/hosts");
+        }
+        let words = self.directories.last_words(uid, &spec.name, attempt);
+        words.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(&words, "")?;
+        std::fs::set_permissions(&words, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        add(words, container::termination_path(spec));
+        Ok(mounts)
+    }
+
+    async fn stop(
+        &self,
+        job: &Job,
+        name: &str,
+        kind: Kind,
+        id: &ContainerId,
+        grace: Duration,
+        why: StopReason,
+    ) -> Result<(), Fault> {
+        let pod = &job.pod;
+        let restarts = pod::pod_restart_policy(pod) != pod::RestartPolicy::Never;
+        let suffix = if restarts { ", will be restarted" } else { "" };
+        let message = match why {
+            StopReason::Deleted | StopReason::Ended => format!("Stopping container {name}"),
+            StopReason::Liveness => format!("Container {name} failed liveness probe{suffix}"),
+            StopReason::Startup => format!("Container {name} failed startup probe{suffix}"),
+            StopReason::Changed => format!("Container {name} definition changed{suffix}"),
+        };
+        self.events.normal(pod, Some(name), "Killing", message);
+        let runtime = self.runtime(kind)?;
+        let begun = tokio::time::Instant::now();
+        let spec = pod::container(pod, name).map(|(_, spec)| spec);
+        let hook = spec.and_then(|spec| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        if let Some((spec, hook)) = hook {
+            let target =
+                hooks::Target { runtime: runtime.as_ref(), id, spec, address: job.seen.address(), http: &self.http };
+            let problem = match tokio::time::timeout(grace, hooks::run(hook, &target)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(why)) => Some(format!("PreStopHook failed: {why}")),
+                Err(_) => Some("PreStopHook did not end within the grace period".to_owned()),
+            };
+            if let Some(problem) = problem {
+                self.events.warning(pod, Some(name), "FailedPreStopHook", problem);
+            }
+        }
+        let left = grace.saturating_sub(begun.elapsed()).max(GRACE_MIN.min(grace));
+        runtime.stop(id, left).await.map_err(|error| {
+            let message = format!("error killing container {name}: {error}");
+            self.events.warning(pod, Some(name), "FailedKillPod", message.clone());
+            Fault::new("KillContainerError", message)
+        })
+    }
+
+    async fn clean(&self, pod: &Pod) -> Result<Done, Fault> {
+        let failed = |why: String| Fault::new("FailedCleanUp", why);
+        self.addresses.release(pod::uid(pod)).await.map_err(|error| failed(error.to_string()))?;
+        self.volumes.tear_down(pod::uid(pod)).map_err(failed)?;
+        let cgroup = self.cgroup(pod);
+        self.hierarchies.remove(&cgroup).map_err(|error| failed(format!("cannot remove cgroup {cgroup}: {error}")))?;
+        match std::fs::remove_dir_all(self.directories.logs(pod)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(failed(format!("cannot remove the pod's logs: {error}")))
+            }
+            _ => Ok(Done::Cleaned),
+        }
+    }
+
+    async fn confirm(&self, pod: &Pod) -> Result<Done, Fault> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), pod::namespace(pod));
+        let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match api.delete(pod::name(pod), &parameters).await {
+            Ok(_) => Ok(Done::Confirmed),
+            // Gone already, or its name is another pod's by now.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Done::Confirmed),
+            Err(error) => {
+                Err(Fault::new("FailedDelete", format!("cannot tell the API that the pod has ended: {error}")))
+            }
+        }
+    }
+}
+
+fn find<'a>(pod: &'a Pod, container: &str) -> Result<&'a Spec, Fault> {
+    let spec = pod::container(pod, container).map(|(_, spec)| spec);
+    spec.ok_or_else(|| Fault::new("CreateContainerConfigError", format!("the pod has no container {container}")))
+}
+
+/// The hosts file of a pod: itself, the machine, and what the pod adds.
+fn hosts_file(pod: &Pod, address: Option<std::net::Ipv4Addr>, domain: &str) -> String {
+    let mut text =
+        "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+        fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
+            .to_owned();
+    if let Some(address) = address {
+        let hostname = sandbox::hostname(pod);
+        let subdomain = pod::spec(pod).and_then(|spec| spec.subdomain.as_deref()).filter(|name| !name.is_empty());
+        match subdomain {
+            Some(subdomain) => {
+                let full = format!("{hostname}.{subdomain}.{}.svc.{domain}", pod::namespace(pod));
+                text.push_str(&format!("{address}\t{full}\t{hostname}\n"));
+            }
+            None => text.push_str(&format!("{address}\t{hostname}\n")),
+        }
+    }
+    let aliases = pod::spec(pod).and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default();
+    if !aliases.is_empty() {
+        text.push_str("\n# Entries added by HostAliases.\n");
+    }
+    for alias in aliases {
+        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
+    }
+    text
+}
