@@ -31,7 +31,6 @@ pub(crate) struct Request<'a> {
     pub(crate) namespace: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) subresource: &'a str,
-    pub(crate) dry_run: bool,
 }
 
 impl Request<'_> {

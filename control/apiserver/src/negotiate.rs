@@ -24,15 +24,6 @@ pub(crate) struct Representation {
     pub(crate) shape: Shape,
 }
 
-impl Representation {
-    pub(crate) const fn content_type(self) -> &'static str {
-        match self.format {
-            Format::Json => "application/json",
-            Format::Yaml => "application/yaml",
-        }
-    }
-}
-
 /// What an endpoint can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {

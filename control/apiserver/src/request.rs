@@ -6,7 +6,7 @@ const PATH_MAX_BYTES: usize = 8 * 1024;
 
 /// What a request does, in the words that authorization and metrics use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verb {
+pub(crate) enum Verb {
     Get,
     List,
     Watch,
@@ -20,7 +20,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Verb::Get => "get",
             Verb::List => "list",
@@ -35,17 +35,17 @@ impl Verb {
         }
     }
 
-    pub const fn is_read(self) -> bool {
+    pub(crate) const fn is_read(self) -> bool {
         matches!(self, Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options)
     }
 }
 
 /// The parameters of a query, in the order in which they were given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub fn parse(text: &str) -> Query {
+    pub(crate) fn parse(text: &str) -> Query {
         let decode = |part: &str| percent_decode_str(&part.replace('+', " ")).decode_utf8_lossy().into_owned();
         let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -55,20 +55,20 @@ impl Query {
     }
 
     /// The first value of a parameter; `None` when it is absent or empty.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(mine, _)| mine == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(mine, _)| mine == name)
     }
 
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(mine, _)| mine == name).map(|(_, value)| value.as_str())
     }
 
     /// `true` and `1` are true; so is a parameter without a value, as in Go's conversion of query parameters.
-    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, ApiError> {
         let Some((_, value)) = self.0.iter().find(|(mine, _)| mine == name) else { return Ok(false) };
         match value.as_str() {
             "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -77,7 +77,7 @@ impl Query {
         }
     }
 
-    pub fn number(&self, name: &str) -> Result<Option<i64>, ApiError> {
+    pub(crate) fn number(&self, name: &str) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.parse().map_err(|_| {
             ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax (parameter {name})"))
@@ -88,19 +88,19 @@ impl Query {
 
 /// The resource that a request is about, with empty strings for what its path does not name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResourcePath {
-    pub group: String,
-    pub version: String,
-    pub resource: String,
-    pub namespace: Option<String>,
-    pub name: Option<String>,
-    pub subresource: Option<String>,
+pub(crate) struct ResourcePath {
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) resource: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) subresource: Option<String>,
     /// What follows the subresource, still encoded: the path behind `proxy`.
-    pub rest: String,
+    pub(crate) rest: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     Resource(ResourcePath),
     /// `/healthz`, `/apis/apps/v1`, `/v2/…`: everything else, without a trailing slash.
     Path(String),
@@ -108,16 +108,16 @@ pub enum Target {
 
 /// A request line, read once. Nothing behind it looks at a URL again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestInfo {
-    pub verb: Verb,
-    pub target: Target,
-    pub query: Query,
+pub(crate) struct RequestInfo {
+    pub(crate) verb: Verb,
+    pub(crate) target: Target,
+    pub(crate) query: Query,
 }
 
 impl RequestInfo {
     /// Reads method, path and query. Paths that two parsers could read in two ways are refused: empty, `.` and `..`
     /// segments, encoded slashes, control characters.
-    pub fn parse(method: &http::Method, uri: &http::Uri) -> Result<RequestInfo, ApiError> {
+    pub(crate) fn parse(method: &http::Method, uri: &http::Uri) -> Result<RequestInfo, ApiError> {
         let query = Query::parse(uri.query().unwrap_or_default());
         let segments = segments(uri.path())?;
         let words: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -132,7 +132,7 @@ impl RequestInfo {
         Ok(RequestInfo { verb, target: Target::Resource(path), query })
     }
 
-    pub fn resource(&self) -> Option<&ResourcePath> {
+    pub(crate) fn resource(&self) -> Option<&ResourcePath> {
         match &self.target {
             Target::Resource(path) => Some(path),
             Target::Path(_) => None,
@@ -140,7 +140,7 @@ impl RequestInfo {
     }
 
     /// Requests that last as long as the client likes: they have no deadline and do not count as in flight.
-    pub fn is_long_running(&self) -> bool {
+    pub(crate) fn is_long_running(&self) -> bool {
         let stream = |sub: &str| matches!(sub, "log" | "exec" | "attach" | "portforward" | "proxy");
         match &self.target {
             Target::Resource(path) => self.verb == Verb::Watch || path.subresource.as_deref().is_some_and(stream),

@@ -125,7 +125,6 @@ impl Server {
         let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let clock = Arc::new(FixedClock::new(now));
         let pki = Pki::open(directory.path(), now).unwrap();
-        let key = Pki::open(directory.path(), now).unwrap().service_accounts;
         let store = Arc::new(MemoryStore::new());
         let api = ApiServer::new(Config {
             storage: store.clone(),
@@ -133,7 +132,7 @@ impl Server {
             settings: Settings::default(),
             clock: clock.clone(),
             entropy: Arc::new(SeededEntropy::new(7)),
-            service_account_key: Some(Arc::new(key)),
+            service_account_key: Some(pki.service_accounts.clone()),
             nodes: parts.nodes,
             images: parts.images,
             ready: Vec::new(),

@@ -65,7 +65,6 @@ impl Target<'_> {
             namespace: self.namespace,
             name: self.name,
             subresource: self.subresource,
-            dry_run: author.options.dry_run,
         }
     }
 

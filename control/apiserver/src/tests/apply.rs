@@ -49,7 +49,7 @@ async fn applies_are_checked() {
     let mut managed = deployment("web");
     managed["metadata"]["managedFields"] = json!([{ "manager": "x", "operation": "Apply", "fieldsV1": {} }]);
     assert_eq!(apply(&server, "kubectl", "", &managed).await.code, 400);
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  a: b\n";
-    let uri = in_default("configmaps/y?fieldManager=kubectl");
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yam\ndata:\n  a: b\n";
+    let uri = in_default("configmaps/yam?fieldManager=kubectl");
     assert_eq!(server.send(ask("PATCH", &uri).body(APPLY, yaml)).await.code, 201);
 }

@@ -91,7 +91,7 @@ async fn resource_versions_are_honoured() {
     assert_eq!(names(&server.get(&in_default("configmaps?resourceVersion=0")).await.json()), ["m01"]);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_revision_that_is_not_here_yet_times_out() {
     let server = with_maps(1).await;
     let late = server.get(&in_default("configmaps?resourceVersion=999999")).await;

@@ -104,13 +104,13 @@ async fn unknown_fields_are_told_as_asked() {
 #[tokio::test]
 async fn yaml_and_no_content_type_are_read() {
     let server = Server::start().await;
-    let yaml = "metadata:\n  name: y\ndata:\n  k: v\n";
+    let yaml = "metadata:\n  name: yam\ndata:\n  k: v\n";
     let made = server.send(ask("POST", &in_default("configmaps")).body("application/yaml", yaml)).await;
     assert_eq!(made.code, 201, "{}", made.text());
     let mut request = ask("POST", &in_default("configmaps"));
     request.body = config_map("j").to_string().into_bytes();
     assert_eq!(server.send(request).await.code, 201);
-    let read = server.send(ask("GET", &in_default("configmaps/y")).header("accept", "application/yaml")).await;
+    let read = server.send(ask("GET", &in_default("configmaps/yam")).header("accept", "application/yaml")).await;
     assert!(read.text().contains("kind: ConfigMap"), "{}", read.text());
 }
 
