@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tandem_client::kube;
 use tandem_component::Interface;
 
 use crate::name::{Digest, Reference, Repository};
@@ -56,6 +57,10 @@ pub enum IndexError {
     Format { path: String, source: serde_json::Error },
     #[error("the image index file {path} has format {found}; this version reads {expected}")]
     Version { path: String, found: u32, expected: u32 },
+    #[error("the cluster's API could not {operation}: {source}")]
+    Api { operation: &'static str, source: Box<kube::Error> },
+    #[error("image {name} is written by too many at once")]
+    Contended { name: String },
 }
 
 /// Which images there are and what they are called.
