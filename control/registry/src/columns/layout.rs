@@ -56,69 +56,10 @@ fn core(kind: &str) -> &'static [Column] {
         "Endpoints" => const { &[NAME, text("Endpoints"), AGE] },
         "Event" => EVENT,
         "Namespace" => const { &[NAME, text("Status"), AGE] },
-        "Node" => {
-            const {
-                &[
-                    NAME,
-                    text("Status"),
-                    text("Roles"),
-                    AGE,
-                    text("Version"),
-                    wide("Internal-IP"),
-                    wide("External-IP"),
-                    wide("OS-Image"),
-                    wide("Kernel-Version"),
-                    wide("Container-Runtime"),
-                ]
-            }
-        }
-        "PersistentVolume" => {
-            const {
-                &[
-                    NAME,
-                    text("Capacity"),
-                    text("Access Modes"),
-                    text("Reclaim Policy"),
-                    text("Status"),
-                    text("Claim"),
-                    text("StorageClass"),
-                    text("VolumeAttributesClass"),
-                    text("Reason"),
-                    AGE,
-                    wide("VolumeMode"),
-                ]
-            }
-        }
-        "PersistentVolumeClaim" => {
-            const {
-                &[
-                    NAME,
-                    text("Status"),
-                    text("Volume"),
-                    text("Capacity"),
-                    text("Access Modes"),
-                    text("StorageClass"),
-                    text("VolumeAttributesClass"),
-                    AGE,
-                    wide("VolumeMode"),
-                ]
-            }
-        }
-        "Pod" => {
-            const {
-                &[
-                    NAME,
-                    text("Ready"),
-                    text("Status"),
-                    text("Restarts"),
-                    AGE,
-                    wide("IP"),
-                    wide("Node"),
-                    wide("Nominated Node"),
-                    wide("Readiness Gates"),
-                ]
-            }
-        }
+        "Node" => NODE_COLUMNS,
+        "PersistentVolume" => PERSISTENT_VOLUME_COLUMNS,
+        "PersistentVolumeClaim" => PERSISTENT_VOLUME_CLAIM_COLUMNS,
+        "Pod" => POD_COLUMNS,
         "PodTemplate" => const { &[NAME, text("Containers"), text("Images"), text("Pod Labels")] },
         "ReplicationController" => REPLICAS,
         "ResourceQuota" => const { &[NAME, text("Request"), text("Limit"), AGE] },
@@ -144,6 +85,133 @@ const EVENT: &[Column] = &[
     column("Name", "string", "name", 1, NAME_TEXT),
 ];
 
+const NODE_COLUMNS: &[Column] = &[
+    NAME,
+    text("Status"),
+    text("Roles"),
+    AGE,
+    text("Version"),
+    wide("Internal-IP"),
+    wide("External-IP"),
+    wide("OS-Image"),
+    wide("Kernel-Version"),
+    wide("Container-Runtime"),
+];
+
+const PERSISTENT_VOLUME_COLUMNS: &[Column] = &[
+    NAME,
+    text("Capacity"),
+    text("Access Modes"),
+    text("Reclaim Policy"),
+    text("Status"),
+    text("Claim"),
+    text("StorageClass"),
+    text("VolumeAttributesClass"),
+    text("Reason"),
+    AGE,
+    wide("VolumeMode"),
+];
+
+const PERSISTENT_VOLUME_CLAIM_COLUMNS: &[Column] = &[
+    NAME,
+    text("Status"),
+    text("Volume"),
+    text("Capacity"),
+    text("Access Modes"),
+    text("StorageClass"),
+    text("VolumeAttributesClass"),
+    AGE,
+    wide("VolumeMode"),
+];
+
+const POD_COLUMNS: &[Column] = &[
+    NAME,
+    text("Ready"),
+    text("Status"),
+    text("Restarts"),
+    AGE,
+    wide("IP"),
+    wide("Node"),
+    wide("Nominated Node"),
+    wide("Readiness Gates"),
+];
+
+const CRON_JOB_COLUMNS: &[Column] = &[
+    NAME,
+    text("Schedule"),
+    text("Timezone"),
+    flag("Suspend"),
+    number("Active"),
+    text("Last Schedule"),
+    AGE,
+    wide("Containers"),
+    wide("Images"),
+    wide("Selector"),
+];
+
+const DAEMON_SET_COLUMNS: &[Column] = &[
+    NAME,
+    number("Desired"),
+    number("Current"),
+    number("Ready"),
+    number("Up-to-date"),
+    number("Available"),
+    text("Node Selector"),
+    AGE,
+    wide("Containers"),
+    wide("Images"),
+    wide("Selector"),
+];
+
+const DEPLOYMENT_COLUMNS: &[Column] = &[
+    NAME,
+    text("Ready"),
+    text("Up-to-date"),
+    text("Available"),
+    AGE,
+    wide("Containers"),
+    wide("Images"),
+    wide("Selector"),
+];
+
+const JOB_COLUMNS: &[Column] = &[
+    NAME,
+    text("Status"),
+    text("Completions"),
+    text("Duration"),
+    AGE,
+    wide("Containers"),
+    wide("Images"),
+    wide("Selector"),
+];
+
+const CSIDRIVER_COLUMNS: &[Column] = &[
+    NAME,
+    flag("AttachRequired"),
+    flag("PodInfoOnMount"),
+    flag("StorageCapacity"),
+    text("TokenRequests"),
+    flag("RequiresRepublish"),
+    text("Modes"),
+    AGE,
+];
+
+const STORAGE_CLASS_COLUMNS: &[Column] =
+    &[NAME, text("Provisioner"), text("ReclaimPolicy"), text("VolumeBindingMode"), flag("AllowVolumeExpansion"), AGE];
+
+const FLOW_SCHEMA_COLUMNS: &[Column] =
+    &[NAME, text("PriorityLevel"), number("MatchingPrecedence"), text("DistinguisherMethod"), AGE, text("MissingPL")];
+
+const PRIORITY_LEVEL_CONFIGURATION_COLUMNS: &[Column] = &[
+    NAME,
+    text("Type"),
+    text("NominalConcurrencyShares"),
+    text("Queues"),
+    text("HandSize"),
+    text("QueueLengthLimit"),
+    AGE,
+];
+
 const REPLICAS: &[Column] = &[
     NAME,
     number("Desired"),
@@ -158,67 +226,10 @@ const REPLICAS: &[Column] = &[
 fn workloads(kind: &str) -> &'static [Column] {
     match kind {
         "ControllerRevision" => const { &[NAME, text("Controller"), text("Revision"), AGE] },
-        "CronJob" => {
-            const {
-                &[
-                    NAME,
-                    text("Schedule"),
-                    text("Timezone"),
-                    flag("Suspend"),
-                    number("Active"),
-                    text("Last Schedule"),
-                    AGE,
-                    wide("Containers"),
-                    wide("Images"),
-                    wide("Selector"),
-                ]
-            }
-        }
-        "DaemonSet" => {
-            const {
-                &[
-                    NAME,
-                    number("Desired"),
-                    number("Current"),
-                    number("Ready"),
-                    number("Up-to-date"),
-                    number("Available"),
-                    text("Node Selector"),
-                    AGE,
-                    wide("Containers"),
-                    wide("Images"),
-                    wide("Selector"),
-                ]
-            }
-        }
-        "Deployment" => {
-            const {
-                &[
-                    NAME,
-                    text("Ready"),
-                    text("Up-to-date"),
-                    text("Available"),
-                    AGE,
-                    wide("Containers"),
-                    wide("Images"),
-                    wide("Selector"),
-                ]
-            }
-        }
-        "Job" => {
-            const {
-                &[
-                    NAME,
-                    text("Status"),
-                    text("Completions"),
-                    text("Duration"),
-                    AGE,
-                    wide("Containers"),
-                    wide("Images"),
-                    wide("Selector"),
-                ]
-            }
-        }
+        "CronJob" => CRON_JOB_COLUMNS,
+        "DaemonSet" => DAEMON_SET_COLUMNS,
+        "Deployment" => DEPLOYMENT_COLUMNS,
+        "Job" => JOB_COLUMNS,
         "ReplicaSet" => REPLICAS,
         "StatefulSet" => const { &[NAME, text("Ready"), AGE, wide("Containers"), wide("Images")] },
         _ => DEFAULT,
@@ -239,34 +250,10 @@ fn network(kind: &str) -> &'static [Column] {
 
 fn storage(kind: &str) -> &'static [Column] {
     match kind {
-        "CSIDriver" => {
-            const {
-                &[
-                    NAME,
-                    flag("AttachRequired"),
-                    flag("PodInfoOnMount"),
-                    flag("StorageCapacity"),
-                    text("TokenRequests"),
-                    flag("RequiresRepublish"),
-                    text("Modes"),
-                    AGE,
-                ]
-            }
-        }
+        "CSIDriver" => CSIDRIVER_COLUMNS,
         "CSINode" => const { &[NAME, number("Drivers"), AGE] },
         "CSIStorageCapacity" => const { &[NAME, text("StorageClassName"), text("Capacity")] },
-        "StorageClass" => {
-            const {
-                &[
-                    NAME,
-                    text("Provisioner"),
-                    text("ReclaimPolicy"),
-                    text("VolumeBindingMode"),
-                    flag("AllowVolumeExpansion"),
-                    AGE,
-                ]
-            }
-        }
+        "StorageClass" => STORAGE_CLASS_COLUMNS,
         "VolumeAttachment" => const { &[NAME, text("Attacher"), text("PV"), text("Node"), flag("Attached"), AGE] },
         "VolumeAttributesClass" => const { &[NAME, text("DriverName"), AGE] },
         _ => DEFAULT,
@@ -296,18 +283,7 @@ fn others(kind: &str) -> &'static [Column] {
         }
         "DeviceClass" | "ResourceClaimTemplate" => const { &[NAME, AGE] },
         "Event" => EVENT,
-        "FlowSchema" => {
-            const {
-                &[
-                    NAME,
-                    text("PriorityLevel"),
-                    number("MatchingPrecedence"),
-                    text("DistinguisherMethod"),
-                    AGE,
-                    text("MissingPL"),
-                ]
-            }
-        }
+        "FlowSchema" => FLOW_SCHEMA_COLUMNS,
         "HorizontalPodAutoscaler" => {
             const { &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE] }
         }
@@ -316,19 +292,7 @@ fn others(kind: &str) -> &'static [Column] {
             const { &[NAME, text("Min Available"), text("Max Unavailable"), number("Allowed Disruptions"), AGE] }
         }
         "PriorityClass" => const { &[NAME, number("Value"), flag("Global-Default"), AGE, text("PreemptionPolicy")] },
-        "PriorityLevelConfiguration" => {
-            const {
-                &[
-                    NAME,
-                    text("Type"),
-                    text("NominalConcurrencyShares"),
-                    text("Queues"),
-                    text("HandSize"),
-                    text("QueueLengthLimit"),
-                    AGE,
-                ]
-            }
-        }
+        "PriorityLevelConfiguration" => PRIORITY_LEVEL_CONFIGURATION_COLUMNS,
         "ResourceClaim" => const { &[NAME, text("State"), AGE] },
         "ResourceSlice" => const { &[NAME, text("Node"), text("Driver"), text("Pool"), AGE] },
         "RuntimeClass" => const { &[NAME, text("Handler"), AGE] },

@@ -192,6 +192,10 @@ fn small_kinds() {
             .apiVersion = "rbac.authorization.k8s.io/v1"
             .kind = "RoleBinding""#]],
     );
+}
+
+#[test]
+fn autoscalers_and_jobs() {
     check(
         ("autoscaling", "HorizontalPodAutoscaler"),
         serde_json::json!({"apiVersion": "autoscaling/v2", "metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "behavior": {}}}),

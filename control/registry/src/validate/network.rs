@@ -102,7 +102,7 @@ fn check_backend(backend: &Fields, path: &str, problems: &mut Problems) {
             match service.text("name") {
                 "" => problems.required(format!("{path}.service.name"), ""),
                 name => {
-                    let found = names::dns1035_label(name);
+                    let found = names::dns1123_label(name);
                     found.into_iter().for_each(|why| problems.invalid(format!("{path}.service.name"), name, why));
                 }
             }

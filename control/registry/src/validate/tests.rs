@@ -152,6 +152,11 @@ fn pods() {
             spec.containers[0].env[2].valueFrom.configMapKeyRef.key: Required value
             spec.containers[0].envFrom[0]: Invalid value: "": must specify one of: `configMapRef` or `secretRef`"#]],
     );
+}
+
+#[test]
+fn probes_and_volumes() {
+    let of = |spec: Value, expected: Expect| create("", "Pod", pod(spec), expected);
     of(
         container(
             json!({"livenessProbe": {"httpGet": {"port": 80}, "tcpSocket": {"port": 1}, "successThreshold": 2}, "readinessProbe": {}}),
@@ -225,6 +230,11 @@ fn workloads() {
         spec.selector: Required value
         spec.template: Required value"#]],
     );
+}
+
+#[test]
+fn selectors_stay_and_jobs_end() {
+    let of = |more: Value, expected: Expect| create("apps", "Deployment", deployment(more), expected);
     update(
         "apps",
         "Deployment",
@@ -413,6 +423,10 @@ fn others() {
             r#"roleRef: Invalid value: {"kind":"Role","name":"b","apiGroup":"rbac.authorization.k8s.io"}: cannot change roleRef"#
         ]],
     );
+}
+
+#[test]
+fn networks() {
     create(
         "networking.k8s.io",
         "Ingress",
@@ -438,6 +452,10 @@ fn others() {
         spec.ingress[0].from[0]: Required value: must specify a peer
         spec.ingress[0].from[1].ipBlock.except[0]: Invalid value: "11.0.0.0/8": must be a strict subset of `cidr` "10.0.0.0/8""#]],
     );
+}
+
+#[test]
+fn policies_and_storage() {
     create(
         "autoscaling",
         "HorizontalPodAutoscaler",
