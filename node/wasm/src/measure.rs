@@ -28,7 +28,7 @@ pub fn serve_component(file: &Path, address: SocketAddr, threads: usize) -> Resu
 
 async fn serve(file: &Path, address: SocketAddr, threads: usize) -> Result<(), Box<dyn Error>> {
     let engine = Arc::new(Engine::new()?);
-    let lanes = Lanes::start(engine.ticker().clone(), threads)?;
+    let lanes = Lanes::start(engine.ticker().clone(), threads, None)?;
     let cache = std::env::temp_dir().join(format!("tandem-serve-{}", std::process::id()));
     let compiler = Compiler::new(&engine, cache.clone(), Compiling::Here)?;
     let bytes = std::fs::read(file)?;

@@ -40,7 +40,7 @@ async fn run(folder: PathBuf) -> io::Result<()> {
     let (link, parent) = Link::open(link_to_parent()?).await?;
     let engine = Arc::new(Engine::new().map_err(io::Error::other)?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let lanes = Lanes::start(engine.ticker().clone(), cores)?;
+    let lanes = Lanes::start(engine.ticker().clone(), cores, None)?;
     let compiling = Compiling::Child {
         program: PathBuf::from("/proc/self/exe"),
         arguments: vec!["wasm-host".into(), "compile".into()],

@@ -5,9 +5,17 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::StreamReader;
 use wasmtime::Store;
 use wasmtime_wasi::{
-    FsPerms, WasiCtx, WasiCtxView, WasiView, filesystem::WasiFilesystemCtx, filesystem::WasiFilesystemView, p1::WasiP1Ctx,
+    FsPerms, WasiCtx, WasiCtxView, WasiView,
+    cli::AsyncStdinStream,
+    filesystem::{WasiFilesystemCtx, WasiFilesystemView},
+    p1::WasiP1Ctx,
     sockets::SocketAddrUse,
 };
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -77,8 +85,10 @@ pub(crate) struct Preopen {
     pub(crate) read_only: bool,
 }
 
-/// Where the output of one instance goes.
-pub(crate) struct GuestOutput {
+/// Where the input of one instance comes from, and where its output goes.
+pub(crate) struct GuestStreams {
+    /// `None`: at its end from the start.
+    pub(crate) stdin: Option<mpsc::Receiver<Bytes>>,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
 }
@@ -118,9 +128,13 @@ impl Blueprint {
         Ok(())
     }
 
-    pub(crate) fn store(&self, engine: &Engine, args: &[String], output: GuestOutput) -> Store<Guest> {
+    pub(crate) fn store(&self, engine: &Engine, args: &[String], streams: GuestStreams) -> Store<Guest> {
         let mut builder = WasiCtx::builder();
-        builder.envs(&self.env).args(args).stdout(output.stdout).stderr(output.stderr).max_random_size(RANDOM_BYTES);
+        builder.envs(&self.env).args(args).stdout(streams.stdout).stderr(streams.stderr).max_random_size(RANDOM_BYTES);
+        if let Some(stdin) = streams.stdin {
+            let chunks = ReceiverStream::new(stdin).map(Ok::<_, std::io::Error>);
+            builder.stdin(AsyncStdinStream::new(StreamReader::new(chunks)));
+        }
         if let Some(directory) = &self.working_directory {
             builder.initial_cwd(directory);
         }

@@ -1,6 +1,8 @@
 use std::{
+    fs::File,
     future::Future,
     io,
+    os::fd::AsFd,
     panic::AssertUnwindSafe,
     path::Path,
     pin::Pin,
@@ -55,10 +57,17 @@ impl Drop for Seat {
 }
 
 impl Lanes {
-    pub(crate) fn start(ticker: Arc<Ticker>, count: usize) -> io::Result<Arc<Lanes>> {
+    /// Lanes of so many threads of each kind, all inside a network namespace if one is given.
+    pub(crate) fn start(ticker: Arc<Ticker>, count: usize, namespace: Option<&Path>) -> io::Result<Arc<Lanes>> {
         let running = CancellationToken::new();
+        let namespace = namespace.map(File::open).transpose()?;
         let lane = |name: String, nice: i32| -> io::Result<Lane> {
-            let handle = event_loop(name, running.clone(), move || renice(nice))?;
+            let namespace = namespace.as_ref().map(File::try_clone).transpose()?;
+            let prepare = move || {
+                renice(nice)?;
+                enter(namespace.as_ref())
+            };
+            let handle = event_loop(name, running.clone(), prepare)?;
             Ok(Lane { handle, connections: Arc::default() })
         };
         let express = (0..count.max(1)).map(|index| lane(format!("express-{index}"), 0)).collect::<io::Result<_>>()?;
@@ -114,18 +123,11 @@ impl Lanes {
         pulse: Arc<Pulse>,
         guest: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        let namespace = namespace.map(std::fs::File::open).transpose()?;
+        let namespace = namespace.map(File::open).transpose()?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         // The namespace is entered before the event loop is made, so that its helper threads are inside too.
-        let handle = event_loop("guest".to_owned(), ended, move || match &namespace {
-            Some(namespace) => rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(namespace),
-                Some(rustix::thread::LinkNameSpaceType::Network),
-            )
-            .map_err(io::Error::from),
-            None => Ok(()),
-        })?;
+        let handle = event_loop("guest".to_owned(), ended, move || enter(namespace.as_ref()))?;
         let guest = Box::pin(async move {
             guest.await;
             drop(guard);
@@ -133,6 +135,17 @@ impl Lanes {
         drop(handle.spawn(Metered { work: Bulk { guest: Some(guest), ticker: self.ticker.clone() }, cpu, pulse, wait: None }));
         Ok(())
     }
+}
+
+/// Moves this thread for ever.
+fn enter(namespace: Option<&File>) -> io::Result<()> {
+    if let Some(namespace) = namespace {
+        rustix::thread::move_into_link_name_space(
+            namespace.as_fd(),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )?;
+    }
+    Ok(())
 }
 
 fn renice(nice: i32) -> io::Result<()> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 pub(crate) use compile::{CompileError, Compiler, Compiling, compile_main};
-pub(crate) use guest::{Blueprint, Guest, GuestOutput, Preopen, SocketRules};
+pub(crate) use guest::{Blueprint, Guest, GuestStreams, Preopen, SocketRules};
 pub(crate) use lanes::{Lanes, Pulse, Seat};
 pub(crate) use limits::MemoryAccount;
 pub(crate) use meter::Cpu;

@@ -17,7 +17,7 @@ const TABLE_RESIDENT: usize = 64 * 1024;
 const STACK_RESIDENT: usize = 64 * 1024;
 
 const STACK_BYTES: usize = 1024 * 1024;
-const BACKTRACE_FRAMES: std::num::NonZeroUsize = std::num::NonZeroUsize::new(20).unwrap();
+const BACKTRACE_FRAMES: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(19);
 
 /// The engine's settings. Both the worker and the child that compiles use these, so that their code fits together.
 fn config() -> Config {

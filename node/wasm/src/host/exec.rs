@@ -9,7 +9,7 @@ use super::{
     running::{Launch, Place, Running, arguments},
 };
 use crate::{
-    engine::{Ending, GuestOutput, Pulse},
+    engine::{Ending, GuestStreams, Pulse},
     output::Output,
     state::{ContainerRecord, ContainerState},
 };
@@ -37,12 +37,13 @@ impl Host {
     /// Runs the container's component anew with these arguments, to its end.
     pub(crate) async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecResult, HostError> {
         let (stdout, stderr) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<Mutex<Vec<u8>>>::default());
-        let output = GuestOutput {
+        let streams = GuestStreams {
+            stdin: None,
             stdout: Output::captured(stdout.clone(), CAPTURED_BYTES),
             stderr: Output::captured(stderr.clone(), CAPTURED_BYTES),
         };
         let pulse = Arc::new(Pulse::default());
-        let ending = self.begin(id, command, output, &pulse)?;
+        let ending = self.begin(id, command, streams, &pulse)?;
         let leash = Leash(pulse);
         let ended = if timeout.is_zero() {
             ending.await
@@ -58,19 +59,20 @@ impl Host {
         Ok(ExecResult { code, stdout, stderr })
     }
 
-    /// As `exec`, with the output sent on while it comes. The command ends when the receivers are gone.
+    /// As `exec`, with its input and output passed on while they come. The command ends when the receivers are gone.
     pub(crate) async fn exec_live(
         &self,
         id: &str,
         command: &[String],
+        stdin: Option<mpsc::Receiver<Bytes>>,
         stdout: mpsc::Sender<Bytes>,
         stderr: mpsc::Sender<Bytes>,
     ) -> Result<i32, HostError> {
         let gone = stdout.clone();
         let said = stderr.clone();
-        let output = GuestOutput { stdout: Output::sent(stdout), stderr: Output::sent(stderr) };
+        let streams = GuestStreams { stdin, stdout: Output::sent(stdout), stderr: Output::sent(stderr) };
         let pulse = Arc::new(Pulse::default());
-        let ending = self.begin(id, command, output, &pulse)?;
+        let ending = self.begin(id, command, streams, &pulse)?;
         let _leash = Leash(pulse);
         let ended = tokio::select! {
             ended = ending => ended,
@@ -88,7 +90,7 @@ impl Host {
         &self,
         id: &str,
         command: &[String],
-        output: GuestOutput,
+        streams: GuestStreams,
         pulse: &Arc<Pulse>,
     ) -> Result<oneshot::Receiver<Ending>, HostError> {
         let record = self.container(id)?;
@@ -107,7 +109,7 @@ impl Host {
         let args = exec_arguments(&record, command);
         let Running { program, cpu, .. } = &*running;
         let launch = Launch { program, blueprint: running.blueprint(), args: &args, cpu, pulse, place };
-        self.launch(launch, output)
+        self.launch(launch, streams)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Host, HostError, KILLED, annotations};
 use crate::{
-    engine::{Blueprint, Cpu, Ending, GuestOutput, MemoryAccount, Preopen, Program, Pulse, SocketRules},
+    engine::{Blueprint, Cpu, Ending, GuestStreams, Lanes, MemoryAccount, Preopen, Program, Pulse, SocketRules},
     metrics::Metrics,
     network::{Attachment, Dialer},
     outgoing::Outgoing,
@@ -131,10 +131,17 @@ impl Host {
             io::ErrorKind::AddrInUse => HostError::Failed(format!("port {} of the pod is already in use", record.port)),
             _ => HostError::Failed(format!("cannot listen on {address}: {error}")),
         })?;
+        let lanes = match &sandbox.attachment {
+            // Its sockets have to be made inside, so everything of it runs there.
+            Attachment::Own { namespace, .. } if parts.program.imports_sockets => {
+                Lanes::start(self.engine.ticker().clone(), 1, Some(namespace))?
+            }
+            _ => self.lanes.clone(),
+        };
         let service = Service::new(ServiceParts {
             container: record.id.clone(),
             engine: self.engine.clone(),
-            lanes: self.lanes.clone(),
+            lanes,
             program: parts.program.clone(),
             blueprint,
             cpu: parts.cpu.clone(),
@@ -155,7 +162,8 @@ impl Host {
         parts: Parts,
     ) -> Result<(), HostError> {
         let blueprint = self.blueprint(record, sandbox, &parts)?;
-        let output = GuestOutput {
+        let streams = GuestStreams {
+            stdin: None,
             stdout: Output::log(parts.log.clone(), "stdout"),
             stderr: Output::log(parts.log.clone(), "stderr"),
         };
@@ -168,7 +176,7 @@ impl Host {
             pulse: &pulse,
             place: Place::of(&parts.program, &sandbox.attachment),
         };
-        let ending = self.launch(launch, output)?;
+        let ending = self.launch(launch, streams)?;
         let memory = parts.memory.clone();
         let keeper = |stop| keep_command(ending, pulse, memory, stop);
         self.keep(&record.id, parts, Work::Command(CommandWork { blueprint, metrics: Metrics::default() }), keeper);
@@ -179,11 +187,11 @@ impl Host {
     pub(super) fn launch(
         &self,
         launch: Launch<'_>,
-        output: GuestOutput,
+        streams: GuestStreams,
     ) -> Result<oneshot::Receiver<Ending>, HostError> {
         let Launch { program, blueprint, args, cpu, pulse, place } = launch;
         let (sender, receiver) = oneshot::channel();
-        let mut store = blueprint.store(&self.engine, args, output);
+        let mut store = blueprint.store(&self.engine, args, streams);
         let (program, shared) = (program.clone(), self.engine.instances().clone());
         let guest = async move {
             // Everybody's instances together are bounded, commands among them.
@@ -212,10 +220,10 @@ impl Host {
     ) -> Result<Blueprint, HostError> {
         let dialer = Dialer::new(sandbox.attachment.clone(), sandbox.dns.clone(), self.sockets.clone());
         let sockets = match (&sandbox.attachment, record.kind) {
-            // Requests of many pods are served on the same threads, which are in no pod's network.
-            (_, Kind::Http) => SocketRules::Denied,
+            // Requests of many such pods are served on the same threads, which are in no pod's network.
+            (Attachment::Shared { .. }, Kind::Http) => SocketRules::Denied,
             (Attachment::Shared { address, .. }, Kind::Command) => SocketRules::Shared(*address),
-            (Attachment::Own { .. } | Attachment::Host { .. }, Kind::Command) => SocketRules::Own,
+            (Attachment::Own { .. } | Attachment::Host { .. }, _) => SocketRules::Own,
         };
         let env = record.env.clone();
         let memory = parts.memory.clone();

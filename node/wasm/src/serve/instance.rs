@@ -20,7 +20,7 @@ use super::{
     connection::{Answer, Hold, plain},
 };
 use crate::{
-    engine::{Guest, GuestOutput, Handler, Pulse, is_out_of_slots, trap_text},
+    engine::{Guest, GuestStreams, Handler, Pulse, is_out_of_slots, trap_text},
     notices::Notice,
     output::Output,
 };
@@ -71,11 +71,12 @@ async fn run(
     request: Request<Incoming>,
     sender: oneshot::Sender<Reply>,
 ) {
-    let output = GuestOutput {
+    let streams = GuestStreams {
+        stdin: None,
         stdout: Output::log(service.log.clone(), "stdout"),
         stderr: Output::log(service.log.clone(), "stderr"),
     };
-    let mut store = service.blueprint.store(&service.engine, &service.blueprint.args, output);
+    let mut store = service.blueprint.store(&service.engine, &service.blueprint.args, streams);
     service.metrics.instances.fetch_add(1, Ordering::Relaxed);
     let ended = match service.handler() {
         Some(Handler::Release2(pre)) => release2(pre, &mut store, request, sender).await,

@@ -1,5 +1,5 @@
-//! The output of `exec` while it comes: a WebSocket on the node's loopback address, behind a path that only who asked
-//! for it knows. Components have no standard input, so what comes in is ignored.
+//! The streams of `exec` while it runs: a WebSocket on the node's loopback address, behind a path that only who asked
+//! for it knows.
 
 use std::{
     collections::HashMap,
@@ -31,13 +31,17 @@ const OFFERS: usize = 1024;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const CHUNKS: usize = 16;
 const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const STATUS: u8 = 3;
+/// In version 5: the channel whose number follows has ended.
+const CLOSE: u8 = 255;
 
 struct Offer {
     container: String,
     command: Vec<String>,
+    stdin: bool,
     made: Instant,
 }
 
@@ -69,13 +73,13 @@ impl ExecStreams {
     }
 
     /// The address where the output of this command can be fetched, once.
-    pub(super) fn offer(&self, container: String, command: Vec<String>) -> String {
+    pub(super) fn offer(&self, container: String, command: Vec<String>, stdin: bool) -> String {
         let token = self.host.new_id();
         let now = Instant::now();
         let mut offers = self.offers.lock();
         offers.retain(|_, offer| now.duration_since(offer.made) < OFFER_TIME);
         if offers.len() < OFFERS {
-            offers.insert(token.clone(), Offer { container, command, made: now });
+            offers.insert(token.clone(), Offer { container, command, stdin, made: now });
         }
         format!("http://{}/exec/{token}", self.address)
     }
@@ -93,15 +97,20 @@ impl ExecStreams {
         let accepted = tokio::time::timeout(HANDSHAKE_TIME, accept).await;
         let (Ok(Ok(socket)), Some(offer)) = (accepted, taken) else { return };
         let (mut sink, mut source) = socket.split();
+        let (input, stdin) = mpsc::channel(CHUNKS);
+        let stdin = offer.stdin.then_some(stdin);
         let gone = async {
+            let mut input = Some(input);
             while let Some(Ok(message)) = source.next().await {
-                if matches!(message, Message::Close(_)) {
-                    break;
+                match message {
+                    Message::Close(_) => break,
+                    Message::Binary(data) => feed(&mut input, &data).await,
+                    _ => {}
                 }
             }
         };
         tokio::select! {
-            sent = self.run(&offer, &mut sink) => {
+            sent = self.run(&offer, stdin, &mut sink) => {
                 if let Err(error) = sent {
                     tracing::debug!(%error, "the output of a command could not be sent");
                 }
@@ -112,13 +121,18 @@ impl ExecStreams {
         drop(sink.close().await);
     }
 
-    async fn run<S>(&self, offer: &Offer, sink: &mut S) -> Result<(), S::Error>
+    async fn run<S>(
+        &self,
+        offer: &Offer,
+        stdin: Option<mpsc::Receiver<Bytes>>,
+        sink: &mut S,
+    ) -> Result<(), S::Error>
     where
         S: Sink<Message> + Unpin,
     {
         let (stdout, mut out) = mpsc::channel(CHUNKS);
         let (stderr, mut err) = mpsc::channel(CHUNKS);
-        let ended = self.host.exec_live(&offer.container, &offer.command, stdout, stderr);
+        let ended = self.host.exec_live(&offer.container, &offer.command, stdin, stdout, stderr);
         let send = async {
             let (mut out_open, mut err_open) = (true, true);
             while out_open || err_open {
@@ -138,6 +152,18 @@ impl ExecStreams {
         sent?;
         let status = serde_json::to_vec(&outcome(ended)).unwrap_or_default();
         sink.send(frame(STATUS, &status)).await
+    }
+}
+
+/// Passes input on until its end.
+async fn feed(input: &mut Option<mpsc::Sender<Bytes>>, data: &Bytes) {
+    match (data.first(), input.as_ref()) {
+        (Some(&STDIN), Some(sender)) => {
+            // A guest that reads no more wants none.
+            drop(sender.send(data.slice(1..)).await);
+        }
+        (Some(&CLOSE), Some(_)) if data.get(1) == Some(&STDIN) => *input = None,
+        _ => {}
     }
 }
 

@@ -257,7 +257,7 @@ impl RuntimeService for Services {
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answered<v1::ExecResponse> {
         let request = request.into_inner();
         self.host.container(&request.container_id)?;
-        answer(v1::ExecResponse { url: self.streams.offer(request.container_id, request.cmd) })
+        answer(v1::ExecResponse { url: self.streams.offer(request.container_id, request.cmd, request.stdin) })
     }
 
     async fn attach(&self, _request: Request<v1::AttachRequest>) -> Answered<v1::AttachResponse> {

@@ -18,33 +18,33 @@ use tandem_wasm::{Config, Registries, Supervised};
 
 use crate::registry::Registry;
 
-pub struct Bench {
-    pub host: Arc<Supervised>,
-    pub registry: Registry,
-    pub folder: tempfile::TempDir,
+pub(crate) struct Bench {
+    pub(crate) host: Arc<Supervised>,
+    pub(crate) registry: Registry,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 static SANDBOXES: AtomicU32 = AtomicU32::new(0);
 
 /// The example that cargo builds beside the tests.
-pub fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let program = own.parent().unwrap().parent().unwrap().join("examples/wasm_host");
     assert!(program.exists(), "{} is built by `cargo test -p tandem-wasm`", program.display());
     program
 }
 
-pub fn config(folder: &Path) -> Config {
+pub(crate) fn config(folder: &Path) -> Config {
     Config { folder: folder.join("host"), program: Some(program()), registries: Registries::new(), cgroup: None }
 }
 
 /// A port that nobody had a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// Waits for something that comes about by itself.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(found) = look().await {
@@ -56,7 +56,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 }
 
 impl Bench {
-    pub async fn start() -> Bench {
+    pub(crate) async fn start() -> Bench {
         // Many tests run at once; whichever comes first installs it.
         drop(rustls::crypto::ring::default_provider().install_default());
         let folder = tempfile::Builder::new().prefix("tw").tempdir().unwrap();
@@ -64,12 +64,12 @@ impl Bench {
         Bench { host, registry: Registry::start().await, folder }
     }
 
-    pub async fn image(&self, name: &str, wasm: &[u8]) -> String {
+    pub(crate) async fn image(&self, name: &str, wasm: &[u8]) -> String {
         let reference = self.registry.push(name, wasm);
         self.host.pull(&reference, None).await.unwrap().id
     }
 
-    pub fn sandbox_spec(&self, network: Network) -> SandboxSpec {
+    pub(crate) fn sandbox_spec(&self, network: Network) -> SandboxSpec {
         let uid = format!("u{}", SANDBOXES.fetch_add(1, Ordering::Relaxed));
         SandboxSpec {
             pod: PodRef { name: format!("pod-{uid}"), namespace: "test".into(), uid: uid.clone(), attempt: 0 },
@@ -87,38 +87,38 @@ impl Bench {
         }
     }
 
-    pub async fn sandbox(&self) -> SandboxId {
+    pub(crate) async fn sandbox(&self) -> SandboxId {
         let spec = self.sandbox_spec(Network::Host { address: Ipv4Addr::LOCALHOST });
         self.host.create_sandbox(&spec).await.unwrap()
     }
 
-    pub async fn sandbox_with(&self, annotations: &[(&str, &str)]) -> SandboxId {
+    pub(crate) async fn sandbox_with(&self, annotations: &[(&str, &str)]) -> SandboxId {
         let mut spec = self.sandbox_spec(Network::Host { address: Ipv4Addr::LOCALHOST });
         spec.annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         self.host.create_sandbox(&spec).await.unwrap()
     }
 
-    pub async fn run(&self, sandbox: &SandboxId, spec: &ContainerSpec) -> ContainerId {
+    pub(crate) async fn run(&self, sandbox: &SandboxId, spec: &ContainerSpec) -> ContainerId {
         let id = self.host.create(sandbox, spec).await.unwrap();
         self.host.start(&id).await.unwrap();
         id
     }
 
     /// Runs an HTTP component on a port of its own.
-    pub async fn serve(&self, image: &str, limits: Limits) -> (ContainerId, u16) {
+    pub(crate) async fn serve(&self, image: &str, limits: Limits) -> (ContainerId, u16) {
         let sandbox = self.sandbox().await;
         let port = free_port();
         let spec = ContainerSpec { ports: vec![http(port)], limits, ..spec(image) };
         (self.run(&sandbox, &spec).await, port)
     }
 
-    pub async fn container(&self, id: &ContainerId) -> Option<Container> {
+    pub(crate) async fn container(&self, id: &ContainerId) -> Option<Container> {
         let all = self.host.list().await.unwrap();
         all.into_iter().flat_map(|sandbox| sandbox.containers).find(|container| container.id == *id)
     }
 
     /// Code, reason and message of a container that has ended.
-    pub async fn exit(&self, id: &ContainerId) -> (i32, String, String) {
+    pub(crate) async fn exit(&self, id: &ContainerId) -> (i32, String, String) {
         until("the end of the container", async || match self.container(id).await?.state {
             State::Exited { code, reason, message, .. } => Some((code, reason, message)),
             _ => None,
@@ -127,7 +127,7 @@ impl Bench {
     }
 
     /// The texts of a container's log, with their streams.
-    pub async fn log(&self, id: &ContainerId) -> Vec<String> {
+    pub(crate) async fn log(&self, id: &ContainerId) -> Vec<String> {
         let all = self.host.list().await.unwrap();
         let sandbox = all.iter().find(|sandbox| sandbox.containers.iter().any(|container| container.id == *id)).unwrap();
         let path = self.folder.path().join("logs").join(&sandbox.pod.uid).join("main/0.log");
@@ -140,7 +140,7 @@ impl Bench {
             .collect()
     }
 
-    pub async fn finish(self) {
+    pub(crate) async fn finish(self) {
         self.host.down().await.unwrap();
     }
 }
@@ -160,11 +160,11 @@ impl Drop for Bench {
     }
 }
 
-pub fn http(port: u16) -> Port {
+pub(crate) fn http(port: u16) -> Port {
     Port { name: "http".into(), port, udp: false }
 }
 
-pub fn spec(image: &str) -> ContainerSpec {
+pub(crate) fn spec(image: &str) -> ContainerSpec {
     ContainerSpec {
         name: "main".into(),
         image: image.into(),
@@ -188,22 +188,22 @@ pub fn spec(image: &str) -> ContainerSpec {
     }
 }
 
-pub fn command_spec(image: &str, args: &[&str]) -> ContainerSpec {
+pub(crate) fn command_spec(image: &str, args: &[&str]) -> ContainerSpec {
     ContainerSpec { args: args.iter().map(|arg| (*arg).to_owned()).collect(), ..spec(image) }
 }
 
-pub fn mount(host: &Path, read_only: bool) -> Mount {
+pub(crate) fn mount(host: &Path, read_only: bool) -> Mount {
     Mount { host: host.to_owned(), container: "/data".into(), read_only }
 }
 
-pub struct Answer {
-    pub status: u16,
-    pub retry_after: Option<String>,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) retry_after: Option<String>,
+    pub(crate) body: String,
 }
 
 /// One request over a connection of its own.
-pub async fn try_get(address: &str, path: &str) -> Result<Answer, reqwest::Error> {
+pub(crate) async fn try_get(address: &str, path: &str) -> Result<Answer, reqwest::Error> {
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
     let response = client.get(format!("http://{address}{path}")).send().await?;
     Ok(Answer {
@@ -213,6 +213,6 @@ pub async fn try_get(address: &str, path: &str) -> Result<Answer, reqwest::Error
     })
 }
 
-pub async fn get(port: u16, path: &str) -> Answer {
+pub(crate) async fn get(port: u16, path: &str) -> Answer {
     try_get(&format!("127.0.0.1:{port}"), path).await.unwrap()
 }

@@ -3,6 +3,7 @@
 ;;   p  prints two lines and an error  s  shows its environment and arguments
 ;;   f  writes /data/out               h  prints `hello`
 ;;   l  loops for ever                 m  takes memory until there is none
+;;   c  copies its input to its output
 ;;   x  traps                          other: ends with code 0
 (module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes (param i32 i32) (result i32)))
@@ -10,6 +11,7 @@
   (import "wasi_snapshot_preview1" "environ_sizes_get" (func $environ_sizes (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (import "wasi_snapshot_preview1" "path_open"
     (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
@@ -61,6 +63,16 @@
       (drop (call $poll (i32.const 512) (i32.const 640) (i32.const 1) (i32.const 700)))
       (br $again)))
 
+  (func $copy
+    (block $done
+      (loop $next
+        (i32.store (i32.const 0) (i32.const 8192))
+        (i32.store (i32.const 4) (i32.const 4096))
+        (if (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (then (call $exit (i32.const 6))))
+        (br_if $done (i32.eqz (i32.load (i32.const 8))))
+        (call $print (i32.const 1) (i32.const 8192) (i32.load (i32.const 8)))
+        (br $next))))
+
   (func $write_file
     (if (call $open (i32.const 3) (i32.const 0) (i32.const 96) (i32.const 3) (i32.const 9)
           (i64.const 64) (i64.const 64) (i32.const 0) (i32.const 24))
@@ -81,6 +93,7 @@
         (call $print (i32.const 2) (i32.const 76) (i32.const 6))))
     (if (i32.eq (local.get $letter) (i32.const 115)) (then (call $show)))
     (if (i32.eq (local.get $letter) (i32.const 102)) (then (call $write_file)))
+    (if (i32.eq (local.get $letter) (i32.const 99)) (then (call $copy)))
     (if (i32.eq (local.get $letter) (i32.const 104)) (then (call $print (i32.const 1) (i32.const 82) (i32.const 6))))
     (if (i32.eq (local.get $letter) (i32.const 108)) (then (loop $again (br $again))))
     (if (i32.eq (local.get $letter) (i32.const 109))

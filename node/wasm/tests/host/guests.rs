@@ -15,12 +15,12 @@ fn component(world: &str, text: &str) -> Vec<u8> {
 }
 
 /// See `server.wat`.
-pub fn server() -> Vec<u8> {
+pub(crate) fn server() -> Vec<u8> {
     component("server", include_str!("server.wat"))
 }
 
 /// An HTTP component that imports what nobody provides.
-pub fn strange() -> Vec<u8> {
+pub(crate) fn strange() -> Vec<u8> {
     component(
         "strange",
         r#"(module
@@ -31,12 +31,12 @@ pub fn strange() -> Vec<u8> {
 }
 
 /// See `command.wat`.
-pub fn command() -> Vec<u8> {
+pub(crate) fn command() -> Vec<u8> {
     wat::parse_str(include_str!("command.wat")).unwrap()
 }
 
 /// The same command as a component of WASI 0.2, through the adapter.
-pub fn command_component() -> Vec<u8> {
+pub(crate) fn command_component() -> Vec<u8> {
     ComponentEncoder::default()
         .module(&command())
         .unwrap()
@@ -51,14 +51,14 @@ pub fn command_component() -> Vec<u8> {
 }
 
 /// A command that listens on an address with sockets of its own, and fails if it may not.
-pub fn listener([a, b, c, d]: [u8; 4], port: u16) -> Vec<u8> {
+pub(crate) fn listener([a, b, c, d]: [u8; 4], port: u16) -> Vec<u8> {
     let text = include_str!("listener.wat");
     let address = format!("(i32.const {port}) (i32.const {a}) (i32.const {b}) (i32.const {c}) (i32.const {d})");
     component("listener", &text.replace("ADDRESS", &address))
 }
 
 /// A command that looks up `web` and succeeds if the first address is 10.200.0.2.
-pub fn looker() -> Vec<u8> {
+pub(crate) fn looker() -> Vec<u8> {
     component(
         "looker",
         r#"(module

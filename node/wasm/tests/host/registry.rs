@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use tandem_component::image;
 use tokio::net::TcpListener;
 
-pub struct Registry {
-    pub address: SocketAddr,
+pub(crate) struct Registry {
+    pub(crate) address: SocketAddr,
     answers: Answers,
 }
 
@@ -25,7 +25,7 @@ pub struct Registry {
 type Answers = Arc<Mutex<HashMap<String, (String, Bytes)>>>;
 
 impl Registry {
-    pub async fn start() -> Registry {
+    pub(crate) async fn start() -> Registry {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let answers = Answers::default();
@@ -46,7 +46,7 @@ impl Registry {
     }
 
     /// Puts a wasm file there as an image, and gives back its name.
-    pub fn push(&self, name: &str, wasm: &[u8]) -> String {
+    pub(crate) fn push(&self, name: &str, wasm: &[u8]) -> String {
         let image = image::wrap(wasm, BTreeMap::new()).unwrap();
         self.put(name, "blobs", &image.layer_digest, "application/octet-stream", wasm);
         self.put(name, "blobs", &image.config_digest, "application/octet-stream", &image.config);
@@ -54,13 +54,13 @@ impl Registry {
     }
 
     /// Any manifest.
-    pub fn manifest(&self, name: &str, manifest: &[u8]) -> String {
+    pub(crate) fn manifest(&self, name: &str, manifest: &[u8]) -> String {
         self.put(name, "manifests", "latest", image::MANIFEST, manifest);
         self.put(name, "manifests", &image::digest(manifest), image::MANIFEST, manifest);
         format!("{}/{name}:latest", self.address)
     }
 
-    pub fn blob(&self, name: &str, bytes: &[u8]) -> String {
+    pub(crate) fn blob(&self, name: &str, bytes: &[u8]) -> String {
         let digest = image::digest(bytes);
         self.put(name, "blobs", &digest, "application/octet-stream", bytes);
         digest

@@ -58,7 +58,7 @@ impl Fixture for WasmHost {
             hello: words(&["hello"]),
             exits_with_three: words(&["three"]),
             sleeps: Some(words(&["wait"])),
-            copies: None,
+            copies: Some(words(&["copy"])),
         })
     }
 }
