@@ -140,7 +140,7 @@ fn through_everything(def: &crate::ResourceDef, object: &Object, old: &Object) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     /// Whatever the fields hold, no hook panics.
     #[test]
