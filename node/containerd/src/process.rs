@@ -5,11 +5,13 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
+};
 use tokio::io::unix::AsyncFd;
 
 use crate::{
@@ -28,8 +30,6 @@ const LOG_LIMIT: u64 = 16 << 20;
 pub(crate) struct Process {
     pid: Pid,
     handle: AsyncFd<OwnedFd>,
-    /// Ours to reap; one from an earlier life is init's.
-    child: Option<Child>,
 }
 
 fn failed(action: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -53,17 +53,17 @@ impl Process {
         let child = command.spawn().map_err(failed("start containerd"))?;
         let pid = Pid::from_child(&child);
         cgroup::enter(layout.dir(), pid);
-        let process = Process::open(pid, Some(child)).map_err(failed("watch containerd"))?;
+        let process = Process::open(pid).map_err(failed("watch containerd"))?;
         process.remember(&layout.pid()).map_err(failed("write containerd's pid file"))?;
         Ok(process)
     }
 
-    fn open(pid: Pid, child: Option<Child>) -> io::Result<Process> {
+    fn open(pid: Pid) -> io::Result<Process> {
         let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         #[allow(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
         // SAFETY: the descriptor is owned, and nothing closes or replaces it while it is registered.
         let handle = unsafe { AsyncFd::register(handle) }?;
-        Ok(Process { pid, handle, child })
+        Ok(Process { pid, handle })
     }
 
     fn remember(&self, path: &Path) -> io::Result<()> {
@@ -76,7 +76,7 @@ impl Process {
     /// The one of this folder that runs already: by its pid file, or else by who listens on its socket.
     pub(crate) fn find(layout: &Layout) -> Option<Process> {
         let pid = remembered(&layout.pid()).or_else(|| listener(&layout.socket()))?;
-        let process = Process::open(pid, None).ok()?;
+        let process = Process::open(pid).ok()?;
         // The handle is of whoever has the number; the second look makes sure that it is still the one we mean.
         let still = remembered(&layout.pid()).or_else(|| listener(&layout.socket()));
         if still != Some(pid) {
@@ -91,16 +91,17 @@ impl Process {
     }
 
     /// Waits until it has ended, and says how where that can be known.
-    pub(crate) async fn ended(&mut self) -> io::Result<String> {
+    pub(crate) async fn ended(&self) -> io::Result<String> {
         drop(self.handle.readable().await?);
-        match self.child.as_mut().map(Child::wait).transpose()? {
-            Some(status) => Ok(status.to_string()),
-            None => Ok("ended".to_owned()),
+        // Reaped here if it is a child of ours; one from an earlier life is init's.
+        match waitpid(Some(self.pid), WaitOptions::NOHANG) {
+            Ok(Some((_, status))) => Ok(describe(status)),
+            Ok(None) | Err(_) => Ok("ended".to_owned()),
         }
     }
 
     /// Asks it to end, and ends it by force if it does not.
-    pub(crate) async fn end(mut self) -> io::Result<()> {
+    pub(crate) async fn end(self) -> io::Result<()> {
         self.signal(Signal::TERM)?;
         if tokio::time::timeout(GRACE, self.ended()).await.is_ok() {
             return Ok(());
@@ -114,6 +115,14 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+fn describe(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "ended".to_owned(),
     }
 }
 

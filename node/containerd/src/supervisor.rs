@@ -40,8 +40,8 @@ impl Supervisor {
 
     /// A process that answers: the one that runs, unless its configuration is out of date, or else a new one.
     pub(crate) async fn ensure(&self, reconfigured: bool) -> Result<Process, Error> {
-        if let Some(mut process) = Process::find(&self.layout) {
-            if !reconfigured && self.ready(&mut process).await.is_ok() {
+        if let Some(process) = Process::find(&self.layout) {
+            if !reconfigured && self.ready(&process).await.is_ok() {
                 tracing::info!(pid = %process.pid(), "adopted containerd");
                 return Ok(process);
             }
@@ -52,13 +52,13 @@ impl Supervisor {
     }
 
     async fn start(&self) -> Result<Process, Error> {
-        let mut process = Process::spawn(&self.layout, &self.programs)?;
+        let process = Process::spawn(&self.layout, &self.programs)?;
         tracing::info!(pid = %process.pid(), "started containerd");
-        self.ready(&mut process).await?;
+        self.ready(&process).await?;
         Ok(process)
     }
 
-    async fn ready(&self, process: &mut Process) -> Result<(), Error> {
+    async fn ready(&self, process: &Process) -> Result<(), Error> {
         let socket = self.layout.socket();
         let answers = async {
             loop {
@@ -84,7 +84,7 @@ impl Supervisor {
         let mut backoff = FIRST_BACKOFF;
         loop {
             let since = Instant::now();
-            let status = self.until_ended(&mut process).await;
+            let status = self.until_ended(&process).await;
             tracing::warn!(%status, log = %self.layout.log().display(), "containerd ended; it is started again");
             if since.elapsed() > SETTLED {
                 backoff = FIRST_BACKOFF;
@@ -100,7 +100,7 @@ impl Supervisor {
         }
     }
 
-    async fn until_ended(&self, process: &mut Process) -> String {
+    async fn until_ended(&self, process: &Process) -> String {
         let mut check = tokio::time::interval(LOG_CHECK);
         loop {
             tokio::select! {

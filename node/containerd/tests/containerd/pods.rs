@@ -147,7 +147,7 @@ pub(crate) async fn exec_carries_streams_and_terminals() {
     let (out, _, code) = session.finish().await;
     assert_eq!((out.len(), code), (3_000_000, Ok(0)), "much output, and input that nobody reads");
 
-    let script = "until stty size 2>/dev/null; do sleep 0.1; done; read line; echo \"got $line\"; exit 6";
+    let script = "until stty size 2>/dev/null | grep 43; do sleep 0.1; done; read line; echo \"got $line\"; exit 6";
     let mut session = Session::start(&node, &container, script, true, true);
     session.resize.send((132, 43)).await.unwrap();
     session.read_until("43 132").await;
