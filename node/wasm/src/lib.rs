@@ -44,7 +44,7 @@ use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
 pub use images::{Registries, Registry};
 pub use measure::serve_component;
-pub use supervisor::{Config, Error, Supervised, start};
+pub use supervisor::{Config, Error, Supervised, down, start};
 
 const USAGE: &str = "usage: wasm-host --dir DIR --socket SOCKET [--cgroup NAME]\n       wasm-host compile IN OUT";
 

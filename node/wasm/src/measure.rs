@@ -1,12 +1,6 @@
 //! The path of a request without the processes around it, for measurements.
 
-use std::{
-    error::Error,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{error::Error, net::SocketAddr, path::Path, sync::Arc, time::Instant};
 
 use tandem_component::Component;
 

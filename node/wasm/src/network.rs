@@ -39,9 +39,9 @@ impl Attachment {
 
     pub(crate) fn address(&self) -> IpAddr {
         match self {
-            Attachment::Host { address }
-            | Attachment::Own { address, .. }
-            | Attachment::Shared { address, .. } => *address,
+            Attachment::Host { address } | Attachment::Own { address, .. } | Attachment::Shared { address, .. } => {
+                *address
+            }
         }
     }
 

@@ -83,10 +83,7 @@ async fn ask_all(dialer: &Dialer, dns: &Dns, name: &str) -> Result<Vec<IpAddr>, 
     Err(failure)
 }
 
-async fn in_time(
-    name: &str,
-    question: impl Future<Output = Result<Vec<IpAddr>, Error>>,
-) -> Result<Vec<IpAddr>, Error> {
+async fn in_time(name: &str, question: impl Future<Output = Result<Vec<IpAddr>, Error>>) -> Result<Vec<IpAddr>, Error> {
     let answered = tokio::time::timeout(ANSWER_TIME, question).await;
     answered.unwrap_or_else(|_| Err(Error::Timeout { name: name.to_owned() }))
 }
@@ -137,10 +134,7 @@ mod tests {
             candidates("web", &searches, 5),
             ["web.default.svc.cluster.local.", "web.svc.cluster.local.", "web."]
         );
-        assert_eq!(
-            candidates("a.b.c.d.e.f", &searches, 5)[0],
-            "a.b.c.d.e.f."
-        );
+        assert_eq!(candidates("a.b.c.d.e.f", &searches, 5)[0], "a.b.c.d.e.f.");
         assert_eq!(candidates("web.", &searches, 5), ["web."]);
         assert_eq!(candidates("example.org", &searches, 1)[0], "example.org.");
     }

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use tandem_cri::{CriRuntime, Options, Source};
 use tandem_runtime::{
-    Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice, RegistryAuth, Runtime, Sandbox,
-    SandboxId, SandboxSpec, Stats,
+    Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice, RegistryAuth, Runtime,
+    Sandbox, SandboxId, SandboxSpec, Stats,
 };
 use tokio::{process::Command, sync::broadcast};
 use tokio_stream::wrappers::BroadcastStream;
@@ -82,11 +82,7 @@ struct Places {
 
 /// Finds the host of this folder, or starts one, and keeps it running.
 pub async fn start(config: Config) -> Result<Arc<Supervised>, Error> {
-    let places = Places {
-        socket: config.folder.join("host.sock"),
-        log: config.folder.join("host.log"),
-        config,
-    };
+    let places = Places { socket: config.folder.join("host.sock"), log: config.folder.join("host.log"), config };
     let folder = &places.config.folder;
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
@@ -113,12 +109,7 @@ pub async fn start(config: Config) -> Result<Arc<Supervised>, Error> {
 fn options(notices: broadcast::Sender<Notice>) -> Options {
     Options {
         name: "wasm",
-        capabilities: Capabilities {
-            own_network: false,
-            light_network: true,
-            user_ids: false,
-            terminals: false,
-        },
+        capabilities: Capabilities { own_network: false, light_network: true, user_ids: false, terminals: false },
         poll: POLL,
         changes: None,
         notices: Some(Source::new(move || {
@@ -142,11 +133,8 @@ enum Greeting {
 }
 
 async fn greet(client: &HostClient<Channel>) -> Result<v1::HandshakeResponse, Greeting> {
-    let request = v1::HandshakeRequest {
-        min: PROTOCOL_MIN,
-        max: PROTOCOL_MAX,
-        client: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let request =
+        v1::HandshakeRequest { min: PROTOCOL_MIN, max: PROTOCOL_MAX, client: env!("CARGO_PKG_VERSION").to_owned() };
     let mut client = client.clone();
     match tokio::time::timeout(GREETING_TIME, client.handshake(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
@@ -263,17 +251,7 @@ impl Supervised {
     /// Ends the host and with it every component that it runs.
     pub async fn down(&self) -> Result<(), Error> {
         self.watching.cancel();
-        // It may have ended before it could answer; what counts is that it is gone.
-        drop(self.client.clone().stop(v1::StopRequest {}).await);
-        let began = tokio::time::Instant::now();
-        while tokio::net::UnixStream::connect(&self.places.socket).await.is_ok() {
-            if began.elapsed() > STOP_TIME {
-                let Places { config, log, .. } = &self.places;
-                return Err(Error::Silent { folder: config.folder.clone(), log: log.clone() });
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
+        down(&self.places.config.folder).await
     }
 }
 
@@ -339,11 +317,35 @@ impl Runtime for Supervised {
         self.runtime.notices()
     }
 
-    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> tandem_runtime::Result<ExecOutput> {
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        timeout: Duration,
+    ) -> tandem_runtime::Result<ExecOutput> {
         self.runtime.exec(id, command, timeout).await
     }
 
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> tandem_runtime::Result<i32> {
         self.runtime.exec_stream(id, request, io).await
     }
+}
+
+/// Ends the host of this folder, if one runs there, and with it every component that it runs.
+pub async fn down(folder: &Path) -> Result<(), Error> {
+    let socket = folder.join("host.sock");
+    if tokio::net::UnixStream::connect(&socket).await.is_err() {
+        return Ok(());
+    }
+    let mut client = HostClient::new(tandem_cri::channel(&socket));
+    // It may end before it answers; what counts is that it is gone.
+    drop(client.stop(v1::StopRequest {}).await);
+    let began = tokio::time::Instant::now();
+    while tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        if began.elapsed() > STOP_TIME {
+            return Err(Error::Silent { folder: folder.to_owned(), log: folder.join("host.log") });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }

@@ -113,7 +113,15 @@ impl Blueprint {
         outgoing: Outgoing,
         memory: Arc<MemoryAccount>,
     ) -> Blueprint {
-        Blueprint { env, args, working_directory: None, sockets, outgoing, memory, filesystem: WasiFilesystemCtx::default() }
+        Blueprint {
+            env,
+            args,
+            working_directory: None,
+            sockets,
+            outgoing,
+            memory,
+            filesystem: WasiFilesystemCtx::default(),
+        }
     }
 
     pub(crate) fn preopen(&mut self, preopens: &[Preopen]) -> Result<(), PreopenError> {
@@ -172,7 +180,9 @@ fn allow_sockets(builder: &mut wasmtime_wasi::WasiCtxBuilder, rules: &SocketRule
     builder.allow_tcp(true).allow_udp(true);
     builder.socket_addr_check(move |address, usage| {
         let allowed = match (shared, usage) {
-            (Some(own), SocketAddrUse::TcpBind | SocketAddrUse::UdpBind | SocketAddrUse::TcpListen) => address.ip() == own,
+            (Some(own), SocketAddrUse::TcpBind | SocketAddrUse::UdpBind | SocketAddrUse::TcpListen) => {
+                address.ip() == own
+            }
             _ => true,
         };
         Box::pin(std::future::ready(allowed))

@@ -71,7 +71,8 @@ impl Lanes {
             Ok(Lane { handle, connections: Arc::default() })
         };
         let express = (0..count.max(1)).map(|index| lane(format!("express-{index}"), 0)).collect::<io::Result<_>>()?;
-        let bulk = (0..count.max(1)).map(|index| lane(format!("bulk-{index}"), BULK_NICE)).collect::<io::Result<_>>()?;
+        let bulk =
+            (0..count.max(1)).map(|index| lane(format!("bulk-{index}"), BULK_NICE)).collect::<io::Result<_>>()?;
         Ok(Arc::new(Lanes { express, bulk, next: AtomicUsize::new(0), ticker, _running: running.drop_guard() }))
     }
 
@@ -132,7 +133,12 @@ impl Lanes {
             guest.await;
             drop(guard);
         });
-        drop(handle.spawn(Metered { work: Bulk { guest: Some(guest), ticker: self.ticker.clone() }, cpu, pulse, wait: None }));
+        drop(handle.spawn(Metered {
+            work: Bulk { guest: Some(guest), ticker: self.ticker.clone() },
+            cpu,
+            pulse,
+            wait: None,
+        }));
         Ok(())
     }
 }
@@ -140,10 +146,7 @@ impl Lanes {
 /// Moves this thread for ever.
 fn enter(namespace: Option<&File>) -> io::Result<()> {
     if let Some(namespace) = namespace {
-        rustix::thread::move_into_link_name_space(
-            namespace.as_fd(),
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )?;
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
     }
     Ok(())
 }

@@ -107,7 +107,12 @@ impl MemoryShare {
 }
 
 impl ResourceLimiter for MemoryShare {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool, wasmtime::Error> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool, wasmtime::Error> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             self.last = 0;
             return Ok(true);
@@ -120,7 +125,12 @@ impl ResourceLimiter for MemoryShare {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool, wasmtime::Error> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool, wasmtime::Error> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             self.last = 0;
             return Ok(true);

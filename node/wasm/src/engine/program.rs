@@ -83,8 +83,15 @@ pub(crate) fn is_out_of_slots(error: &wasmtime::Error) -> bool {
 
 impl Engine {
     /// Loads code that the compile cache made.
-    #[allow(unsafe_code, reason = "code that was compiled ahead of time is trusted, and the cache is where trust is checked")]
-    pub(crate) fn load(&self, compiled: &super::compile::Trusted, inspection: &Inspection) -> Result<Program, wasmtime::Error> {
+    #[allow(
+        unsafe_code,
+        reason = "code that was compiled ahead of time is trusted, and the cache is where trust is checked"
+    )]
+    pub(crate) fn load(
+        &self,
+        compiled: &super::compile::Trusted,
+        inspection: &Inspection,
+    ) -> Result<Program, wasmtime::Error> {
         let path: &Path = compiled.path();
         match inspection.binary {
             Binary::Component => {

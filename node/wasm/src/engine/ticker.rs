@@ -30,14 +30,19 @@ pub(crate) struct Ticker {
 
 impl Ticker {
     pub(crate) fn start(engine: wasmtime::Engine) -> Arc<Ticker> {
-        let ticker =
-            Arc::new(Ticker { threads: Mutex::default(), parked: AtomicBool::new(false), thread: std::sync::OnceLock::new() });
+        let ticker = Arc::new(Ticker {
+            threads: Mutex::default(),
+            parked: AtomicBool::new(false),
+            thread: std::sync::OnceLock::new(),
+        });
         let weak = Arc::downgrade(&ticker);
         let spawned = std::thread::Builder::new().name("epoch".to_owned()).spawn(move || run(&weak, &engine));
         match spawned {
             // The thread ends by itself when the engine's owner lets go of the ticker.
             Ok(handle) => drop(ticker.thread.set(handle.thread().clone())),
-            Err(error) => tracing::error!(%error, "no thread for the ticker: a guest that loops will not be interrupted"),
+            Err(error) => {
+                tracing::error!(%error, "no thread for the ticker: a guest that loops will not be interrupted")
+            }
         }
         ticker
     }

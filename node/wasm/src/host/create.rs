@@ -9,9 +9,7 @@ use super::{Host, HostError, annotations};
 use crate::{
     engine::{CompileError, Program},
     images::Stored,
-    state::{
-        Change, ContainerRecord, ContainerState, ImageRecord, Kind, MountRecord, RECORD_VERSION, ResourceRecord,
-    },
+    state::{Change, ContainerRecord, ContainerState, ImageRecord, Kind, MountRecord, RECORD_VERSION, ResourceRecord},
 };
 
 /// A container as it is asked for.
@@ -47,7 +45,8 @@ impl Host {
             // The answer to an earlier call was lost.
             Some(known) if known.state == ContainerState::Created => return Ok(known.id),
             Some(known) => {
-                let text = format!("attempt {} of container {} is there already: {}", known.attempt, known.name, known.id);
+                let text =
+                    format!("attempt {} of container {} is there already: {}", known.attempt, known.name, known.id);
                 return Err(HostError::Failed(text));
             }
             None => {}

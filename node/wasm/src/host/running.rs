@@ -390,6 +390,8 @@ async fn keep_command(
             Ending::out_of_memory(ended.message)
         }
         Ok(ended) => ended,
-        Err(_) => Ending { message: "the host failed while it ran this guest".to_owned(), ..Ending::exited(TERMINATED) },
+        Err(_) => {
+            Ending { message: "the host failed while it ran this guest".to_owned(), ..Ending::exited(TERMINATED) }
+        }
     }
 }

@@ -288,10 +288,8 @@ impl<'a> Client<'a> {
         parameters: &BTreeMap<String, String>,
         credentials: Option<&Credentials>,
     ) -> Result<String, PullError> {
-        let denied = |message: &str| PullError::Denied {
-            reference: self.reference.to_string(),
-            message: message.to_owned(),
-        };
+        let denied =
+            |message: &str| PullError::Denied { reference: self.reference.to_string(), message: message.to_owned() };
         let realm = parameters.get("realm").ok_or_else(|| denied("it names no token server"))?;
         let mut url = Url::parse(realm).map_err(|_| denied("its token server has no valid address"))?;
         if url.scheme() != "https" && self.endpoint.scheme() == "https" {
@@ -420,8 +418,9 @@ mod tests {
 
     #[test]
     fn challenges() {
-        let parameters =
-            parse_challenge(r#"realm="https://auth.docker.io/token",service="registry, io",scope="repository:a/b:pull""#);
+        let parameters = parse_challenge(
+            r#"realm="https://auth.docker.io/token",service="registry, io",scope="repository:a/b:pull""#,
+        );
         assert_eq!(parameters["realm"], "https://auth.docker.io/token");
         assert_eq!(parameters["service"], "registry, io");
         assert_eq!(parameters["scope"], "repository:a/b:pull");

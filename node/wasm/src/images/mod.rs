@@ -10,7 +10,7 @@ mod layer;
 mod reference;
 mod store;
 
-pub use client::{Registries, Registry};
 pub(crate) use client::{Credentials, PullError};
+pub use client::{Registries, Registry};
 pub(crate) use reference::Reference;
 pub(crate) use store::{Images, Stored};

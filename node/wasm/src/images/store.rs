@@ -166,7 +166,14 @@ impl Images {
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.index.read().images.values().map(|stored| (stored.file.clone(), stored.size)).collect::<BTreeMap<_, _>>().values().sum()
+        self.index
+            .read()
+            .images
+            .values()
+            .map(|stored| (stored.file.clone(), stored.size))
+            .collect::<BTreeMap<_, _>>()
+            .values()
+            .sum()
     }
 }
 
@@ -180,7 +187,10 @@ fn read_index(bytes: &[u8], folder: &Path) -> io::Result<Index> {
     if let Ok(Versioned { version }) = serde_json::from_slice(bytes)
         && version > INDEX_VERSION
     {
-        let text = format!("{} has images in format {version}; this version of tandem reads {INDEX_VERSION}", folder.display());
+        let text = format!(
+            "{} has images in format {version}; this version of tandem reads {INDEX_VERSION}",
+            folder.display()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(serde_json::from_slice(bytes).unwrap_or_else(|error| {

@@ -102,7 +102,11 @@ mod tests {
         let calls = [
             Ask::Hello { protocol: LINK_PROTOCOL },
             Ask::Control,
-            Ask::Listen { key: "c1".into(), namespace: Some("/run/netns/pod".into()), address: ([10, 1, 2, 3], 8080).into() },
+            Ask::Listen {
+                key: "c1".into(),
+                namespace: Some("/run/netns/pod".into()),
+                address: ([10, 1, 2, 3], 8080).into(),
+            },
             Ask::Close { key: "c1".into() },
             Ask::Kept { from: 0 },
             Ask::Outgoing {

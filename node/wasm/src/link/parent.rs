@@ -188,10 +188,9 @@ fn lock(folder: &Path) -> io::Result<File> {
             (&file).write_all(std::process::id().to_string().as_bytes())?;
             Ok(file)
         }
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!("another wasm host runs in {}", folder.display()),
-        )),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another wasm host runs in {}", folder.display())))
+        }
         Err(error) => Err(error.into()),
     }
 }

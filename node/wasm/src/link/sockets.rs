@@ -50,7 +50,8 @@ fn socket(kind: SocketKind, address: IpAddr) -> io::Result<OwnedFd> {
 fn inside<T: Send>(namespace: Option<&Path>, make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let Some(path) = namespace else { return make() };
     let open = File::open(path);
-    let file = open.map_err(|error| io::Error::new(error.kind(), format!("network namespace {}: {error}", path.display())))?;
+    let file =
+        open.map_err(|error| io::Error::new(error.kind(), format!("network namespace {}: {error}", path.display())))?;
     let enter = || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         make()

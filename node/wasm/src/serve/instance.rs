@@ -58,7 +58,9 @@ pub(super) async fn respond(
             response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
             response
         }
-        Ok(Ok(Err(Failure::Declined))) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the component answered with an error\n"),
+        Ok(Ok(Err(Failure::Declined))) => {
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "the component answered with an error\n")
+        }
         Ok(Err(_)) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the component failed before it answered\n"),
         Err(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the component did not answer in time\n"),
     }

@@ -11,9 +11,7 @@ use tandem_cri::{annotations, v1};
 use crate::{
     host::ContainerRequest,
     network::{Attachment, Dns},
-    state::{
-        ContainerRecord, ContainerState, MountRecord, PodRecord, RECORD_VERSION, ResourceRecord, SandboxRecord,
-    },
+    state::{ContainerRecord, ContainerState, MountRecord, PodRecord, RECORD_VERSION, ResourceRecord, SandboxRecord},
 };
 
 pub(super) fn sorted(map: HashMap<String, String>) -> BTreeMap<String, String> {

@@ -121,12 +121,7 @@ impl ExecStreams {
         drop(sink.close().await);
     }
 
-    async fn run<S>(
-        &self,
-        offer: &Offer,
-        stdin: Option<mpsc::Receiver<Bytes>>,
-        sink: &mut S,
-    ) -> Result<(), S::Error>
+    async fn run<S>(&self, offer: &Offer, stdin: Option<mpsc::Receiver<Bytes>>, sink: &mut S) -> Result<(), S::Error>
     where
         S: Sink<Message> + Unpin,
     {

@@ -108,16 +108,10 @@ impl RuntimeService for Services {
             condition("NetworkReady", true, ""),
             condition(POOL_CONDITION, no_pool.is_none(), no_pool.unwrap_or_default()),
         ];
-        answer(v1::StatusResponse {
-            status: Some(v1::RuntimeStatus { conditions }),
-            ..v1::StatusResponse::default()
-        })
+        answer(v1::StatusResponse { status: Some(v1::RuntimeStatus { conditions }), ..v1::StatusResponse::default() })
     }
 
-    async fn run_pod_sandbox(
-        &self,
-        request: Request<v1::RunPodSandboxRequest>,
-    ) -> Answered<v1::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answered<v1::RunPodSandboxResponse> {
         let config = request.into_inner().config.ok_or_else(|| Status::invalid_argument("no configuration"))?;
         let record = convert::sandbox(self.host.new_id(), self.host.now(), config).map_err(Status::invalid_argument)?;
         answer(v1::RunPodSandboxResponse { pod_sandbox_id: self.host.create_sandbox(record)? })
@@ -348,10 +342,7 @@ impl RuntimeService for Services {
         not_here("metrics of whole sandboxes")
     }
 
-    async fn runtime_config(
-        &self,
-        _request: Request<v1::RuntimeConfigRequest>,
-    ) -> Answered<v1::RuntimeConfigResponse> {
+    async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Answered<v1::RuntimeConfigResponse> {
         not_here("cgroup driver")
     }
 }

@@ -44,7 +44,8 @@ struct Rows {
 impl Table {
     /// Reads what a worker before this one left.
     pub(crate) fn open(folder: PathBuf) -> io::Result<Table> {
-        let rows = Rows { sandboxes: read_all(&folder.join("sandboxes"))?, containers: read_all(&folder.join("containers"))? };
+        let rows =
+            Rows { sandboxes: read_all(&folder.join("sandboxes"))?, containers: read_all(&folder.join("containers"))? };
         Ok(Table { folder, rows: RwLock::new(rows), changes: broadcast::Sender::new(CHANGES) })
     }
 
@@ -135,7 +136,8 @@ fn read_all<T: DeserializeOwned>(folder: &Path) -> io::Result<BTreeMap<String, T
     let mut records = BTreeMap::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json")) else {
+        let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"))
+        else {
             continue;
         };
         let bytes = std::fs::read(&path)?;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use tandem_runtime::{
-    Container, ContainerId, ContainerSpec, Limits, Mount, Network, PodRef, Port, Runtime, SandboxId, SandboxSpec, Security,
-    State,
+    Container, ContainerId, ContainerSpec, Limits, Mount, Network, PodRef, Port, Runtime, SandboxId, SandboxSpec,
+    Security, State,
 };
 use tandem_wasm::{Config, Registries, Supervised};
 
@@ -129,7 +129,8 @@ impl Bench {
     /// The texts of a container's log, with their streams.
     pub(crate) async fn log(&self, id: &ContainerId) -> Vec<String> {
         let all = self.host.list().await.unwrap();
-        let sandbox = all.iter().find(|sandbox| sandbox.containers.iter().any(|container| container.id == *id)).unwrap();
+        let sandbox =
+            all.iter().find(|sandbox| sandbox.containers.iter().any(|container| container.id == *id)).unwrap();
         let path = self.folder.path().join("logs").join(&sandbox.pod.uid).join("main/0.log");
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.lines()

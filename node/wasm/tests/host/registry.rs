@@ -34,7 +34,9 @@ impl Registry {
             while let Ok((stream, _)) = listener.accept().await {
                 let answers = serving.clone();
                 let service = service_fn(move |request| std::future::ready(answer(&answers, &request)));
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
         Registry { address, answers }

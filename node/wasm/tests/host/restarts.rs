@@ -60,8 +60,10 @@ async fn a_host_that_died_is_started_again() {
     let lock = std::fs::read_to_string(bench.folder.path().join("host/host.lock")).unwrap();
     kill_process(Pid::from_raw(lock.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
     let address = format!("127.0.0.1:{port}");
-    until("an answer of the new host", async || try_get(&address, "/").await.ok().filter(|answer| answer.status == 200))
-        .await;
+    until("an answer of the new host", async || {
+        try_get(&address, "/").await.ok().filter(|answer| answer.status == 200)
+    })
+    .await;
     bench.finish().await;
 }
 

@@ -20,12 +20,13 @@ async fn a_component_answers_and_logs() {
     assert_eq!((answer.status, answer.body.as_str()), (200, "hello\n"));
     assert_eq!(get(port, "/o").await.status, 200);
     assert_eq!(get(port, "/o").await.status, 200);
-    until("two lines in the log", async || {
-        (bench.log(&id).await == ["stdout served", "stdout served"]).then_some(())
-    })
-    .await;
+    until("two lines in the log", async || (bench.log(&id).await == ["stdout served", "stdout served"]).then_some(()))
+        .await;
     let metrics = bench.host.metrics().await.unwrap();
-    assert!(metrics.lines().any(|line| line.starts_with("tandem_wasm_requests_total") && line.ends_with(" 3")), "{metrics}");
+    assert!(
+        metrics.lines().any(|line| line.starts_with("tandem_wasm_requests_total") && line.ends_with(" 3")),
+        "{metrics}"
+    );
     bench.host.stop(&id, Duration::from_secs(10)).await.unwrap();
     assert_eq!(bench.exit(&id).await, (0, "Completed".into(), String::new()));
     assert!(try_get(&format!("127.0.0.1:{port}"), "/").await.is_err());
