@@ -54,10 +54,18 @@ impl fmt::Display for Pushed {
     }
 }
 
-/// The body of a failure.
+/// The body of a failure: the registry's, or the API server's that stands in front of it.
 #[derive(Deserialize)]
 struct Failures {
+    #[serde(default)]
     errors: Vec<Failure>,
+    message: Option<String>,
+}
+
+impl Failures {
+    fn first(self) -> Option<String> {
+        self.errors.into_iter().next().map(|failure| failure.message).or(self.message)
+    }
 }
 
 #[derive(Deserialize)]
@@ -112,10 +120,7 @@ impl Session<'_> {
         }
         let found = response.status();
         let text = response.text().await.unwrap_or_default();
-        let message = serde_json::from_str::<Failures>(&text)
-            .ok()
-            .and_then(|failures| failures.errors.into_iter().next())
-            .map_or(text, |failure| failure.message);
+        let message = serde_json::from_str(&text).ok().and_then(Failures::first).unwrap_or(text);
         Err(PushError::Refused { server: self.endpoint.server.clone(), status: found, message })
     }
 
