@@ -331,7 +331,8 @@ impl Runtime for CriRuntime {
             sandbox_config: Some(convert::sandbox_config(&place)),
         };
         let mut client = self.runtime();
-        match bounded("create", &spec.name, CALL_TIMEOUT, client.create_container(request)).await {
+        let call = bounded("create", &spec.name, CALL_TIMEOUT, client.create_container(request));
+        match Box::pin(call).await {
             Ok(answer) => Ok(ContainerId(answer.container_id)),
             Err(error) => self.created_before(sandbox, spec).await.ok_or(error),
         }

@@ -1,5 +1,7 @@
 //! The node's links on a real kernel, in a network namespace that ends with the test. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by a panic what is wrong")]
+
 use std::{
     collections::BTreeMap,
     io::{Read, Write},

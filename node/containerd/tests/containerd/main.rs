@@ -4,6 +4,8 @@
 //! It has no test harness, because this program is also the plugin `tandem-ipam` that containerd calls by that name.
 //! `cargo test -p tandem-containerd --test containerd WORD` runs the tests whose name holds the word.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by a panic what is wrong")]
+
 mod conformance;
 mod life;
 mod network;
