@@ -31,7 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tandem-pki", &["tandem-api"]),
     ("tandem-store", &["tandem-api"]),
     ("tandem-registry", &["tandem-api"]),
-    ("tandem-apiserver", &["tandem-api", "tandem-store", "tandem-registry", "tandem-component"]),
+    ("tandem-apiserver", &["tandem-api", "tandem-store", "tandem-registry", "tandem-pki", "tandem-component"]),
     ("tandem-controllers", &["tandem-api", "tandem-client"]),
     ("tandem-scheduler", &["tandem-api", "tandem-client"]),
     ("tandem-images", &["tandem-api", "tandem-client", "tandem-component"]),

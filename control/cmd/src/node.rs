@@ -65,7 +65,8 @@ pub(crate) async fn run(
         ended = tasks.join_next() => return ended.context("the node's agent ended")??,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let given = given.context("the control plane gave this node no pod addresses; is a member's controller running?")??;
+    let given =
+        given.context("the control plane gave this node no pod addresses; is a member's controller running?")??;
     let Some(network) = *given else { bail!("the node has no pod addresses") };
     drop(given);
     let ranges = Allocator::open(&plan.directory.join("addresses.json"), network)?;
@@ -151,7 +152,8 @@ async fn containers(
 }
 
 fn mirror(host: &str) -> tandem_containerd::Mirror {
-    let upstream = if host == "docker.io" { "https://registry-1.docker.io".to_owned() } else { format!("https://{host}") };
+    let upstream =
+        if host == "docker.io" { "https://registry-1.docker.io".to_owned() } else { format!("https://{host}") };
     tandem_containerd::Mirror { host: host.to_owned(), upstream: Some(upstream) }
 }
 

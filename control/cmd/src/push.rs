@@ -13,7 +13,9 @@ pub(crate) async fn push(file: &Path, reference: &str, kubeconfig: &Path) -> any
         .with_context(|| format!("{} is not a component that can be uploaded", file.display()))?;
     let pushed = tandem_images::push(&endpoint(kubeconfig)?, wasm.into(), reference).await?;
     for interface in inspection.refused() {
-        terminal::remark(&format!("note: it imports {interface}, which nothing in the cluster provides: its pods will be refused"));
+        terminal::remark(&format!(
+            "note: it imports {interface}, which nothing in the cluster provides: its pods will be refused"
+        ));
     }
     terminal::answer(&pushed.image)?;
     Ok(())

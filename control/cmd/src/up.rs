@@ -7,11 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tandem_api::Settings;
-use tandem_client::{
-    Kubeconfig, in_process,
-    k8s_openapi::api::core::v1::ConfigMap,
-    kube::Api,
-};
+use tandem_client::{Kubeconfig, in_process, k8s_openapi::api::core::v1::ConfigMap, kube::Api};
 use tokio_util::sync::CancellationToken;
 
 use crate::{

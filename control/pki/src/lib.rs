@@ -14,7 +14,7 @@ mod files;
 mod join;
 mod service_account;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use jiff::Timestamp;
 
@@ -44,7 +44,7 @@ pub struct Pki {
     pub cluster: Authority,
     pub front_proxy: Authority,
     pub members: Authority,
-    pub service_accounts: ServiceAccountKey,
+    pub service_accounts: Arc<ServiceAccountKey>,
 }
 
 impl Pki {
@@ -55,7 +55,7 @@ impl Pki {
             cluster: Authority::open(directory, "ca", "tandem-cluster", now)?,
             front_proxy: Authority::open(directory, "front-proxy-ca", "tandem-front-proxy", now)?,
             members: Authority::open(directory, "member-ca", "tandem-members", now)?,
-            service_accounts: ServiceAccountKey::open(directory)?,
+            service_accounts: Arc::new(ServiceAccountKey::open(directory)?),
         })
     }
 }
