@@ -236,6 +236,16 @@ impl Allocator {
         self.0.table.lock().owners.clone()
     }
 
+    /// Releases whoever `keep` does not know any more.
+    pub async fn retain(&self, keep: impl Fn(&str) -> bool) -> RuntimeResult<()> {
+        {
+            let mut table = self.0.table.lock();
+            let gone: Vec<String> = table.owners.keys().filter(|owner| !keep(owner)).cloned().collect();
+            gone.iter().for_each(|owner| table.release(owner));
+        }
+        self.persist().await
+    }
+
     /// Waits until everything up to now is on disk. A caller that goes away does not stop the write.
     async fn persist(&self) -> RuntimeResult<()> {
         let inner = Arc::clone(&self.0);

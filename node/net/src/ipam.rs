@@ -13,6 +13,7 @@ mod plugin;
 pub use plugin::plugin_main;
 
 use std::{
+    collections::HashSet,
     io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -186,8 +187,17 @@ async fn handle(request: Request, allocator: &Allocator) -> Outcome {
 }
 
 /// Sandboxes and light pods are in one table.
+const SANDBOX_PREFIX: &str = "cni/";
+
 fn owner(container: &str) -> String {
-    format!("cni/{container}")
+    format!("{SANDBOX_PREFIX}{container}")
+}
+
+/// Releases the addresses of sandboxes that went while nobody listened on the socket. `alive` are the ids of those
+/// that the runtime still has, stopped ones too.
+pub async fn keep_sandboxes(allocator: &Allocator, alive: &HashSet<String>) -> tandem_runtime::Result<()> {
+    let keep = |owner: &str| owner.strip_prefix(SANDBOX_PREFIX).is_none_or(|sandbox| alive.contains(sandbox));
+    allocator.retain(keep).await
 }
 
 #[cfg(test)]
@@ -201,6 +211,19 @@ mod tests {
             Ok(request) => format!("{request:?}"),
             Err(message) => message,
         });
+    }
+
+    #[tokio::test]
+    async fn sandboxes_that_are_gone_give_their_addresses_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let network = "10.1.2.0/24".parse().unwrap();
+        let allocator = Allocator::open(&directory.path().join("addresses.json"), network).unwrap();
+        for name in ["cni/gone", "cni/alive"] {
+            allocator.allocate(name, AddressClass::Own).await.unwrap();
+        }
+        allocator.allocate("light-pod", AddressClass::Light).await.unwrap();
+        keep_sandboxes(&allocator, &HashSet::from(["alive".to_owned()])).await.unwrap();
+        assert_eq!(allocator.owners().into_keys().collect::<Vec<_>>(), ["cni/alive", "light-pod"]);
     }
 
     #[test]

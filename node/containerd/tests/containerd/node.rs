@@ -275,12 +275,13 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
 /// Waits for a condition with a deadline.
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut often = tokio::time::interval(Duration::from_millis(30));
     loop {
+        often.tick().await;
         if let Some(found) = condition().await {
             return found;
         }
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(30)).await;
     }
 }
 
