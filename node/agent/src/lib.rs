@@ -10,6 +10,7 @@
 //! What it must never do: know which runtimes exist (only `runtimes` does), keep state that the runtimes do not have
 //! too, decide anything outside `plan` and `status`, or take a workload along when it ends.
 
+mod agent;
 mod backoff;
 mod cgroup;
 mod config;
@@ -26,7 +27,9 @@ mod images;
 mod last_words;
 mod life;
 mod logs;
+mod machine;
 mod metrics;
+mod node;
 mod objects;
 mod observed;
 mod observer;
@@ -39,6 +42,7 @@ mod report;
 mod resources;
 mod runtimes;
 mod sandbox;
+mod server;
 mod services;
 mod status;
 mod supervisor;
@@ -47,6 +51,7 @@ mod testing;
 mod volumes;
 mod worker;
 
+pub use agent::{Error, Remains, down, run};
 pub use config::{Config, ServerConfig};
 pub use registry::{Endpoint, Registries};
 pub use runtimes::Runtimes;

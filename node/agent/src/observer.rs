@@ -49,6 +49,16 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// The runtime has answered at least once.
+    pub(crate) fn has_listed(&self, kind: Kind) -> bool {
+        self.listed[index(kind)] > 0
+    }
+
+    /// Which runtimes have answered at least once.
+    pub(crate) fn first_listed(&self) -> [bool; 2] {
+        self.listed.map(|listed| listed > 0)
+    }
+
     pub(crate) fn error(&self, kind: Kind) -> Option<&str> {
         self.errors[index(kind)].as_deref()
     }

@@ -16,6 +16,10 @@ const SEARCHES_MAX: usize = 32;
 /// Sandbox annotation: the node whose agent made it. What others made in the same runtime is left alone.
 pub(crate) const NODE_ANNOTATION: &str = "tandem.dev/node";
 
+/// Sandbox annotation: the pod has a privileged container. Runtimes refuse one in a sandbox that was made without
+/// knowing of it.
+const PRIVILEGED_ANNOTATION: &str = "tandem.dev/privileged";
+
 pub(crate) struct SandboxInput<'a> {
     pub(crate) node_name: &'a str,
     pub(crate) attempt: u32,
@@ -50,6 +54,7 @@ pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
     let host_network = pod::host_network(pod);
     let mut annotations = BTreeMap::from([(NODE_ANNOTATION.to_owned(), input.node_name.to_owned())]);
     annotations.extend(pod::trace(pod).map(|trace| (TRACE_ANNOTATION.to_owned(), trace.to_owned())));
+    annotations.extend(has_privileged(pod).then(|| (PRIVILEGED_ANNOTATION.to_owned(), "true".to_owned())));
     annotations.extend(input.joined.map(|joined| (JOINED_ANNOTATION.to_owned(), joined)));
     SandboxSpec {
         pod: pod::reference(pod, input.attempt),
@@ -66,6 +71,12 @@ pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
         host_ipc: spec.and_then(|spec| spec.host_ipc).unwrap_or(false),
         share_processes: spec.and_then(|spec| spec.share_process_namespace).unwrap_or(false),
     }
+}
+
+fn has_privileged(pod: &Pod) -> bool {
+    pod::containers(pod).any(|(_, container)| {
+        container.security_context.as_ref().and_then(|security| security.privileged).unwrap_or(false)
+    })
 }
 
 fn host_ports(pod: &Pod) -> Vec<HostPort> {

@@ -155,6 +155,11 @@ impl Volumes {
     }
 }
 
+/// Unmounts what the agent mounted for any pod.
+pub(crate) fn unmount_all(pods: &Path) -> Result<(), String> {
+    sub_path::unmount_below(pods)
+}
+
 fn expand_sub_path(expression: &str, environment: &Environment) -> Result<String, String> {
     let missing = std::cell::Cell::new(false);
     let expanded = env::expand(expression, |name| {

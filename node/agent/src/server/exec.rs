@@ -1,0 +1,286 @@
+//! Exec over WebSocket: `v5.channel.k8s.io`, and `v4` for clients that cannot end a stream.
+
+use axum::{
+    body::Bytes,
+    extract::{
+        Path, RawQuery, State, WebSocketUpgrade,
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+    },
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
+use serde::Deserialize;
+use std::sync::Arc;
+use tandem_runtime::{ContainerId, Error, ExecIo, ExecRequest, Runtime};
+use tokio::sync::mpsc;
+
+use super::{ContainerPath, Refusal, Serving};
+use crate::life::Life;
+
+const V5: &str = "v5.channel.k8s.io";
+const V4: &str = "v4.channel.k8s.io";
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+/// In v5: the stream named by the next byte has ended.
+const CLOSE: u8 = 255;
+
+const MESSAGE_MAX: usize = 1 << 20;
+/// Parts of a stream that wait for a slow end.
+const WAITING_MAX: usize = 16;
+
+/// What a client asks for, by the parameters of the kubelet and by those of the API server.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Parameters {
+    command: Vec<String>,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+impl Parameters {
+    fn parse(query: &str) -> Parameters {
+        let mut parameters = Parameters::default();
+        for (key, value) in form(query) {
+            let yes = matches!(value.as_str(), "1" | "true");
+            match key.as_str() {
+                "command" => parameters.command.push(value),
+                "input" | "stdin" => parameters.stdin = yes,
+                "output" | "stdout" => parameters.stdout = yes,
+                "error" | "stderr" => parameters.stderr = yes,
+                "tty" => parameters.tty = yes,
+                _ => {}
+            }
+        }
+        parameters
+    }
+}
+
+/// The pairs of a query string.
+fn form(query: &str) -> Vec<(String, String)> {
+    let url = reqwest::Url::parse(&format!("http://node/?{query}"));
+    url.map(|url| url.query_pairs().into_owned().collect()).unwrap_or_default()
+}
+
+pub(super) async fn exec_of_uid(
+    state: State<Serving>,
+    Path((namespace, pod, _uid, container)): Path<(String, String, String, String)>,
+    query: RawQuery,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    exec(state, Path((namespace, pod, container)), query, upgrade).await
+}
+
+pub(super) async fn exec(
+    State(serving): State<Serving>,
+    Path((namespace, pod, container)): ContainerPath,
+    RawQuery(query): RawQuery,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let parameters = Parameters::parse(query.as_deref().unwrap_or_default());
+    let (runtime, id) = match find(&serving, &namespace, &pod, &container, &parameters) {
+        Ok(found) => found,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade.protocols([V5, V4]).max_message_size(MESSAGE_MAX),
+        Err(_) => {
+            let message = format!("exec is served over WebSocket ({V5}, {V4}) only");
+            return (StatusCode::BAD_REQUEST, message).into_response();
+        }
+    };
+    let known = upgrade.selected_protocol().is_some();
+    if !known {
+        return (StatusCode::BAD_REQUEST, format!("no known subprotocol: {V5} and {V4} are")).into_response();
+    }
+    upgrade.on_upgrade(move |socket| converse(socket, runtime, id, parameters))
+}
+
+fn find(
+    serving: &Serving,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    parameters: &Parameters,
+) -> Result<(Arc<dyn Runtime>, ContainerId), Refusal> {
+    if parameters.command.is_empty() {
+        return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 command".to_owned()));
+    }
+    if !(parameters.stdin || parameters.stdout || parameters.stderr) {
+        return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr".to_owned()));
+    }
+    let found = serving.find(namespace, pod)?;
+    let Life::Running(running) = found.life(container)? else {
+        return Err((StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")));
+    };
+    let kind = found.seen.kind_of(&running.id);
+    let runtime = kind.and_then(|kind| serving.context.runtimes.get(kind)).cloned();
+    let runtime = runtime.ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))?;
+    Ok((runtime, running.id.clone()))
+}
+
+async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId, parameters: Parameters) {
+    let (sink, source) = socket.split();
+    let (to_stdin, stdin) = mpsc::channel(WAITING_MAX);
+    let (stdout, from_stdout) = mpsc::channel(WAITING_MAX);
+    let (stderr, from_stderr) = mpsc::channel(WAITING_MAX);
+    let (to_resize, resize) = mpsc::channel(WAITING_MAX);
+    let request = ExecRequest {
+        command: parameters.command,
+        stdin: parameters.stdin,
+        stdout: parameters.stdout,
+        stderr: parameters.stderr && !parameters.tty,
+        tty: parameters.tty,
+    };
+    let (to_client, frames) = mpsc::channel(WAITING_MAX);
+    let io = ExecIo { stdin, stdout, stderr, resize };
+    let work = async {
+        let run = runtime.exec_stream(&id, request, io);
+        let out = forward(STDOUT, from_stdout, to_client.clone());
+        let err = forward(STDERR, from_stderr, to_client.clone());
+        let (result, (), ()) = futures::join!(run, out, err);
+        let status = serde_json::to_vec(&outcome(&result)).unwrap_or_default();
+        // A client that is gone does not want to know.
+        drop(to_client.send(framed(ERROR, &status)).await);
+        drop(to_client);
+    };
+    let stdin = parameters.stdin.then_some(to_stdin);
+    let conversation = async {
+        let write = write(sink, frames);
+        let ((), ()) = futures::join!(work, write);
+    };
+    // When the client goes away first, the command's streams close with it.
+    tokio::select! {
+        () = conversation => {}
+        () = read(source, stdin, to_resize) => {}
+    }
+}
+
+/// Passes on what the client sends, until it goes away.
+async fn read(
+    mut source: SplitStream<WebSocket>,
+    mut stdin: Option<mpsc::Sender<Bytes>>,
+    resize: mpsc::Sender<(u16, u16)>,
+) {
+    while let Some(Ok(message)) = source.next().await {
+        let bytes = match message {
+            Message::Binary(bytes) => bytes,
+            Message::Text(text) => Bytes::from(text),
+            Message::Ping(_) | Message::Pong(_) => continue,
+            Message::Close(_) => return,
+        };
+        let Some((channel, payload)) = bytes.split_first() else { continue };
+        match *channel {
+            STDIN => {
+                if let Some(sender) = &stdin
+                    && !payload.is_empty()
+                    && sender.send(bytes.slice(1..)).await.is_err()
+                {
+                    // The command reads no more; what it has to say is still to come.
+                    stdin = None;
+                }
+            }
+            RESIZE => {
+                if let Ok(size) = serde_json::from_slice::<Size>(payload) {
+                    // Only the last size counts: one that finds the queue full is not missed.
+                    drop(resize.try_send((size.width, size.height)));
+                }
+            }
+            CLOSE if payload.first() == Some(&STDIN) => stdin = None,
+            _ => {}
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Size {
+    width: u16,
+    height: u16,
+}
+
+fn framed(channel: u8, payload: &[u8]) -> Message {
+    let mut frame = Vec::with_capacity(payload.len() + 1);
+    frame.push(channel);
+    frame.extend_from_slice(payload);
+    Message::Binary(Bytes::from(frame))
+}
+
+async fn forward(channel: u8, mut from: mpsc::Receiver<Bytes>, to: mpsc::Sender<Message>) {
+    while let Some(bytes) = from.recv().await {
+        if to.send(framed(channel, &bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut frames: mpsc::Receiver<Message>) {
+    while let Some(frame) = frames.recv().await {
+        if sink.send(frame).await.is_err() {
+            return;
+        }
+    }
+    drop(sink.send(Message::Close(None)).await);
+    drop(sink.close().await);
+}
+
+/// How the command ended, as clients read it from the error channel.
+fn outcome(result: &Result<i32, Error>) -> Status {
+    let failure = |message: String, reason: &str, causes: Option<Vec<StatusCause>>, code| Status {
+        status: Some("Failure".to_owned()),
+        message: Some(message),
+        reason: Some(reason.to_owned()),
+        details: causes.map(|causes| StatusDetails { causes: Some(causes), ..StatusDetails::default() }),
+        code,
+        ..Status::default()
+    };
+    match result {
+        Ok(0) => Status { status: Some("Success".to_owned()), ..Status::default() },
+        Ok(code) => {
+            let cause =
+                StatusCause { reason: Some("ExitCode".to_owned()), message: Some(code.to_string()), field: None };
+            let message = format!("command terminated with non-zero exit code: exit status {code}");
+            failure(message, "NonZeroExitCode", Some(vec![cause]), None)
+        }
+        Err(error) => {
+            let message = format!("Internal error occurred: error executing command in container: {error}");
+            failure(message, "InternalError", None, Some(500))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_by_either_name() {
+        let wanted = Parameters {
+            command: vec!["sh".to_owned(), "-c".to_owned(), "echo a b".to_owned()],
+            stdin: true,
+            stdout: true,
+            stderr: false,
+            tty: true,
+        };
+        assert_eq!(Parameters::parse("command=sh&command=-c&command=echo+a%20b&input=1&output=1&tty=1"), wanted);
+        assert_eq!(Parameters::parse("command=sh&command=-c&command=echo+a+b&stdin=true&stdout=true&tty=true"), wanted);
+    }
+
+    #[test]
+    fn outcomes_as_clients_read_them() {
+        let text = |result| serde_json::to_string(&outcome(&result)).unwrap();
+        assert!(text(Ok(0)).contains(r#""status":"Success""#));
+        let failed = text(Ok(3));
+        assert!(failed.contains(r#""reason":"NonZeroExitCode""#), "{failed}");
+        assert!(failed.contains(r#"{"message":"3","reason":"ExitCode"}"#), "{failed}");
+    }
+}
