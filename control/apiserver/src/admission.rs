@@ -2,9 +2,11 @@
 //! and may change the object; the kinds that a step is for are named in the step.
 
 mod address;
+mod certificate;
 mod namespace;
 mod node;
 mod pod;
+mod priority;
 mod runtime_class;
 mod service_account;
 
@@ -79,8 +81,15 @@ pub(crate) async fn mutate(
         service_account::assign(core, request, object).await?;
         pod::wasm_class(core, object).await;
         runtime_class::apply(core, request, object).await?;
+        priority::resolve(core, request, object).await?;
         pod::tolerations(object);
         pod::trace(request, object);
+    }
+    if request.creates("certificates.k8s.io", "certificatesigningrequests") {
+        certificate::stamp(request, object)?;
+    }
+    if request.creates("", "nodes") {
+        node::taint(object);
     }
     if let Some(old) = old
         && request.is("", "services")

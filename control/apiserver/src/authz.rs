@@ -29,7 +29,9 @@ impl Attributes {
     pub(crate) fn of(info: &RequestInfo) -> Attributes {
         let verb = info.verb.as_str();
         match &info.target {
-            Target::Path(path) => Attributes { verb: path_verb(verb).to_owned(), path: path.clone(), ..Attributes::default() },
+            Target::Path(path) => {
+                Attributes { verb: path_verb(verb).to_owned(), path: path.clone(), ..Attributes::default() }
+            }
             Target::Resource(path) => {
                 let resource = match &path.subresource {
                     Some(sub) => format!("{}/{sub}", path.resource),

@@ -9,6 +9,19 @@ use crate::{
     write::{self, Author, Ownership, Target},
 };
 
+/// The PriorityClasses that Kubernetes reserves for what a cluster, or a node, cannot be without.
+const PRIORITIES: [(&str, i64, &str); 2] = [
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+];
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// The port behind the `kubernetes` Service.
 const API_PORT: u16 = 6443;
@@ -17,7 +30,8 @@ const API_PORT: u16 = 6443;
 pub(crate) async fn ensure(core: &Core) -> Result<(), ApiError> {
     for (group, resource, object) in objects(core) {
         let def = core.row(group, "v1", resource)?;
-        let object = Object::from_value(object).ok_or_else(|| ApiError::internal("a built-in object is not an object"))?;
+        let object =
+            Object::from_value(object).ok_or_else(|| ApiError::internal("a built-in object is not an object"))?;
         let (name, namespace) = (object.name().to_owned(), object.namespace().map(str::to_owned));
         let target = Target { def: &def, namespace: namespace.as_deref(), name: &name, subresource: "" };
         let options = WriteOptions { manager: "tandem-apiserver".to_owned(), ..WriteOptions::default() };
@@ -35,7 +49,8 @@ pub(crate) async fn ensure(core: &Core) -> Result<(), ApiError> {
 /// A Service whose address is taken by itself is there.
 async fn is_taken(core: &Core, target: &Target<'_>, error: &ApiError) -> Result<bool, ApiError> {
     let at = tandem_store::Consistency::Linearizable;
-    Ok(error.reason == Reason::Invalid && core.objects.get(target.def, target.namespace, target.name, at).await?.is_some())
+    Ok(error.reason == Reason::Invalid
+        && core.objects.get(target.def, target.namespace, target.name, at).await?.is_some())
 }
 
 fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
@@ -54,6 +69,13 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
             "handler": WASM_RUNTIME_CLASS,
         }),
     ));
+    objects.extend(PRIORITIES.iter().map(|(name, value, description)| {
+        let class = json!({
+            "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": { "name": name },
+            "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority",
+        });
+        ("scheduling.k8s.io", "priorityclasses", class)
+    }));
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
     objects.push((
         "",

@@ -53,11 +53,7 @@ pub(crate) async fn body(
     let bytes = call.body().await?;
     let Sent { mut object, duplicates, is_text } = parse(core, call.header(header::CONTENT_TYPE), &bytes)?;
     check_kind(&mut object, expected)?;
-    if is_text {
-        clean(core, call, expected, validation, object, &duplicates)
-    } else {
-        Ok(object)
-    }
+    if is_text { clean(core, call, expected, validation, object, &duplicates) } else { Ok(object) }
 }
 
 fn parse(core: &Core, content_type: Option<&str>, bytes: &[u8]) -> Result<Sent, ApiError> {
@@ -86,7 +82,8 @@ pub(crate) fn media_type(content_type: Option<&str>) -> String {
 pub(crate) fn yaml(bytes: &[u8]) -> Result<Object, ApiError> {
     let value: serde_json::Value = serde_saphyr::from_slice(bytes)
         .map_err(|why| ApiError::bad_request(format!("error converting YAML to JSON: {why}")))?;
-    Object::from_value(value).ok_or_else(|| ApiError::bad_request("couldn't get version/kind; the body is not an object"))
+    Object::from_value(value)
+        .ok_or_else(|| ApiError::bad_request("couldn't get version/kind; the body is not an object"))
 }
 
 /// Type and version may be left out; if they are there, they must be what the URL says.

@@ -160,28 +160,86 @@ mod tests {
     #[test]
     fn most_kinds_go_at_once_unless_they_are_held() {
         check("ConfigMap", json!({}), None, None, expect!["remove"]);
-        check("ConfigMap", json!({"metadata": {"finalizers": ["a/b"]}}), None, None, expect![[r#"{"metadata":{"finalizers":["a/b"],"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}"#]]);
-        check("ConfigMap", json!({"metadata": {"finalizers": ["a/b"], "deletionTimestamp": "2025-12-31T00:00:00Z", "deletionGracePeriodSeconds": 0}}), None, None, expect!["wait"]);
-        check("ConfigMap", json!({}), None, Some(Propagation::Foreground), expect![[r#"{"metadata":{"finalizers":["foregroundDeletion"],"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}"#]]);
-        check("ConfigMap", json!({"metadata": {"finalizers": ["orphan"]}}), None, Some(Propagation::Background), expect!["remove"]);
+        check(
+            "ConfigMap",
+            json!({"metadata": {"finalizers": ["a/b"]}}),
+            None,
+            None,
+            expect![[
+                r#"{"metadata":{"finalizers":["a/b"],"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}"#
+            ]],
+        );
+        check(
+            "ConfigMap",
+            json!({"metadata": {"finalizers": ["a/b"], "deletionTimestamp": "2025-12-31T00:00:00Z", "deletionGracePeriodSeconds": 0}}),
+            None,
+            None,
+            expect!["wait"],
+        );
+        check(
+            "ConfigMap",
+            json!({}),
+            None,
+            Some(Propagation::Foreground),
+            expect![[
+                r#"{"metadata":{"finalizers":["foregroundDeletion"],"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}"#
+            ]],
+        );
+        check(
+            "ConfigMap",
+            json!({"metadata": {"finalizers": ["orphan"]}}),
+            None,
+            Some(Propagation::Background),
+            expect!["remove"],
+        );
     }
 
     #[test]
     fn pods_end_gracefully_once_they_are_on_a_node() {
         check("Pod", json!({"spec": {"terminationGracePeriodSeconds": 30}}), None, None, expect!["remove"]);
         let running = json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 20}});
-        check("Pod", running.clone(), None, None, expect![[r#"{"spec":{"nodeName":"n","terminationGracePeriodSeconds":20},"metadata":{"deletionTimestamp":"2026-01-01T00:00:20Z","deletionGracePeriodSeconds":20}}"#]]);
+        check(
+            "Pod",
+            running.clone(),
+            None,
+            None,
+            expect![[
+                r#"{"spec":{"nodeName":"n","terminationGracePeriodSeconds":20},"metadata":{"deletionTimestamp":"2026-01-01T00:00:20Z","deletionGracePeriodSeconds":20}}"#
+            ]],
+        );
         check("Pod", running, Some(0), None, expect!["remove"]);
         let ending = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:20Z", "deletionGracePeriodSeconds": 20}, "spec": {"nodeName": "n"}});
         check("Pod", ending.clone(), Some(60), None, expect!["wait"]);
-        check("Pod", ending.clone(), Some(5), None, expect![[r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:05Z","deletionGracePeriodSeconds":5},"spec":{"nodeName":"n"}}"#]]);
+        check(
+            "Pod",
+            ending.clone(),
+            Some(5),
+            None,
+            expect![[
+                r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:05Z","deletionGracePeriodSeconds":5},"spec":{"nodeName":"n"}}"#
+            ]],
+        );
         check("Pod", ending, Some(0), None, expect!["remove"]);
-        check("Pod", json!({"spec": {"nodeName": "n"}, "status": {"phase": "Succeeded"}}), None, None, expect!["remove"]);
+        check(
+            "Pod",
+            json!({"spec": {"nodeName": "n"}, "status": {"phase": "Succeeded"}}),
+            None,
+            None,
+            expect!["remove"],
+        );
     }
 
     #[test]
     fn namespaces_stay_until_they_are_finalized() {
-        check("Namespace", json!({"spec": {"finalizers": ["kubernetes"]}}), None, None, expect![[r#"{"spec":{"finalizers":["kubernetes"]},"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0},"status":{"phase":"Terminating"}}"#]]);
+        check(
+            "Namespace",
+            json!({"spec": {"finalizers": ["kubernetes"]}}),
+            None,
+            None,
+            expect![[
+                r#"{"spec":{"finalizers":["kubernetes"]},"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z","deletionGracePeriodSeconds":0},"status":{"phase":"Terminating"}}"#
+            ]],
+        );
         check("Namespace", json!({"spec": {"finalizers": []}}), None, None, expect!["remove"]);
     }
 }

@@ -47,7 +47,10 @@ impl Documents {
         let names: BTreeSet<String> =
             defs.iter().flat_map(|def| def.subresources.iter().map(|sub| sub.name.clone())).collect();
         Documents {
-            plain: plain(registry).into_iter().map(|(path, value)| (path, Document::new(value.to_string().into()))).collect(),
+            plain: plain(registry)
+                .into_iter()
+                .map(|(path, value)| (path, Document::new(value.to_string().into())))
+                .collect(),
             aggregated: [("/api", true), ("/apis", false)]
                 .map(|(path, core)| (path, Document::new(aggregated(registry, core).to_string().into())))
                 .into(),
@@ -105,7 +108,10 @@ fn open_api(core: &Core, call: &Call, name: &str) -> Result<Response, ApiError> 
     let document = core.documents.document(&core.registry, name).ok_or_else(request::not_found)?;
     let accept = call.header(header::ACCEPT).unwrap_or("*/*");
     if !["json", "*/*", "application/*"].iter().any(|part| accept.contains(part)) {
-        return Err(ApiError::new(Reason::NotAcceptable, "only the following media types are accepted: application/json"));
+        return Err(ApiError::new(
+            Reason::NotAcceptable,
+            "only the following media types are accepted: application/json",
+        ));
     }
     let mut response = answer(call, &document, "application/json");
     if call.info.query.has("hash") {
@@ -116,7 +122,8 @@ fn open_api(core: &Core, call: &Call, name: &str) -> Result<Response, ApiError> 
 }
 
 fn answer(call: &Call, document: &Document, content_type: &'static str) -> Response {
-    let known = call.header(header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == document.tag));
+    let known =
+        call.header(header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == document.tag));
     let mut response = if known {
         respond::bytes(StatusCode::NOT_MODIFIED, HeaderValue::from_static(content_type), Bytes::new())
     } else {
@@ -284,7 +291,9 @@ mod tests {
         assert!(accepts_aggregated(
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
         ));
-        assert!(!accepts_aggregated("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"));
+        assert!(!accepts_aggregated(
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
+        ));
         assert!(!accepts_aggregated("application/json"));
     }
 
@@ -294,7 +303,11 @@ mod tests {
         let documents = Documents::new(&registry);
         for group in registry.groups() {
             for version in group.versions {
-                let path = if group.name.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/{version}", group.name) };
+                let path = if group.name.is_empty() {
+                    "/api/v1".to_owned()
+                } else {
+                    format!("/apis/{}/{version}", group.name)
+                };
                 assert!(documents.plain.contains_key(&path), "{path}");
             }
         }

@@ -22,7 +22,9 @@ pub struct Envelope {
 pub enum Error {
     #[error("a stored value is cut short")]
     Short,
-    #[error("a stored value has format {0}, and this version reads format {FORMAT} only: it was written by a newer version of tandem")]
+    #[error(
+        "a stored value has format {0}, and this version reads format {FORMAT} only: it was written by a newer version of tandem"
+    )]
     Format(u8),
     #[error("a stored value is encrypted with key {0}, which this server does not have")]
     Key(u32),

@@ -29,7 +29,9 @@ pub(crate) async fn serve(core: &Core, call: &Call, path: &str) -> Option<Result
     // A member without a leader lives; restarting it would not help.
     if kind != "livez" {
         outcomes.push(Outcome { name: "store".to_owned(), problem: store(core).await });
-        outcomes.extend(core.ready.iter().map(|check| Outcome { name: check.name.clone(), problem: (check.check)().err() }));
+        outcomes.extend(
+            core.ready.iter().map(|check| Outcome { name: check.name.clone(), problem: (check.check)().err() }),
+        );
     }
     if let Some(only) = only {
         if !outcomes.iter().any(|outcome| outcome.name == only) {
@@ -62,7 +64,8 @@ fn report(kind: &str, outcomes: &[Outcome], verbose: bool) -> Response {
             }
         }
     }
-    let (code, verdict) = if failed { (StatusCode::INTERNAL_SERVER_ERROR, "failed") } else { (StatusCode::OK, "passed") };
+    let (code, verdict) =
+        if failed { (StatusCode::INTERNAL_SERVER_ERROR, "failed") } else { (StatusCode::OK, "passed") };
     text.push_str(&format!("{kind} check {verdict}\n"));
     respond::text(code, text)
 }

@@ -24,6 +24,7 @@ mod dialer;
 mod discovery;
 pub mod envelope;
 mod health;
+mod held;
 mod layers;
 mod managed;
 mod negotiate;

@@ -89,7 +89,11 @@ mod tests {
         check(table, Offer::Stored, Some((Format::Json, Shape::Table)));
         check(table, Offer::Computed, Some((Format::Json, Shape::Whole)));
         check("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::Computed, None);
-        check("application/vnd.kubernetes.protobuf,application/json", Offer::Stored, Some((Format::Json, Shape::Whole)));
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            Offer::Stored,
+            Some((Format::Json, Shape::Whole)),
+        );
         check("application/vnd.kubernetes.protobuf", Offer::Stored, None);
         check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Offer::Stored, None);
         check("application/json, */*", Offer::Stored, Some((Format::Json, Shape::Whole)));

@@ -108,8 +108,11 @@ pub(crate) fn decode(def: &ResourceDef, value: &Bytes, revision: Revision) -> Re
 pub(crate) fn encode(def: &ResourceDef, object: &Object) -> Result<Bytes, ApiError> {
     let mut stored = Object::default();
     let storage = &def.storage;
-    let api_version =
-        if storage.group.is_empty() { storage.version.clone() } else { format!("{}/{}", storage.group, storage.version) };
+    let api_version = if storage.group.is_empty() {
+        storage.version.clone()
+    } else {
+        format!("{}/{}", storage.group, storage.version)
+    };
     stored.set(&["kind"], storage.kind.as_str());
     stored.set(&["apiVersion"], api_version.as_str());
     stored.set(&["metadata"], serde_json::Map::new());
@@ -169,7 +172,9 @@ pub(crate) fn read_error(error: Error) -> ApiError {
             }];
             error
         }
-        Error::Unavailable(why) => ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}")),
+        Error::Unavailable(why) => {
+            ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}"))
+        }
         Error::Data { .. } | Error::Storage { .. } => {
             tracing::error!(%error, "the store failed");
             ApiError::internal(error)
@@ -180,9 +185,10 @@ pub(crate) fn read_error(error: Error) -> ApiError {
 fn write_error(error: Error) -> ApiError {
     match error {
         // Whether it happened is not known: clients must look before they try again.
-        Error::Unavailable(why) => {
-            ApiError::new(Reason::Timeout, format!("Timeout: request did not complete within the allowed duration: {why}"))
-        }
+        Error::Unavailable(why) => ApiError::new(
+            Reason::Timeout,
+            format!("Timeout: request did not complete within the allowed duration: {why}"),
+        ),
         other => read_error(other),
     }
 }

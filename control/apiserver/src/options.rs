@@ -60,7 +60,8 @@ impl WriteOptions {
             Some("Strict") => Validation::Strict,
             Some("Ignore") => Validation::Ignore,
             Some(other) => {
-                let message = format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
+                let message =
+                    format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
                 return Err(invalid(options, "fieldValidation", message));
             }
         };
@@ -75,7 +76,8 @@ impl WriteOptions {
 
 /// The name that a client has by its `User-Agent`: what stands before the first slash.
 fn manager(agent: &str) -> String {
-    let name: String = agent.split('/').next().unwrap_or_default().chars().filter(|letter| !letter.is_control()).collect();
+    let name: String =
+        agent.split('/').next().unwrap_or_default().chars().filter(|letter| !letter.is_control()).collect();
     let mut end = name.len().min(MANAGER_MAX_BYTES);
     while !name.is_char_boundary(end) {
         end -= 1;
@@ -132,7 +134,11 @@ impl Freshness {
         let revision = match query.get("resourceVersion") {
             None => None,
             Some(text) => Some(Revision::parse(text).ok_or_else(|| {
-                invalid("ListOptions", "resourceVersion", format!("Invalid value: {text:?}: strconv.ParseUint: invalid syntax"))
+                invalid(
+                    "ListOptions",
+                    "resourceVersion",
+                    format!("Invalid value: {text:?}: strconv.ParseUint: invalid syntax"),
+                )
             })?),
         };
         let matching = match query.get("resourceVersionMatch") {
@@ -140,7 +146,8 @@ impl Freshness {
             Some("Exact") => Some(Match::Exact),
             Some("NotOlderThan") => Some(Match::NotOlderThan),
             Some(other) => {
-                let message = format!("Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
+                let message =
+                    format!("Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
                 return Err(invalid("ListOptions", "resourceVersionMatch", message));
             }
         };

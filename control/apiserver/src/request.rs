@@ -73,7 +73,9 @@ impl Query {
         match value.as_str() {
             "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            other => Err(ApiError::bad_request(format!("invalid value {other:?} for {name}: it must be true or false"))),
+            other => {
+                Err(ApiError::bad_request(format!("invalid value {other:?} for {name}: it must be true or false")))
+            }
         }
     }
 
@@ -170,7 +172,8 @@ fn segment(raw: &str) -> Result<String, ApiError> {
     }
     let refused = || ApiError::bad_request(format!("invalid path segment {raw:?}"));
     let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| refused())?.into_owned();
-    let sound = decoded != "." && decoded != ".." && !decoded.contains(['/', '\\']) && !decoded.contains(char::is_control);
+    let sound =
+        decoded != "." && decoded != ".." && !decoded.contains(['/', '\\']) && !decoded.contains(char::is_control);
     if sound { Ok(decoded) } else { Err(refused()) }
 }
 
@@ -307,13 +310,23 @@ mod tests {
         check("GET", "/api/v1/namespaces", expect!["list /v1 namespaces ns= name= sub= rest="]);
         check("GET", "/api/v1/namespaces/a", expect!["get /v1 namespaces ns=a name=a sub= rest="]);
         check("PUT", "/api/v1/namespaces/a/finalize", expect!["update /v1 namespaces ns=a name=a sub=finalize rest="]);
-        check("POST", "/apis/apps/v1/namespaces/a/deployments", expect!["create apps/v1 deployments ns=a name= sub= rest="]);
-        check("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", expect![
-            "patch apps/v1 deployments ns=a name=d sub=scale rest="
-        ]);
+        check(
+            "POST",
+            "/apis/apps/v1/namespaces/a/deployments",
+            expect!["create apps/v1 deployments ns=a name= sub= rest="],
+        );
+        check(
+            "PATCH",
+            "/apis/apps/v1/namespaces/a/deployments/d/scale",
+            expect!["patch apps/v1 deployments ns=a name=d sub=scale rest="],
+        );
         check("DELETE", "/api/v1/namespaces/a/pods", expect!["deletecollection /v1 pods ns=a name= sub= rest="]);
         check("GET", "/api/v1/watch/namespaces/a/pods", expect!["watch /v1 pods ns=a name= sub= rest="]);
-        check("GET", "/api/v1/nodes/n%3A1/proxy/a%20b/c", expect!["get /v1 nodes ns= name=n:1 sub=proxy rest=/a%20b/c"]);
+        check(
+            "GET",
+            "/api/v1/nodes/n%3A1/proxy/a%20b/c",
+            expect!["get /v1 nodes ns= name=n:1 sub=proxy rest=/a%20b/c"],
+        );
         check("GET", "/api/v1/namespaces/a/pods/p/log/x", expect!["get /v1 pods ns=a name=p sub=log/ rest="]);
     }
 

@@ -3,7 +3,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -28,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::tls;
+use crate::{held::held, tls};
 
 /// Connections beyond this wait in the listen queue until others end.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -42,6 +45,8 @@ const HEAD_MAX_BYTES: usize = 64 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_ANSWER_MAX: Duration = Duration::from_secs(15);
 const STREAMS_MAX: u32 = 250;
+/// Connections on which nothing has happened for this long are closed.
+const IDLE_MAX: Duration = Duration::from_secs(300);
 /// Requests that have not ended this long after the shutdown began are cut off.
 const DRAIN_MAX: Duration = Duration::from_millis(700);
 /// The pause after a failed accept: out of file descriptors, mostly.
@@ -115,14 +120,19 @@ async fn connection(
         stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)) => stream??,
     };
     let identity = peer_identity(&stream);
+    let activity = Arc::new(Activity::default());
+    let working = activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
         if let Some(identity) = &identity {
             request.extensions_mut().insert(identity.clone());
         }
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        let (router, work) = (router.clone(), working.begin());
+        async move {
+            let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| held(body, work)))
+        }
     });
     let builder = builder();
     let stream = TokioIo::new(FirstByte::new(stream));
@@ -130,9 +140,46 @@ async fn connection(
     tokio::pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return ended,
+        () = activity.idle() => serving.as_mut().graceful_shutdown(),
         () = shutdown.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     serving.await
+}
+
+/// How many requests of a connection are being answered, and how many have been.
+#[derive(Default)]
+struct Activity {
+    in_flight: AtomicUsize,
+    begun: AtomicUsize,
+}
+
+struct Work(Arc<Activity>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Activity {
+    fn begin(self: &Arc<Activity>) -> Work {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Work(self.clone())
+    }
+
+    /// Resolves when nothing was asked for a whole interval and nothing is being answered.
+    async fn idle(&self) {
+        let mut seen = 0;
+        loop {
+            sleep(IDLE_MAX).await;
+            let begun = self.begun.load(Ordering::Relaxed);
+            if begun == seen && self.in_flight.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            seen = begun;
+        }
+    }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -166,7 +213,11 @@ impl<S> FirstByte<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for FirstByte<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, buffer) {
             self.deadline = None;
             return Poll::Ready(read);

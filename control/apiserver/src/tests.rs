@@ -5,6 +5,7 @@ mod apply;
 mod connect;
 mod discovery;
 mod identity;
+mod layers;
 mod lists;
 mod objects;
 mod patches;
@@ -64,7 +65,12 @@ impl Answer {
     /// `CODE MESSAGE` of a Status.
     pub(crate) fn status(&self) -> String {
         let body = self.json();
-        format!("{} {}: {}", self.code, body["reason"].as_str().unwrap_or_default(), body["message"].as_str().unwrap_or_default())
+        format!(
+            "{} {}: {}",
+            self.code,
+            body["reason"].as_str().unwrap_or_default(),
+            body["message"].as_str().unwrap_or_default()
+        )
     }
 }
 

@@ -22,7 +22,11 @@ use crate::{
 };
 
 /// A verb on a resource itself, its row found and its path checked.
-pub(crate) async fn serve(core: &std::sync::Arc<Core>, call: &Call, def: std::sync::Arc<ResourceDef>) -> Result<Response, ApiError> {
+pub(crate) async fn serve(
+    core: &std::sync::Arc<Core>,
+    call: &Call,
+    def: std::sync::Arc<ResourceDef>,
+) -> Result<Response, ApiError> {
     let path = call.path()?;
     if !def.allows(call.info.verb.as_str()) {
         return Err(request::method_not_allowed());

@@ -124,7 +124,8 @@ pub(crate) async fn create(
             done => return done,
         }
     }
-    let error = ApiError::new(Reason::AlreadyExists, format!("no free name was found for {:?}", object.generate_name()));
+    let error =
+        ApiError::new(Reason::AlreadyExists, format!("no free name was found for {:?}", object.generate_name()));
     Err(error.about(&def.group, &def.plural, object.generate_name()))
 }
 
@@ -137,7 +138,9 @@ fn begin(core: &Core, target: &Target<'_>, object: &mut Object) -> Result<(), Ap
     match (target.namespace.filter(|_| def.is_namespaced()), object.namespace()) {
         (Some(namespace), None) => object.set(&["metadata", "namespace"], namespace),
         (Some(namespace), Some(given)) if namespace == given => {}
-        (None, None) => {}
+        (None, _) => {
+            object.remove(&["metadata", "namespace"]);
+        }
         _ => {
             return Err(ApiError::bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request",
@@ -171,7 +174,13 @@ async fn insert(
     let def = target.def;
     let (api_version, time) = (def.api_version(), deletion::seconds(core.clock.now()));
     if ownership == Ownership::Update {
-        managed::record_update(core.schema(), &def.type_name, None, &mut object, &target.writer(author, &api_version, &time));
+        managed::record_update(
+            core.schema(),
+            &def.type_name,
+            None,
+            &mut object,
+            &target.writer(author, &api_version, &time),
+        );
     }
     let causes = def.validate_create(&object);
     if !causes.is_empty() {
@@ -280,11 +289,8 @@ async fn try_update(
     let key = Objects::key(def, target.namespace, target.name);
     let expect = Expect::At(live.revision().unwrap_or_default());
     let over = deletion::is_over(def, &new);
-    let op = if over {
-        Op::Delete { key, expect }
-    } else {
-        Op::Put { key, value: objects::encode(def, &new)?, expect }
-    };
+    let op =
+        if over { Op::Delete { key, expect } } else { Op::Put { key, value: objects::encode(def, &new)?, expect } };
     let effects = if over { admission::release(def, live) } else { effects };
     match write(core, op, effects).await? {
         Written::At(revision) => {
@@ -320,7 +326,9 @@ fn keep_identity(target: &Target<'_>, new: &mut Object, live: &Object) -> Result
     }
     if !new.uid().is_empty() && new.uid() != live.uid() {
         let (given, uid) = (new.uid(), live.uid());
-        return Err(target.conflict(format!("Precondition failed: UID in precondition: {given}, UID in object meta: {uid}")));
+        return Err(
+            target.conflict(format!("Precondition failed: UID in precondition: {given}, UID in object meta: {uid}"))
+        );
     }
     let version = new.str_at(&["metadata", "resourceVersion"]).unwrap_or_default();
     if !version.is_empty() && version != "0" && new.revision() != live.revision() {

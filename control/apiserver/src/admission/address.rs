@@ -27,13 +27,16 @@ struct Held {
 impl Held {
     fn of(service: &Object) -> Held {
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let mut addresses: HashSet<String> = service.array_at(&["spec", "clusterIPs"]).iter().filter_map(text).collect();
+        let mut addresses: HashSet<String> =
+            service.array_at(&["spec", "clusterIPs"]).iter().filter_map(text).collect();
         addresses.extend(service.str_at(&["spec", "clusterIP"]).map(str::to_owned));
         addresses.retain(|address| !address.is_empty() && address != "None");
         let port = |port: &Value| port.get("nodePort").and_then(Value::as_i64).filter(|port| *port > 0);
         let mut ports: HashSet<String> =
             service.array_at(&["spec", "ports"]).iter().filter_map(port).map(|port| port.to_string()).collect();
-        ports.extend(service.i64_at(&["spec", "healthCheckNodePort"]).filter(|port| *port > 0).map(|port| port.to_string()));
+        ports.extend(
+            service.i64_at(&["spec", "healthCheckNodePort"]).filter(|port| *port > 0).map(|port| port.to_string()),
+        );
         Held { addresses, ports }
     }
 
@@ -66,7 +69,9 @@ pub(super) fn keep(service: &mut Object, old: &Object) {
         for gone in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             service.remove(&["spec", gone]);
         }
-    } else if service_type(old) != "ExternalName" && service.str_at(&["spec", "clusterIP"]).unwrap_or_default().is_empty() {
+    } else if service_type(old) != "ExternalName"
+        && service.str_at(&["spec", "clusterIP"]).unwrap_or_default().is_empty()
+    {
         for kept in ["clusterIP", "clusterIPs"] {
             if let Some(value) = old.at(&["spec", kept]) {
                 service.set(&["spec", kept], value.clone());
@@ -74,7 +79,9 @@ pub(super) fn keep(service: &mut Object, old: &Object) {
         }
     }
     let number = |port: &Value| port.get("nodePort").and_then(Value::as_i64).unwrap_or_default();
-    let named = |port: &Value| (port.get("port").cloned(), port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned());
+    let named = |port: &Value| {
+        (port.get("port").cloned(), port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned())
+    };
     let before = old.array_at(&["spec", "ports"]).to_vec();
     let uses_ports = matches!(service_type(service), "NodePort" | "LoadBalancer");
     let Some(Value::Array(ports)) = service.at_mut(&["spec", "ports"]) else { return };
@@ -159,9 +166,12 @@ async fn check_address(core: &Core, service: &Object, asked: &str) -> Result<(),
         invalid(service, field, format!("Invalid value: [\"{asked}\"]: failed to allocate IP {asked}: {why}"))
     };
     let range = core.settings.service_cidr;
-    let inside = asked.parse::<Ipv4Addr>().is_ok_and(|address| range.contains(&address) && usable(&core.settings, address));
+    let inside =
+        asked.parse::<Ipv4Addr>().is_ok_and(|address| range.contains(&address) && usable(&core.settings, address));
     if !inside {
-        return Err(refuse(format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}")));
+        return Err(refuse(format!(
+            "the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
+        )));
     }
     if is_taken(core, ADDRESSES, asked).await? {
         return Err(refuse("provided IP is already allocated".to_owned()));
@@ -287,7 +297,9 @@ mod tests {
         keep(&mut new, &old);
         assert_eq!(new.str_at(&["spec", "clusterIP"]), Some("10.96.1.1"));
         assert_eq!(new.array_at(&["spec", "ports"])[0]["nodePort"], 30100);
-        let mut plain = Object::from_value(json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30100}]}})).unwrap();
+        let mut plain =
+            Object::from_value(json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30100}]}}))
+                .unwrap();
         keep(&mut plain, &old);
         assert_eq!(plain.array_at(&["spec", "ports"])[0].get("nodePort"), None);
         let mut external = old.clone();

@@ -1,3 +1,4 @@
+use serde_json::{Value, json};
 use tandem_api::{ApiError, Object};
 
 use super::{Operation, Request};
@@ -12,7 +13,8 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
         return Ok(());
     }
     if object.name() != node {
-        return Err(request.forbidden(object.name(), format!("node {node:?} is not allowed to modify node {:?}", object.name())));
+        return Err(request
+            .forbidden(object.name(), format!("node {node:?} is not allowed to modify node {:?}", object.name())));
     }
     let had = |label: &str, value: &str| old.is_some_and(|old| old.labels().any(|mine| mine == (label, value)));
     for (label, value) in object.labels() {
@@ -31,4 +33,16 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
         return Err(request.forbidden(object.name(), format!("node {node:?} is not allowed to modify taints")));
     }
     Ok(())
+}
+
+/// A new node takes no pods until its controller has seen it ready.
+pub(super) fn taint(node: &mut Object) {
+    const NOT_READY: &str = "node.kubernetes.io/not-ready";
+    const EFFECT: &str = "NoSchedule";
+    let mut taints = node.array_at(&["spec", "taints"]).to_vec();
+    let text = |taint: &Value, key: &str| taint.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !taints.iter().any(|taint| text(taint, "key") == NOT_READY && text(taint, "effect") == EFFECT) {
+        taints.push(json!({ "key": NOT_READY, "effect": EFFECT }));
+        node.set(&["spec", "taints"], taints);
+    }
 }

@@ -60,9 +60,10 @@ pub(super) async fn wasm_class(core: &Core, pod: &mut Object) {
 
 /// Lets a pod of components onto nodes that run nothing else.
 pub(super) fn tolerate_no_containers(pod: &mut Object) {
-    let present = pod.array_at(&["spec", "tolerations"]).iter().any(|toleration| {
-        toleration.get("key").and_then(Value::as_str) == Some(NO_CONTAINERS_TAINT)
-    });
+    let present = pod
+        .array_at(&["spec", "tolerations"])
+        .iter()
+        .any(|toleration| toleration.get("key").and_then(Value::as_str) == Some(NO_CONTAINERS_TAINT));
     if !present {
         push(pod, json!({ "key": NO_CONTAINERS_TAINT, "operator": "Exists", "effect": "NoSchedule" }));
     }

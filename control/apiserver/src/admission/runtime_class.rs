@@ -7,7 +7,8 @@ use crate::core::Core;
 
 /// The RuntimeClass that a pod names must exist; its overhead and its scheduling rules become the pod's.
 pub(super) async fn apply(core: &Core, request: &Request<'_>, object: &mut Object) -> Result<(), ApiError> {
-    let Some(name) = object.str_at(&["spec", "runtimeClassName"]).filter(|name| !name.is_empty()).map(str::to_owned) else {
+    let Some(name) = object.str_at(&["spec", "runtimeClassName"]).filter(|name| !name.is_empty()).map(str::to_owned)
+    else {
         return Ok(());
     };
     let classes = core.row("node.k8s.io", "v1", "runtimeclasses")?;

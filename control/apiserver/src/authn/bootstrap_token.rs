@@ -84,7 +84,10 @@ mod tests {
         let identity_of = |secret| identity(&token, "abcdef", secret, now);
         let identity_found = identity_of("0123456789abcdef").unwrap();
         assert_eq!(identity_found.name, "system:bootstrap:abcdef");
-        assert_eq!(identity_found.groups, ["system:bootstrappers", "system:bootstrappers:nodes", "system:authenticated"]);
+        assert_eq!(
+            identity_found.groups,
+            ["system:bootstrappers", "system:bootstrappers:nodes", "system:authenticated"]
+        );
         assert_eq!(identity_of("0123456789abcdee"), None);
         assert_eq!(identity(&secret("2025-12-31T00:00:00Z"), "abcdef", "0123456789abcdef", now), None);
         assert_eq!(parts("abcdef.0123456789abcdef"), Some(("abcdef", "0123456789abcdef")));

@@ -20,7 +20,9 @@ pub(crate) async fn impersonate(core: &Core, own: Identity, headers: &HeaderMap)
         asked.push(attributes("authentication.k8s.io", "uids", "", &wanted.uid));
     }
     for (key, values) in &wanted.extra {
-        asked.extend(values.iter().map(|value| attributes("authentication.k8s.io", &format!("userextras/{key}"), "", value)));
+        asked.extend(
+            values.iter().map(|value| attributes("authentication.k8s.io", &format!("userextras/{key}"), "", value)),
+        );
     }
     for attributes in &asked {
         authz::authorize(core, &own, attributes).await?;
@@ -40,7 +42,13 @@ fn service_account(name: &str) -> Option<(&str, &str)> {
 }
 
 fn attributes(group: &str, resource: &str, namespace: &str, name: &str) -> Attributes {
-    Attributes::resource("impersonate", group, resource, Some(namespace).filter(|namespace| !namespace.is_empty()), Some(name))
+    Attributes::resource(
+        "impersonate",
+        group,
+        resource,
+        Some(namespace).filter(|namespace| !namespace.is_empty()),
+        Some(name),
+    )
 }
 
 fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ApiError> {
@@ -51,7 +59,12 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ApiError> {
         let message = "requested impersonation without impersonating a user";
         return if alone { Err(ApiError::new(Reason::InternalError, message)) } else { Ok(None) };
     };
-    let mut identity = Identity { name, uid: text(UID).next().unwrap_or_default(), groups: text(GROUP).collect(), extra: Default::default() };
+    let mut identity = Identity {
+        name,
+        uid: text(UID).next().unwrap_or_default(),
+        groups: text(GROUP).collect(),
+        extra: Default::default(),
+    };
     for header in headers.keys() {
         if let Some(key) = header.as_str().strip_prefix(EXTRA) {
             let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().into_owned();
@@ -68,7 +81,8 @@ fn completed(mut identity: Identity) -> Identity {
     {
         identity.groups = Identity::service_account(namespace, name).groups;
     }
-    let nature = if identity.name == Identity::anonymous().name { groups::UNAUTHENTICATED } else { groups::AUTHENTICATED };
+    let nature =
+        if identity.name == Identity::anonymous().name { groups::UNAUTHENTICATED } else { groups::AUTHENTICATED };
     if !identity.in_group(nature) {
         identity.groups.push(nature.to_owned());
     }

@@ -144,9 +144,9 @@ fn refers(pod: &Object, resource: &str, name: &str) -> bool {
 
 fn names(value: &Value, keys: &[&str], name: &str) -> bool {
     match value {
-        Value::Object(map) => map.iter().any(|(key, value)| {
-            (keys.contains(&key.as_str()) && is_called(value, name)) || names(value, keys, name)
-        }),
+        Value::Object(map) => map
+            .iter()
+            .any(|(key, value)| (keys.contains(&key.as_str()) && is_called(value, name)) || names(value, keys, name)),
         Value::Array(list) => list.iter().any(|value| names(value, keys, name)),
         _ => false,
     }

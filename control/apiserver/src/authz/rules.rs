@@ -59,8 +59,19 @@ const BOOTSTRAPPERS: Subject = Subject::Group(groups::BOOTSTRAPPERS);
 const SCHEDULER: Subject = Subject::User("system:kube-scheduler");
 
 const HEALTH: &[&str] = &["/livez", "/livez/*", "/readyz", "/readyz/*", "/healthz", "/healthz/*", "/version"];
-const DISCOVERY: &[&str] =
-    &["/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*", "/version", "/.well-known/*", "/openid/*", "/v2", "/v2/*"];
+const DISCOVERY: &[&str] = &[
+    "/api",
+    "/api/*",
+    "/apis",
+    "/apis/*",
+    "/openapi",
+    "/openapi/*",
+    "/version",
+    "/.well-known/*",
+    "/openid/*",
+    "/v2",
+    "/v2/*",
+];
 
 const RULES: &[Rule] = &[
     paths(EVERYONE, &["get", "head"], HEALTH),
@@ -73,24 +84,55 @@ const RULES: &[Rule] = &[
     // What stands in kube-public is meant for everybody who is known.
     within("kube-public", rule(AUTHENTICATED, READ, CORE, &["configmaps"])),
     // The scheduler.
-    rule(SCHEDULER, READ, ANY, &[
-        "nodes", "pods", "services", "namespaces", "persistentvolumes", "persistentvolumeclaims", "replicationcontrollers",
-        "replicasets", "statefulsets", "poddisruptionbudgets", "storageclasses", "csinodes", "csidrivers",
-        "csistoragecapacities", "volumeattachments", "priorityclasses", "runtimeclasses", "resourceclaims", "resourceslices",
-        "deviceclasses",
-    ]),
+    rule(
+        SCHEDULER,
+        READ,
+        ANY,
+        &[
+            "nodes",
+            "pods",
+            "services",
+            "namespaces",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+            "replicationcontrollers",
+            "replicasets",
+            "statefulsets",
+            "poddisruptionbudgets",
+            "storageclasses",
+            "csinodes",
+            "csidrivers",
+            "csistoragecapacities",
+            "volumeattachments",
+            "priorityclasses",
+            "runtimeclasses",
+            "resourceclaims",
+            "resourceslices",
+            "deviceclasses",
+        ],
+    ),
     rule(SCHEDULER, &["delete"], CORE, &["pods"]),
     rule(SCHEDULER, CREATE, CORE, &["pods/binding", "bindings"]),
     rule(SCHEDULER, &["update", "patch"], CORE, &["pods/status"]),
     rule(SCHEDULER, WRITE, EVENTS, &["events"]),
     // Controllers, one block each.
     rule(Subject::Controller("deployment"), CHANGE, &["apps"], &["deployments"]),
-    rule(Subject::Controller("deployment"), &["update", "patch"], &["apps"], &["deployments/status", "deployments/finalizers"]),
+    rule(
+        Subject::Controller("deployment"),
+        &["update", "patch"],
+        &["apps"],
+        &["deployments/status", "deployments/finalizers"],
+    ),
     rule(Subject::Controller("deployment"), ALL, &["apps"], &["replicasets"]),
     rule(Subject::Controller("deployment"), CHANGE, CORE, &["pods"]),
     rule(Subject::Controller("deployment"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("replicaset"), CHANGE, &["apps"], &["replicasets"]),
-    rule(Subject::Controller("replicaset"), &["update", "patch"], &["apps"], &["replicasets/status", "replicasets/finalizers"]),
+    rule(
+        Subject::Controller("replicaset"),
+        &["update", "patch"],
+        &["apps"],
+        &["replicasets/status", "replicasets/finalizers"],
+    ),
     rule(Subject::Controller("replicaset"), ALL, CORE, &["pods"]),
     rule(Subject::Controller("replicaset"), READ, CORE, &["nodes"]),
     rule(Subject::Controller("replicaset"), WRITE, EVENTS, &["events"]),
@@ -109,9 +151,19 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("root-ca-cert-publisher"), READ, CORE, &["namespaces", "configmaps"]),
     rule(Subject::Controller("root-ca-cert-publisher"), WRITE, CORE, &["configmaps"]),
     rule(Subject::Controller("root-ca-cert-publisher"), WRITE, EVENTS, &["events"]),
-    rule(Subject::Controller("generic-garbage-collector"), &["get", "list", "watch", "update", "patch", "delete"], ANY, ANY),
+    rule(
+        Subject::Controller("generic-garbage-collector"),
+        &["get", "list", "watch", "update", "patch", "delete"],
+        ANY,
+        ANY,
+    ),
     rule(Subject::Controller("generic-garbage-collector"), WRITE, EVENTS, &["events"]),
-    rule(Subject::Controller("node-lifecycle"), &["get", "list", "watch", "update", "patch", "delete"], CORE, &["nodes"]),
+    rule(
+        Subject::Controller("node-lifecycle"),
+        &["get", "list", "watch", "update", "patch", "delete"],
+        CORE,
+        &["nodes"],
+    ),
     rule(Subject::Controller("node-lifecycle"), &["update", "patch"], CORE, &["nodes/status", "pods/status"]),
     rule(Subject::Controller("node-lifecycle"), &["get", "list", "watch", "delete"], CORE, &["pods"]),
     rule(Subject::Controller("node-lifecycle"), READ, &["coordination.k8s.io"], &["leases"]),
@@ -121,10 +173,18 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("node-ipam"), &["update", "patch"], CORE, &["nodes/status"]),
     rule(Subject::Controller("node-ipam"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("certificate-signer"), READ, &["certificates.k8s.io"], &["certificatesigningrequests"]),
-    rule(Subject::Controller("certificate-signer"), &["delete"], &["certificates.k8s.io"], &["certificatesigningrequests"]),
-    rule(Subject::Controller("certificate-signer"), &["update", "patch"], &["certificates.k8s.io"], &[
-        "certificatesigningrequests/status", "certificatesigningrequests/approval",
-    ]),
+    rule(
+        Subject::Controller("certificate-signer"),
+        &["delete"],
+        &["certificates.k8s.io"],
+        &["certificatesigningrequests"],
+    ),
+    rule(
+        Subject::Controller("certificate-signer"),
+        &["update", "patch"],
+        &["certificates.k8s.io"],
+        &["certificatesigningrequests/status", "certificatesigningrequests/approval"],
+    ),
     rule(Subject::Controller("certificate-signer"), &["approve", "sign"], &["certificates.k8s.io"], &["signers"]),
     rule(Subject::Controller("certificate-signer"), CREATE, &["authorization.k8s.io"], &["subjectaccessreviews"]),
     rule(Subject::Controller("certificate-signer"), WRITE, EVENTS, &["events"]),

@@ -26,7 +26,9 @@ impl Audit {
     fn of(headers: &HeaderMap, fresh: impl FnOnce() -> String) -> Audit {
         let given = headers.get(&AUDIT_ID).and_then(|value| value.to_str().ok());
         let sound = |id: &&str| {
-            !id.is_empty() && id.len() <= ID_MAX_BYTES && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            !id.is_empty()
+                && id.len() <= ID_MAX_BYTES
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
         let id = given.filter(sound).map_or_else(fresh, str::to_owned);
         let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
@@ -45,14 +47,16 @@ fn trace_id(traceparent: &str) -> Option<&str> {
 }
 
 fn trace_of(id: &str) -> String {
-    let digits: String = id.chars().filter(char::is_ascii_hexdigit).map(|digit| digit.to_ascii_lowercase()).take(32).collect();
+    let digits: String =
+        id.chars().filter(char::is_ascii_hexdigit).map(|digit| digit.to_ascii_lowercase()).take(32).collect();
     format!("{digits:0>32}")
 }
 
 pub(crate) async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Next) -> Response {
     let audit = Audit::of(request.headers(), || core.entropy.uid());
     let header = HeaderValue::from_str(&audit.id);
-    let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), trace = audit.trace);
+    let span =
+        tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), trace = audit.trace);
     request.extensions_mut().insert(audit);
     let mut response = next.run(request).instrument(span.clone()).await;
     span.in_scope(|| tracing::debug!(code = response.status().as_u16(), "answered"));

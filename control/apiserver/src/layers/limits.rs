@@ -1,11 +1,6 @@
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
@@ -19,6 +14,7 @@ use tokio::{
 
 use crate::{
     core::Core,
+    held::held,
     request::{RequestInfo, Verb},
     respond,
     server::Peer,
@@ -125,7 +121,7 @@ async fn stream(core: &Core, info: &RequestInfo, outside: bool, request: Request
     match slot {
         Some(None) => too_many(),
         // The slot is the stream's until its body has ended or was dropped.
-        Some(Some(slot)) => next.run(request).await.map(|body| Body::new(Held { body, _slot: slot })),
+        Some(Some(slot)) => next.run(request).await.map(|body| held(body, slot)),
         None => next.run(request).await,
     }
 }
@@ -139,25 +135,4 @@ fn too_many() -> Response {
 fn requested_timeout(info: &RequestInfo) -> Option<Duration> {
     let seconds: u64 = info.query.get("timeout")?.strip_suffix('s')?.parse().ok()?;
     (seconds > 0).then(|| Duration::from_secs(seconds))
-}
-
-struct Held {
-    body: Body,
-    _slot: StreamSlot,
-}
-
-impl http_body::Body for Held {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, axum::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
 }

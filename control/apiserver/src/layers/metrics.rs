@@ -77,7 +77,11 @@ impl Metrics {
             registry: registry.clone(),
         };
         let mut all = registry.lock();
-        all.register("apiserver_request", "Requests, by verb, resource and HTTP response code", metrics.requests.clone());
+        all.register(
+            "apiserver_request",
+            "Requests, by verb, resource and HTTP response code",
+            metrics.requests.clone(),
+        );
         all.register(
             "apiserver_request_duration_seconds",
             "Response latency in seconds, by verb and resource",
@@ -112,7 +116,9 @@ impl Metrics {
 /// Labels whose number of values is bounded: resources that are not served and paths share one.
 fn labels(core: &Core, info: &RequestInfo) -> RequestLabels {
     let path = match &info.target {
-        Target::Resource(path) if core.registry.by_path(&path.group, &path.version, &path.resource).is_some() => Some(path),
+        Target::Resource(path) if core.registry.by_path(&path.group, &path.version, &path.resource).is_some() => {
+            Some(path)
+        }
         _ => None,
     };
     let field = |value: Option<&str>| value.unwrap_or_default().to_owned();

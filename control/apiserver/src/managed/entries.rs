@@ -100,7 +100,8 @@ pub(crate) fn is_reset(object: &Object) -> bool {
 impl Managers {
     /// The owners as the object tells them; `None` where it tells none.
     pub(crate) fn read(object: &Object) -> Option<Managers> {
-        let entries: Vec<Entry> = object.array_at(&["metadata", "managedFields"]).iter().filter_map(Entry::read).collect();
+        let entries: Vec<Entry> =
+            object.array_at(&["metadata", "managedFields"]).iter().filter_map(Entry::read).collect();
         (!entries.is_empty()).then_some(Managers(entries))
     }
 
@@ -141,7 +142,11 @@ impl Managers {
 
     /// What the writer applied last.
     pub(crate) fn applied(&self, writer: &Writer<'_>) -> FieldSet {
-        self.0.iter().find(|entry| entry.is_of(Operation::Apply, writer)).map(|entry| entry.fields.clone()).unwrap_or_default()
+        self.0
+            .iter()
+            .find(|entry| entry.is_of(Operation::Apply, writer))
+            .map(|entry| entry.fields.clone())
+            .unwrap_or_default()
     }
 
     /// What all others own together.
@@ -238,7 +243,8 @@ fn conflict(conflicts: &[(String, Vec<String>)]) -> ApiError {
         }
     };
     let plural = if causes.len() == 1 { "" } else { "s" };
-    let mut error = ApiError::new(Reason::Conflict, format!("Apply failed with {} conflict{plural}: {text}", causes.len()));
+    let mut error =
+        ApiError::new(Reason::Conflict, format!("Apply failed with {} conflict{plural}: {text}", causes.len()));
     error.details.causes = causes;
     error
 }

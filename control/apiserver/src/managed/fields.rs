@@ -144,12 +144,15 @@ mod tests {
     fn reads_and_writes_fields_v1() {
         let fields = json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {"f:containers": {"k:{\"name\":\"web\"}": {".": {}, "f:image": {}}}}});
         assert_eq!(set(&fields).to_json(), fields);
-        assert_eq!(set(&fields).paths(), [
-            ".metadata.labels",
-            ".metadata.labels.app",
-            ".spec.containers[name=\"web\"]",
-            ".spec.containers[name=\"web\"].image",
-        ]);
+        assert_eq!(
+            set(&fields).paths(),
+            [
+                ".metadata.labels",
+                ".metadata.labels.app",
+                ".spec.containers[name=\"web\"]",
+                ".spec.containers[name=\"web\"].image",
+            ]
+        );
     }
 
     #[test]

@@ -1,10 +1,7 @@
 use serde_json::{Map, Value};
 use tandem_registry::Schema;
 
-use super::{
-    FieldSet, Node,
-    nodes::Parts,
-};
+use super::{FieldSet, Node, nodes::Parts};
 
 /// `live` with everything that `applied` says laid over it: structs and maps by member, keyed lists by key, sets united,
 /// all else replaced.

@@ -52,7 +52,9 @@ impl<'a> Node<'a> {
         match (field.label, field.list_type) {
             (_, ListType::Atomic | ListType::AtomicMap) => Node::Leaf,
             (Label::List, ListType::Set) => Node::Set,
-            (Label::List, ListType::Map) if field.object().is_some() && !field.list_keys.is_empty() => Node::Keyed(field),
+            (Label::List, ListType::Map) if field.object().is_some() && !field.list_keys.is_empty() => {
+                Node::Keyed(field)
+            }
             (Label::List, _) => Node::Leaf,
             (Label::Map, _) => Node::Map(field),
             (Label::One, _) => Node::element(schema, field),

@@ -42,19 +42,31 @@ fn updates_move_ownership() {
     let schema = registry.schema();
     let mut created = deployment(1, "a");
     record_update(schema, TYPE, None, &mut created, &writer("kubectl"));
-    check_managers(&created, expect![[r#"
+    check_managers(
+        &created,
+        expect![[r#"
         kubectl Update: .metadata.labels .metadata.labels.app .spec.replicas .spec.template.spec.containers .spec.template.spec.containers[name="c"] .spec.template.spec.containers[name="c"].image .spec.template.spec.containers[name="c"].name
-    "#]]);
+    "#]],
+    );
     let mut scaled = created.clone();
     scaled.set(&["spec", "replicas"], 3);
     scaled.remove(&["metadata", "managedFields"]);
     record_update(schema, TYPE, Some(&created), &mut scaled, &writer("autoscaler"));
-    check_managers(&scaled, expect![[r#"
+    check_managers(
+        &scaled,
+        expect![[r#"
         autoscaler Update: .spec.replicas
         kubectl Update: .metadata.labels .metadata.labels.app .spec.template.spec.containers .spec.template.spec.containers[name="c"] .spec.template.spec.containers[name="c"].image .spec.template.spec.containers[name="c"].name
-    "#]]);
+    "#]],
+    );
     let mut again = scaled.clone();
-    record_update(schema, TYPE, Some(&scaled), &mut again, &Writer { time: "2027-01-01T00:00:00Z", ..writer("autoscaler") });
+    record_update(
+        schema,
+        TYPE,
+        Some(&scaled),
+        &mut again,
+        &Writer { time: "2027-01-01T00:00:00Z", ..writer("autoscaler") },
+    );
     assert!(same(&scaled, &again));
 }
 
@@ -63,9 +75,12 @@ fn applying_merges_prunes_and_conflicts() {
     let registry = Registry::builtin();
     let schema = registry.schema();
     let first = apply::apply(schema, TYPE, None, &deployment(1, "a"), &writer("helm"), false).unwrap();
-    check_managers(&first, expect![[r#"
+    check_managers(
+        &first,
+        expect![[r#"
         helm Apply: .metadata.labels.app .spec.replicas .spec.template.spec.containers[name="c"] .spec.template.spec.containers[name="c"].image .spec.template.spec.containers[name="c"].name
-    "#]]);
+    "#]],
+    );
     let other = object(json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
         "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "side", "image": "s"}]}}},
@@ -75,10 +90,13 @@ fn applying_merges_prunes_and_conflicts() {
     assert_eq!(refused.details.causes[0].reason, "FieldManagerConflict");
 
     let forced = apply::apply(schema, TYPE, Some(&first), &other, &writer("kubectl"), true).unwrap();
-    check_managers(&forced, expect![[r#"
+    check_managers(
+        &forced,
+        expect![[r#"
         helm Apply: .metadata.labels.app .spec.template.spec.containers[name="c"] .spec.template.spec.containers[name="c"].image .spec.template.spec.containers[name="c"].name
         kubectl Apply: .spec.replicas .spec.template.spec.containers[name="side"] .spec.template.spec.containers[name="side"].image .spec.template.spec.containers[name="side"].name
-    "#]]);
+    "#]],
+    );
     let mut less = other.clone();
     less.remove(&["spec", "template"]);
     let pruned = apply::apply(schema, TYPE, Some(&forced), &less, &writer("kubectl"), false).unwrap();

@@ -6,8 +6,8 @@ const OPERATIONS_MAX: usize = 10_000;
 
 /// RFC 6902.
 pub(crate) fn json_patch(live: &Object, patch: &[u8]) -> Result<Object, ApiError> {
-    let operations: json_patch::Patch = serde_json::from_slice(patch)
-        .map_err(|why| ApiError::bad_request(format!("error decoding patch: {why}")))?;
+    let operations: json_patch::Patch =
+        serde_json::from_slice(patch).map_err(|why| ApiError::bad_request(format!("error decoding patch: {why}")))?;
     if operations.0.len() > OPERATIONS_MAX {
         let message = format!(
             "Request entity too large: The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}",

@@ -158,10 +158,16 @@ fn merge_list(
     let mut merged = live.to_vec();
     for value in patch {
         let Value::Object(map) = value else {
-            return Err(ApiError::bad_request(format!("expected an object with the key {key} in the list {}", field.name)));
+            return Err(ApiError::bad_request(format!(
+                "expected an object with the key {key} in the list {}",
+                field.name
+            )));
         };
         let Some(name) = map.get(key) else {
-            return Err(ApiError::bad_request(format!("map: {} does not contain declared merge key: {key}", go_value(value))));
+            return Err(ApiError::bad_request(format!(
+                "map: {} does not contain declared merge key: {key}",
+                go_value(value)
+            )));
         };
         let at = merged.iter().position(|live| live.get(key) == Some(name));
         match (directive(value).as_deref(), at) {
@@ -194,13 +200,19 @@ fn reorder_rest(place: Place<'_>, merged: &mut Map<String, Value>, patch: &Map<S
 }
 
 /// `$setElementOrder`: the elements that it names come in its order, the others stay among their old neighbours.
-fn ordered(field: Option<&Field>, merged: Vec<Value>, live: &[Value], order: Option<&Value>) -> Result<Value, ApiError> {
+fn ordered(
+    field: Option<&Field>,
+    merged: Vec<Value>,
+    live: &[Value],
+    order: Option<&Value>,
+) -> Result<Value, ApiError> {
     let Some(order) = order else { return Ok(Value::Array(merged)) };
     let order = order.as_array().ok_or_else(|| bad_directive(ELEMENT_ORDER))?;
     let key = field.and_then(|field| field.patch_key.as_deref());
     let name = |value: &Value| key.and_then(|key| value.get(key)).unwrap_or(value).clone();
     let place = |list: &[Value], value: &Value| list.iter().position(|one| name(one) == name(value));
-    let (mut named, rest): (Vec<Value>, Vec<Value>) = merged.into_iter().partition(|value| place(order, value).is_some());
+    let (mut named, rest): (Vec<Value>, Vec<Value>) =
+        merged.into_iter().partition(|value| place(order, value).is_some());
     named.sort_by_key(|value| place(order, value));
     let (mut named, mut rest) = (named.into_iter().peekable(), rest.into_iter().peekable());
     let mut result = Vec::new();

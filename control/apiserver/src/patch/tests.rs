@@ -16,12 +16,36 @@ fn strategic(live: &Value, patch: &Value, expected: Expect) {
 #[test]
 fn lists_merge_by_their_keys() {
     let live = json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]});
-    strategic(&live, &json!({"containers": [{"name": "b", "image": "2"}]}), expect![[r#"{"containers":[{"name":"a","image":"1"},{"name":"b","image":"2"}]}"#]]);
-    strategic(&live, &json!({"containers": [{"name": "c"}]}), expect![[r#"{"containers":[{"name":"a","image":"1"},{"name":"b","image":"1"},{"name":"c"}]}"#]]);
-    strategic(&live, &json!({"containers": [{"name": "a", "$patch": "delete"}]}), expect![[r#"{"containers":[{"name":"b","image":"1"}]}"#]]);
-    strategic(&live, &json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}), expect![[r#"{"containers":[{"name":"z"}]}"#]]);
-    strategic(&live, &json!({"containers": [{"image": "2"}]}), expect!["map: map[image:2] does not contain declared merge key: name"]);
-    strategic(&live, &json!({"containers": [{"name": "a", "args": ["x"]}]}), expect![[r#"{"containers":[{"name":"a","image":"1","args":["x"]},{"name":"b","image":"1"}]}"#]]);
+    strategic(
+        &live,
+        &json!({"containers": [{"name": "b", "image": "2"}]}),
+        expect![[r#"{"containers":[{"name":"a","image":"1"},{"name":"b","image":"2"}]}"#]],
+    );
+    strategic(
+        &live,
+        &json!({"containers": [{"name": "c"}]}),
+        expect![[r#"{"containers":[{"name":"a","image":"1"},{"name":"b","image":"1"},{"name":"c"}]}"#]],
+    );
+    strategic(
+        &live,
+        &json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+        expect![[r#"{"containers":[{"name":"b","image":"1"}]}"#]],
+    );
+    strategic(
+        &live,
+        &json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}),
+        expect![[r#"{"containers":[{"name":"z"}]}"#]],
+    );
+    strategic(
+        &live,
+        &json!({"containers": [{"image": "2"}]}),
+        expect!["map: map[image:2] does not contain declared merge key: name"],
+    );
+    strategic(
+        &live,
+        &json!({"containers": [{"name": "a", "args": ["x"]}]}),
+        expect![[r#"{"containers":[{"name":"a","image":"1","args":["x"]},{"name":"b","image":"1"}]}"#]],
+    );
 }
 
 #[test]
@@ -75,5 +99,6 @@ fn json_and_merge_patches() {
     assert_eq!(refused.code(), 422);
     assert_eq!(json_patch(&live, b"{}").unwrap_err().code(), 400);
     let patched = merge_patch(&live, &json!({"spec": {"paused": null}, "metadata": {"labels": {"a": "b"}}})).unwrap();
-    expect![[r#"{"spec":{"replicas":1},"metadata":{"labels":{"a":"b"}}}"#]].assert_eq(&Value::Object(patched.0).to_string());
+    expect![[r#"{"spec":{"replicas":1},"metadata":{"labels":{"a":"b"}}}"#]]
+        .assert_eq(&Value::Object(patched.0).to_string());
 }

@@ -6,6 +6,7 @@ use crate::{
     call::Call,
     core::Core,
     decode::{self, Expected},
+    deletion,
     options::WriteOptions,
     request::Verb,
     respond, verbs,
@@ -15,12 +16,21 @@ use crate::{
 /// Approves or denies: of the body only `status.conditions` counts.
 pub(super) async fn change(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
     let expected = Expected::object(target.def);
+    let now = deletion::seconds(core.clock.now());
     let conditions = |live: &Object, sent: &Object| {
         let mut new = live.clone();
         if let Some(version) = sent.at(&["metadata", "resourceVersion"]) {
             new.set(&["metadata", "resourceVersion"], version.clone());
         }
-        new.set(&["status", "conditions"], sent.array_at(&["status", "conditions"]).to_vec());
+        let mut conditions = sent.array_at(&["status", "conditions"]).to_vec();
+        for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+            for time in ["lastUpdateTime", "lastTransitionTime"] {
+                if condition.get(time).is_none_or(serde_json::Value::is_null) {
+                    condition.insert(time.to_owned(), now.as_str().into());
+                }
+            }
+        }
+        new.set(&["status", "conditions"], conditions);
         new
     };
     let options = WriteOptions::of(call, "UpdateOptions")?;

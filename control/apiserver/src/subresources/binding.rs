@@ -89,7 +89,8 @@ fn assign(target: &Target<'_>, live: &Object, binding: &Object, node: &str, now:
         .filter(|condition| condition.get("type").and_then(Value::as_str) != Some("PodScheduled"))
         .cloned()
         .collect();
-    conditions.push(json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now }));
+    conditions
+        .push(json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now }));
     bound.set(&["status", "conditions"], conditions);
     Ok(bound)
 }

@@ -63,7 +63,8 @@ pub(super) async fn connect(
 fn node_path(pod: &Object, subresource: &str, query: &Query) -> Result<String, ApiError> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name());
     if subresource == "portforward" {
-        let ports: Vec<(String, String)> = query.all("ports").map(|port| ("port".to_owned(), port.to_owned())).collect();
+        let ports: Vec<(String, String)> =
+            query.all("ports").map(|port| ("port".to_owned(), port.to_owned())).collect();
         return Ok(format!("/portForward/{namespace}/{name}{}", encoded(&ports)));
     }
     let container = container(pod, query.get("container"))?;
@@ -115,7 +116,10 @@ fn container(pod: &Object, asked: Option<&str>) -> Result<String, ApiError> {
         [only] => Ok(only.clone()),
         [] => Err(ApiError::bad_request(format!("no containers in pod {pod_name}"))),
         several => {
-            let mut message = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", several.join(" "));
+            let mut message = format!(
+                "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+                several.join(" ")
+            );
             if !init.is_empty() {
                 message = format!("{message} or one of the init containers: [{}]", init.join(" "));
             }
@@ -193,7 +197,11 @@ fn headers_for_node(given: &HeaderMap, upgrade: bool, address: SocketAddr) -> He
     headers
 }
 
-async fn answer(core: &Core, mut response: http::Response<Incoming>, upgrade: Option<OnUpgrade>) -> Result<Response, ApiError> {
+async fn answer(
+    core: &Core,
+    mut response: http::Response<Incoming>,
+    upgrade: Option<OnUpgrade>,
+) -> Result<Response, ApiError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = upgrade else {
             return Err(ApiError::internal("the node switched protocols, which the client did not ask for"));
@@ -213,7 +221,10 @@ async fn answer(core: &Core, mut response: http::Response<Incoming>, upgrade: Op
         return Ok(response);
     }
     let status = response.status();
-    let is_status = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let is_status = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
     if is_status {
         return Ok(response.map(Body::new));
     }
@@ -251,7 +262,11 @@ mod tests {
 
     #[test]
     fn requests_are_translated_for_the_node() {
-        check("log", "container=one&follow=true&tailLines=5&pretty=1", expect!["/containerLogs/a/web/one?follow=true&tailLines=5"]);
+        check(
+            "log",
+            "container=one&follow=true&tailLines=5&pretty=1",
+            expect!["/containerLogs/a/web/one?follow=true&tailLines=5"],
+        );
         check("log", "", expect!["a container name must be specified for pod web, choose one of: [one two]"]);
         check("log", "container=x", expect!["container x is not valid for pod web"]);
         check(

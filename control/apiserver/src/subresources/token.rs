@@ -37,7 +37,8 @@ pub(super) async fn create(
     let seconds = request.i64_at(&["spec", "expirationSeconds"]).unwrap_or(SECONDS_DEFAULT);
     if seconds < SECONDS_MIN {
         let message = format!("Invalid value: {seconds}: may not specify a duration less than 10 minutes");
-        let cause = Cause { reason: "FieldValueInvalid".to_owned(), message, field: "spec.expirationSeconds".to_owned() };
+        let cause =
+            Cause { reason: "FieldValueInvalid".to_owned(), message, field: "spec.expirationSeconds".to_owned() };
         return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", vec![cause]));
     }
     let seconds = seconds.min(SECONDS_MAX);
@@ -81,7 +82,8 @@ async fn binding(
     let own = Bound { name: account.name().to_owned(), uid: account.uid().to_owned() };
     let namespace = target.namespace.unwrap_or_default().to_owned();
     let mut binding = Binding { namespace, serviceaccount: own, ..Binding::default() };
-    let text = |key: &str| reference.and_then(|reference| reference.get(key)).and_then(Value::as_str).unwrap_or_default();
+    let text =
+        |key: &str| reference.and_then(|reference| reference.get(key)).and_then(Value::as_str).unwrap_or_default();
     let node = call.identity.node_name();
     let Some(_) = reference else {
         return match node {
@@ -105,9 +107,14 @@ async fn binding(
     let uid = text("uid");
     if !uid.is_empty() && uid != found.uid() {
         let actual = found.uid();
-        return Err(ApiError::conflict("", resource, name, format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated ({actual})"
-        )));
+        return Err(ApiError::conflict(
+            "",
+            resource,
+            name,
+            format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated ({actual})"
+            ),
+        ));
     }
     let bound = Bound { name: name.to_owned(), uid: found.uid().to_owned() };
     match kind {

@@ -11,7 +11,8 @@ async fn pods_get_their_account_and_tolerations() {
     server.default_account().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
-    let made = server.send(ask("POST", &in_default("pods")).json(&pod("a")).header("traceparent", &parent)).await.json();
+    let made =
+        server.send(ask("POST", &in_default("pods")).json(&pod("a")).header("traceparent", &parent)).await.json();
     assert_eq!(made["spec"]["serviceAccountName"], "default");
     assert_eq!(made["metadata"]["annotations"]["tandem.dev/trace-id"], trace);
     let volume = made["spec"]["volumes"][0]["name"].as_str().unwrap();
@@ -20,6 +21,34 @@ async fn pods_get_their_account_and_tolerations() {
     let keys: Vec<&str> =
         made["spec"]["tolerations"].as_array().unwrap().iter().map(|one| one["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
+}
+
+#[tokio::test]
+async fn priorities_come_from_classes() {
+    let server = Server::start().await;
+    server.default_account().await;
+    let plain = server.create(&in_default("pods"), &pod("plain")).await;
+    assert_eq!(
+        (&plain["spec"]["priority"], &plain["spec"]["preemptionPolicy"]),
+        (&json!(0), &json!("PreemptLowerPriority"))
+    );
+    let mut critical = pod("critical");
+    critical["spec"]["priorityClassName"] = "system-node-critical".into();
+    assert_eq!(server.create(&in_default("pods"), &critical).await["spec"]["priority"], 2_000_001_000);
+    let mut unknown = pod("unknown");
+    unknown["spec"]["priorityClassName"] = "none".into();
+    expect![[r#"403 Forbidden: pods "unknown" is forbidden: no PriorityClass with name none was found"#]]
+        .assert_eq(&server.post(&in_default("pods"), &unknown).await.status());
+    let mut chosen = pod("chosen");
+    chosen["spec"]["priority"] = 9.into();
+    assert_eq!(server.post(&in_default("pods"), &chosen).await.code, 403);
+}
+
+#[tokio::test]
+async fn new_nodes_take_no_pods_yet() {
+    let server = Server::start().await;
+    let node = server.create("/api/v1/nodes", &json!({ "metadata": { "name": "n1" } })).await;
+    assert_eq!(node["spec"]["taints"], json!([{ "key": "node.kubernetes.io/not-ready", "effect": "NoSchedule" }]));
 }
 
 struct Components;

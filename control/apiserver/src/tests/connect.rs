@@ -18,7 +18,8 @@ impl NodeDialer for Pipe {
         }
         let (here, there) = tokio::io::duplex(64 * 1024);
         let service = hyper_util::service::TowerToHyperService::new(self.0.clone());
-        let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(there), service).with_upgrades();
+        let serving =
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(there), service).with_upgrades();
         tokio::spawn(serving);
         Ok(Box::new(here))
     }
@@ -26,7 +27,10 @@ impl NodeDialer for Pipe {
 
 async fn server() -> Server {
     let node = Router::new()
-        .route("/containerLogs/default/a/c", get(async |uri: http::Uri| format!("log {}", uri.query().unwrap_or_default())))
+        .route(
+            "/containerLogs/default/a/c",
+            get(async |uri: http::Uri| format!("log {}", uri.query().unwrap_or_default())),
+        )
         .route("/exec/default/a/c", get(async || (StatusCode::BAD_REQUEST, "no such shell")))
         .route("/stats/summary", get(async || "stats"));
     let server = Server::with(Parts { nodes: Some(Arc::new(Pipe(node))), ..Parts::default() }).await;
@@ -34,7 +38,8 @@ async fn server() -> Server {
     for name in ["n1", "n2"] {
         server.create("/api/v1/nodes", &json!({ "metadata": { "name": name } })).await;
         let status = json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }], "daemonEndpoints": { "kubeletEndpoint": { "Port": 10250 } } } });
-        let patched = server.patch(&format!("/api/v1/nodes/{name}/status"), "application/merge-patch+json", &status).await;
+        let patched =
+            server.patch(&format!("/api/v1/nodes/{name}/status"), "application/merge-patch+json", &status).await;
         assert_eq!(patched.code, 200, "{}", patched.text());
     }
     for (name, node) in [("a", "n1"), ("b", "n2")] {
@@ -51,7 +56,11 @@ async fn logs_come_from_the_node() {
     let log = server.get(&in_default("pods/a/log?tailLines=3&pretty=true")).await;
     assert_eq!((log.code, log.text().as_str()), (200, "log tailLines=3"));
     let refused = server.get(&in_default("pods/b/log")).await;
-    assert!(refused.status().contains("error dialing backend: node n2: dial tcp 127.0.0.1:10250"), "{}", refused.status());
+    assert!(
+        refused.status().contains("error dialing backend: node n2: dial tcp 127.0.0.1:10250"),
+        "{}",
+        refused.status()
+    );
     server.create(&in_default("pods"), &pod("waiting")).await;
     assert_eq!(server.get(&in_default("pods/waiting/log")).await.text(), "");
     assert_eq!(server.get(&in_default("pods/none/log")).await.code, 404);

@@ -10,8 +10,9 @@ async fn nothing_is_allowed_by_default() {
         .assert_eq(&server.send(ask("GET", DEPLOYMENTS).by(Identity::user("jane", &[]))).await.status());
     expect![[r#"403 Forbidden: pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" at the cluster scope"#]]
         .assert_eq(&server.send(ask("GET", "/api/v1/pods").unknown()).await.status());
-    expect!["401 Unauthorized: Unauthorized"]
-        .assert_eq(&server.send(ask("GET", "/api/v1/pods").unknown().header("authorization", "Bearer x")).await.status());
+    expect!["401 Unauthorized: Unauthorized"].assert_eq(
+        &server.send(ask("GET", "/api/v1/pods").unknown().header("authorization", "Bearer x")).await.status(),
+    );
     assert_eq!(server.send(ask("GET", "/apis").by(Identity::user("jane", &[]))).await.code, 200);
 }
 
@@ -63,7 +64,8 @@ async fn impersonation() {
     let server = Server::start().await;
     let as_jane = server.send(ask("GET", "/api/v1/pods").header("impersonate-user", "jane")).await;
     assert!(as_jane.status().contains("User \"jane\" cannot list"), "{}", as_jane.status());
-    let as_master = ask("GET", "/api/v1/pods").header("impersonate-user", "jane").header("impersonate-group", "system:masters");
+    let as_master =
+        ask("GET", "/api/v1/pods").header("impersonate-user", "jane").header("impersonate-group", "system:masters");
     assert_eq!(server.send(as_master).await.code, 200);
     let by_jane = ask("GET", "/api/v1/pods").by(Identity::user("jane", &[])).header("impersonate-user", "root");
     assert!(server.send(by_jane).await.status().contains("cannot impersonate resource \"users\""));
@@ -90,7 +92,9 @@ async fn nodes_see_what_their_pods_need() {
     assert_eq!(code("DELETE", &in_default("pods/a")).await, 200);
     let other = server.send(ask("DELETE", &in_default("pods/a")).by(Identity::node("n2"))).await;
     assert_eq!(other.code, 403);
-    let register = |name: &str| ask("POST", "/api/v1/nodes").json(&json!({ "metadata": { "name": name } })).by(Identity::node("n1"));
+    let register = |name: &str| {
+        ask("POST", "/api/v1/nodes").json(&json!({ "metadata": { "name": name } })).by(Identity::node("n1"))
+    };
     assert_eq!(server.send(register("n1")).await.code, 201);
     assert_eq!(server.send(register("n2")).await.code, 403);
 }
@@ -104,7 +108,9 @@ async fn access_reviews() {
     let own = json!({ "spec": { "resourceAttributes": { "verb": "*", "resource": "*", "group": "*" } } });
     let answer = server.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &own).await;
     assert_eq!(answer["status"]["allowed"], true);
-    let rules = server.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", &json!({ "spec": { "namespace": "default" } })).await;
+    let rules = server
+        .create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", &json!({ "spec": { "namespace": "default" } }))
+        .await;
     assert_eq!(rules["status"]["resourceRules"][0]["verbs"], json!(["*"]));
     assert_eq!(server.get("/apis/authorization.k8s.io/v1/subjectaccessreviews").await.code, 405);
 }
@@ -120,7 +126,8 @@ async fn registry_clients_are_asked_to_log_in() {
     server.default_account().await;
     let token = server.create(&in_default("serviceaccounts/default/token"), &json!({ "spec": {} })).await;
     use base64::Engine as _;
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("any:{}", token["status"]["token"].as_str().unwrap()));
+    let basic =
+        base64::engine::general_purpose::STANDARD.encode(format!("any:{}", token["status"]["token"].as_str().unwrap()));
     let known = server.send(ask("GET", "/v2/").unknown().header("authorization", &format!("Basic {basic}"))).await;
     assert_eq!((known.code, known.text().as_str()), (200, "registry"));
 }

@@ -68,7 +68,8 @@ async fn selectors() {
     assert_eq!(names(&odd), ["m01", "m03"]);
     assert!(odd["metadata"].get("remainingItemCount").is_none());
     let token = odd["metadata"]["continue"].as_str().unwrap();
-    let rest = server.get(&in_default(&format!("configmaps?labelSelector=odd%3Dtrue&limit=2&continue={token}"))).await.json();
+    let rest =
+        server.get(&in_default(&format!("configmaps?labelSelector=odd%3Dtrue&limit=2&continue={token}"))).await.json();
     assert_eq!(names(&rest), ["m05"]);
     assert!(rest["metadata"].get("continue").is_none());
     let one = server.get(&in_default("configmaps?fieldSelector=metadata.name%3Dm04")).await.json();
@@ -84,9 +85,15 @@ async fn resource_versions_are_honoured() {
     let list = server.get(&in_default("configmaps")).await.json();
     let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     server.delete(&in_default("configmaps/m00")).await;
-    let exact = server.get(&in_default(&format!("configmaps?resourceVersion={version}&resourceVersionMatch=Exact"))).await.json();
+    let exact = server
+        .get(&in_default(&format!("configmaps?resourceVersion={version}&resourceVersionMatch=Exact")))
+        .await
+        .json();
     assert_eq!(names(&exact), ["m00", "m01"]);
-    let newer = server.get(&in_default(&format!("configmaps?resourceVersion={version}&resourceVersionMatch=NotOlderThan"))).await.json();
+    let newer = server
+        .get(&in_default(&format!("configmaps?resourceVersion={version}&resourceVersionMatch=NotOlderThan")))
+        .await
+        .json();
     assert_eq!(names(&newer), ["m01"]);
     assert_eq!(names(&server.get(&in_default("configmaps?resourceVersion=0")).await.json()), ["m01"]);
 }
@@ -109,15 +116,31 @@ async fn tables_and_metadata() {
     assert_eq!(table["columnDefinitions"][0]["name"], "Name");
     assert_eq!(table["rows"].as_array().unwrap().len(), 2);
     assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
-    let whole = server.send(ask("GET", &in_default("configmaps?includeObject=Object")).header("accept", accept)).await.json();
+    let whole =
+        server.send(ask("GET", &in_default("configmaps?includeObject=Object")).header("accept", accept)).await.json();
     assert_eq!(whole["rows"][0]["object"]["kind"], "ConfigMap");
     let accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
     let partial = server.send(ask("GET", &in_default("configmaps")).header("accept", accept)).await.json();
     assert_eq!(partial["kind"], "PartialObjectMetadataList");
     assert!(partial["items"][0].get("data").is_none());
-    let one = server.send(ask("GET", &in_default("configmaps/m00")).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")).await.json();
+    let one = server
+        .send(
+            ask("GET", &in_default("configmaps/m00")).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io"),
+        )
+        .await
+        .json();
     assert_eq!(one["rows"].as_array().unwrap().len(), 1);
-    expect!["406"].assert_eq(&server.send(ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews").header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io").json(&json!({"spec": {}}))).await.code.to_string());
+    expect!["406"].assert_eq(
+        &server
+            .send(
+                ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+                    .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+                    .json(&json!({"spec": {}})),
+            )
+            .await
+            .code
+            .to_string(),
+    );
 }
 
 #[tokio::test]

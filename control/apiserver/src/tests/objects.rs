@@ -26,7 +26,10 @@ async fn objects_are_created_read_changed_and_deleted() {
         .assert_eq(&server.put(&uri, &changed).await.status());
     let gone = server.delete(&uri).await.json();
     assert_eq!(gone["status"], "Success");
-    assert_eq!(gone["details"], json!({"name": "web", "kind": "deployments", "group": "apps", "uid": made["metadata"]["uid"]}));
+    assert_eq!(
+        gone["details"],
+        json!({"name": "web", "kind": "deployments", "group": "apps", "uid": made["metadata"]["uid"]})
+    );
     expect![[r#"404 NotFound: deployments.apps "web" not found"#]].assert_eq(&server.get(&uri).await.status());
 }
 
@@ -60,10 +63,12 @@ async fn refusals_are_worded_as_in_kubernetes() {
     let server = Server::start().await;
     server.create(&in_default("configmaps"), &config_map("a")).await;
     let maps = in_default("configmaps");
-    expect![[r#"409 AlreadyExists: configmaps "a" already exists"#]].assert_eq(&server.post(&maps, &config_map("a")).await.status());
+    expect![[r#"409 AlreadyExists: configmaps "a" already exists"#]]
+        .assert_eq(&server.post(&maps, &config_map("a")).await.status());
     expect![[r#"404 NotFound: namespaces "nowhere" not found"#]]
         .assert_eq(&server.post("/api/v1/namespaces/nowhere/configmaps", &config_map("a")).await.status());
-    expect!["404 NotFound: the server could not find the requested resource"].assert_eq(&server.get("/api/v1/unicorns").await.status());
+    expect!["404 NotFound: the server could not find the requested resource"]
+        .assert_eq(&server.get("/api/v1/unicorns").await.status());
     expect!["404 NotFound: the server could not find the requested resource"]
         .assert_eq(&server.get("/api/v1/namespaces/default/nodes").await.status());
     expect!["405 MethodNotAllowed: the server does not allow this method on the requested resource"]

@@ -34,7 +34,10 @@ async fn refused_patches_say_why() {
     expect![[r#"422 Invalid:  "" is invalid: patch: Invalid value: "map[spec:map[replica:5]]": strict decoding error: unknown field "spec.replica""#]]
         .assert_eq(&server.patch(&strict, STRATEGIC, &json!({ "spec": { "replica": 5 } })).await.status());
     assert_eq!(server.patch(&uri, "text/plain", &json!({})).await.code, 415);
-    assert_eq!(server.patch(&uri, JSON, &json!([{ "op": "test", "path": "/spec/replicas", "value": 9 }])).await.code, 422);
+    assert_eq!(
+        server.patch(&uri, JSON, &json!([{ "op": "test", "path": "/spec/replicas", "value": 9 }])).await.code,
+        422
+    );
     let old = json!({ "metadata": { "resourceVersion": "1" }, "spec": { "replicas": 3 } });
     assert_eq!(server.patch(&uri, MERGE, &old).await.code, 409);
     expect![[r#"404 NotFound: deployments.apps "none" not found"#]]

@@ -8,7 +8,11 @@ use rustls::{
 };
 use tandem_api::{Clock as _, Identity};
 use tandem_pki::{CertificateRequest, Leaf, Usage};
-use tokio::{io::AsyncReadExt as _, net::{TcpListener, TcpStream}, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
@@ -73,9 +77,11 @@ async fn whoami(listening: &Listening, client: Option<&Leaf>, http2: bool) -> (u
     let stream = TokioIo::new(dial(listening, client, if http2 { b"h2" } else { b"http/1.1" }).await);
     let review = json!({ "kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1" }).to_string();
     let uri = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
-    let request = |uri: String| Request::post(uri).header(header::HOST, "localhost").body(Body::from(review.clone())).unwrap();
+    let request =
+        |uri: String| Request::post(uri).header(header::HOST, "localhost").body(Body::from(review.clone())).unwrap();
     let response = if http2 {
-        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
         tokio::spawn(connection);
         sender.send_request(request(format!("https://localhost{uri}"))).await.unwrap()
     } else {
@@ -105,7 +111,8 @@ async fn shutdown_takes_less_than_a_second_with_watches_open() {
     let stream = TokioIo::new(dial(&listening, Some(&admin), b"http/1.1").await);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::get("/api/v1/pods?watch=true").header(header::HOST, "localhost").body(Body::empty()).unwrap();
+    let request =
+        Request::get("/api/v1/pods?watch=true").header(header::HOST, "localhost").body(Body::empty()).unwrap();
     assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
     listening.shutdown.cancel();
     timeout(Duration::from_secs(1), listening.task).await.unwrap().unwrap().unwrap();
@@ -130,7 +137,15 @@ async fn silent_and_dawdling_connections_are_dropped() {
 #[tokio::test]
 async fn no_header_sets_an_identity() {
     let listening = listen().await;
-    let answer = listening.server.send(ask("GET", "/api/v1/pods").unknown().header("x-remote-user", "root").header("x-remote-group", "system:masters")).await;
+    let answer = listening
+        .server
+        .send(
+            ask("GET", "/api/v1/pods")
+                .unknown()
+                .header("x-remote-user", "root")
+                .header("x-remote-group", "system:masters"),
+        )
+        .await;
     assert_eq!(answer.code, 403);
     assert_eq!(Identity::anonymous().name, "system:anonymous");
 }

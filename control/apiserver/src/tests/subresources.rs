@@ -62,7 +62,8 @@ async fn evictions_respect_budgets() {
     let status = |allowed: i64| json!({ "status": { "observedGeneration": 1, "disruptionsAllowed": allowed, "desiredHealthy": 1, "currentHealthy": 1, "expectedPods": 1 } });
     server.patch(&format!("{budgets}/keep/status"), MERGE, &status(0)).await;
     let refused = evict().await;
-    expect!["429 TooManyRequests: Cannot evict pod as it would violate the pod's disruption budget."].assert_eq(&refused.status());
+    expect!["429 TooManyRequests: Cannot evict pod as it would violate the pod's disruption budget."]
+        .assert_eq(&refused.status());
     expect!["The disruption budget keep needs 1 healthy pods and has 1 currently"]
         .assert_eq(refused.json()["details"]["causes"][0]["message"].as_str().unwrap());
     server.patch(&format!("{budgets}/keep/status"), MERGE, &status(1)).await;
@@ -71,24 +72,46 @@ async fn evictions_respect_budgets() {
     assert_eq!(server.get(&format!("{budgets}/keep")).await.json()["status"]["disruptionsAllowed"], 0);
 }
 
-#[tokio::test]
-async fn certificate_requests_are_approved() {
+fn certificate_request(name: &str, organizations: &[&str]) -> Value {
     use base64::Engine as _;
+    let (pem, _) = tandem_pki::Authority::request(name, organizations, &[], &[]).unwrap();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(pem);
+    json!({
+        "metadata": { "name": "csr" },
+        "spec": {
+            "request": encoded, "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
+            "username": "system:admin", "groups": ["system:masters"],
+        },
+    })
+}
+
+#[tokio::test]
+async fn certificate_requests_say_who_asks_and_are_approved() {
     let server = Server::start().await;
     let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-    let encoded = base64::engine::general_purpose::STANDARD.encode("-----BEGIN CERTIFICATE REQUEST-----\nMA==\n-----END CERTIFICATE REQUEST-----\n");
-    let body = json!({ "metadata": { "name": "n1" }, "spec": { "request": encoded, "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"] } });
-    let made = server.post(requests, &body).await;
-    if made.code != 201 {
-        // A registry that parses requests refuses this one: then there is nothing to approve.
-        assert_eq!(made.code, 422, "{}", made.text());
-        return;
-    }
+    let jane = || Identity::user("system:bootstrap:abcdef", &["system:bootstrappers"]);
+    let too_much = certificate_request("jane", &["system:masters"]);
+    expect![[r#"403 Forbidden: certificatesigningrequests.certificates.k8s.io "csr" is forbidden: use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"#]]
+        .assert_eq(&server.send(ask("POST", requests).json(&too_much).by(jane())).await.status());
+    let made = server.send(ask("POST", requests).json(&certificate_request("jane", &["people"])).by(jane())).await;
+    assert_eq!(made.code, 201, "{}", made.text());
     let mut approved = made.json();
-    approved["status"] = json!({ "conditions": [{ "type": "Approved", "status": "True", "reason": "Test", "message": "ok" }], "certificate": "bm8=" });
-    let answer = server.put(&format!("{requests}/n1/approval"), &approved).await;
+    assert_eq!(approved["spec"]["username"], "system:bootstrap:abcdef");
+    assert_eq!(approved["spec"]["groups"], json!(["system:bootstrappers", "system:authenticated"]));
+    let condition = json!({ "type": "Approved", "status": "True", "reason": "Test", "message": "ok" });
+    approved["status"] = json!({ "conditions": [condition], "certificate": "bm8=" });
+    let answer = server.put(&format!("{requests}/csr/approval"), &approved).await;
     assert_eq!(answer.json()["status"]["conditions"][0]["type"], "Approved", "{}", answer.text());
+    assert_eq!(answer.json()["status"]["conditions"][0]["lastUpdateTime"], "2026-01-01T00:00:00Z");
     assert!(answer.json()["status"].get("certificate").is_none());
+    let mut changed = answer.json();
+    changed["spec"]["username"] = "root".into();
+    let changed = server.put(&format!("{requests}/csr"), &changed).await;
+    assert!(
+        changed.code == 422 || changed.json()["spec"]["username"] == "system:bootstrap:abcdef",
+        "{}",
+        changed.text()
+    );
 }
 
 #[tokio::test]

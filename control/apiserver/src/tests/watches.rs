@@ -36,7 +36,11 @@ impl Watch {
 
     async fn line(&mut self) -> String {
         let Some(event) = self.next().await else { return "end".to_owned() };
-        format!("{} {}", event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap_or_default())
+        format!(
+            "{} {}",
+            event["type"].as_str().unwrap(),
+            event["object"]["metadata"]["name"].as_str().unwrap_or_default()
+        )
     }
 }
 
@@ -62,7 +66,8 @@ async fn changes_are_told_in_order() {
     assert_eq!((modified["type"].as_str(), modified["object"]["data"]["a"].as_str()), (Some("MODIFIED"), Some("2")));
     let deleted = watch.next().await.unwrap();
     assert_eq!(deleted["type"], "DELETED");
-    let number = |event: &Value| event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    let number =
+        |event: &Value| event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
     assert!(number(&deleted) > number(&modified));
 }
 
@@ -136,7 +141,8 @@ async fn tables_name_their_columns_once() {
     let maps = in_default("configmaps");
     server.create(&maps, &config_map("a")).await;
     server.create(&maps, &config_map("b")).await;
-    let table = ask("GET", &format!("{maps}?watch=true")).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let table =
+        ask("GET", &format!("{maps}?watch=true")).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
     let mut watch = Watch::ask(&server, table).await;
     let (first, second) = (watch.next().await.unwrap(), watch.next().await.unwrap());
     assert!(first["object"]["columnDefinitions"].is_array());

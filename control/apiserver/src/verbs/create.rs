@@ -8,8 +8,7 @@ use crate::{
     core::Core,
     decode::{self, Expected},
     options::WriteOptions,
-    respond,
-    verbs,
+    respond, verbs,
     write::{self, Ownership, Target},
 };
 

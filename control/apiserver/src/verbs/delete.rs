@@ -11,8 +11,7 @@ use crate::{
     deletion::Propagation,
     negotiate::Offer,
     options::{self, Validation, WriteOptions},
-    respond,
-    verbs,
+    respond, verbs,
     write::{self, Deleted, Deletion, Preconditions},
 };
 

@@ -21,7 +21,8 @@ pub(crate) async fn get(core: &Core, call: &Call, def: &ResourceDef) -> Result<R
         Some(revision) => Consistency::AtLeast(revision),
     };
     let as_ = call.representation(Offer::Stored)?;
-    let stored = core.objects.stored(def, target.namespace, target.name, at).await?.ok_or_else(|| target.not_found())?;
+    let stored =
+        core.objects.stored(def, target.namespace, target.name, at).await?.ok_or_else(|| target.not_found())?;
     if as_ == (Representation { format: Format::Json, shape: Shape::Whole }) {
         return Ok(respond::json_bytes(StatusCode::OK, objects::json(def, &stored.value, stored.revision)?));
     }

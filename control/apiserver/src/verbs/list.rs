@@ -1,5 +1,8 @@
 use axum::response::Response;
-use base64::{Engine as _, engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD}};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD},
+};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -36,10 +39,15 @@ impl Token {
     fn read(text: &str) -> Result<Token, ApiError> {
         let invalid = |why: String| ApiError::bad_request(format!("continue key is not valid: {why}"));
         let text = text.trim_end_matches('=');
-        let bytes = URL_SAFE_NO_PAD.decode(text).or_else(|_| URL_SAFE.decode(text)).map_err(|why| invalid(why.to_string()))?;
+        let bytes =
+            URL_SAFE_NO_PAD.decode(text).or_else(|_| URL_SAFE.decode(text)).map_err(|why| invalid(why.to_string()))?;
         let token: Token = serde_json::from_slice(&bytes).map_err(|why| invalid(why.to_string()))?;
         let sound = token.v == TOKEN_VERSION && !token.start.is_empty() && (token.rv > 0 || token.rv == -1);
-        if sound { Ok(token) } else { Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".to_owned())) }
+        if sound {
+            Ok(token)
+        } else {
+            Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".to_owned()))
+        }
     }
 
     fn write(revision: i64, start: &str) -> String {
@@ -99,7 +107,8 @@ fn metadata(listing: &Listing) -> Map<String, Value> {
 
 /// The list as JSON, its items copied from the store without being parsed.
 fn whole(def: &ResourceDef, listing: &Listing) -> Result<Vec<u8>, ApiError> {
-    let head = json!({ "kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata(listing) }).to_string();
+    let head =
+        json!({ "kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata(listing) }).to_string();
     let size: usize = listing.items.iter().map(|stored| stored.value.len() + 64).sum();
     let mut body = Vec::with_capacity(head.len() + size);
     body.extend_from_slice(head.trim_end_matches('}').as_bytes());
@@ -141,7 +150,8 @@ pub(super) async fn find(
     match collect(core, def, &scan, limit, selection).await {
         // The listing can go on, but no longer at its revision.
         Err(mut error) if error.reason == Reason::Expired && scan.start.is_some() => {
-            let start = scan.start.as_ref().and_then(|key| key.as_str().strip_prefix(prefix.as_str())).unwrap_or_default();
+            let start =
+                scan.start.as_ref().and_then(|key| key.as_str().strip_prefix(prefix.as_str())).unwrap_or_default();
             TOO_OLD.clone_into(&mut error.message);
             error.continue_token = Some(Token::write(-1, start));
             Err(error)

@@ -13,8 +13,7 @@ use crate::{
     deletion,
     managed::Writer,
     options::{Validation, WriteOptions},
-    patch, respond,
-    verbs,
+    patch, respond, verbs,
     write::{self, Author, Change, Ownership, Scope, Target},
 };
 
@@ -55,11 +54,8 @@ async fn read(call: &Call) -> Result<Request, ApiError> {
         return Ok(Request { patch: Patch::Json(bytes), duplicates: Vec::new() });
     }
     let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    let (object, duplicates) = if kind == APPLY && !is_json {
-        (decode::yaml(&bytes)?, Vec::new())
-    } else {
-        fields::parse_strict(&bytes)?
-    };
+    let (object, duplicates) =
+        if kind == APPLY && !is_json { (decode::yaml(&bytes)?, Vec::new()) } else { fields::parse_strict(&bytes)? };
     let patch = match kind {
         MERGE => Patch::Merge(Value::Object(object.0)),
         STRATEGIC => Patch::Strategic(object.0),
@@ -168,15 +164,27 @@ async fn apply(
     }
     if !applied.name().is_empty() && applied.name() != target.name {
         let given = applied.name();
-        return Err(ApiError::bad_request(format!("name in the patch ({given}) does not match the name on the URL ({})", target.name)));
+        return Err(ApiError::bad_request(format!(
+            "name in the patch ({given}) does not match the name on the URL ({})",
+            target.name
+        )));
     }
-    if def.has_status() && target.subresource.is_empty() {
-        applied.remove(&["status"]);
+    // What this door cannot change, its users cannot own.
+    match target.subresource {
+        "status" => applied.0.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status")),
+        _ if def.has_status() => {
+            applied.remove(&["status"]);
+        }
+        _ => {}
     }
     let api_version = def.api_version();
     let time = deletion::seconds(core.clock.now());
-    let writer =
-        Writer { manager: &author.options.manager, api_version: &api_version, subresource: target.subresource, time: &time };
+    let writer = Writer {
+        manager: &author.options.manager,
+        api_version: &api_version,
+        subresource: target.subresource,
+        time: &time,
+    };
     let force = author.options.force;
     let scope = if target.subresource == "status" { Scope::Status } else { Scope::Object };
     let make = |live: &Object| patch::apply::apply(core.schema(), &def.type_name, Some(live), &applied, &writer, force);
@@ -192,7 +200,10 @@ async fn apply(
             created.map(|object| (StatusCode::CREATED, object))
         };
         match done {
-            Err(error) if matches!(error.reason, Reason::AlreadyExists | Reason::NotFound) && target.subresource.is_empty() => {
+            Err(error)
+                if matches!(error.reason, Reason::AlreadyExists | Reason::NotFound)
+                    && target.subresource.is_empty() =>
+            {
                 // A namespace that is missing will not appear by trying again.
                 if error.details.kind != def.plural {
                     return Err(error);
@@ -214,7 +225,9 @@ pub(crate) async fn patch_subresource(
     let request = read(call).await?;
     let request = match request.patch {
         // Applying to a subresource that is computed is merging into it.
-        Patch::Apply(object) => Request { patch: Patch::Merge(Value::Object(object.0)), duplicates: request.duplicates },
+        Patch::Apply(object) => {
+            Request { patch: Patch::Merge(Value::Object(object.0)), duplicates: request.duplicates }
+        }
         patch => Request { patch, duplicates: request.duplicates },
     };
     Ok(move |live: &Object| checked(core, call, expected, validation, &request, live))

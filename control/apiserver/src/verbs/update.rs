@@ -8,8 +8,7 @@ use crate::{
     core::Core,
     decode::{self, Expected},
     options::WriteOptions,
-    respond,
-    verbs,
+    respond, verbs,
     write::{self, Change, Ownership, Scope},
 };
 
@@ -19,11 +18,13 @@ pub(crate) async fn update(core: &Core, call: &Call, def: &ResourceDef) -> Resul
     let target = verbs::target(def, call.path()?)?;
     let object = decode::body(core, call, &Expected::object(def), options.validation).await?;
     if object.name().is_empty() {
-        return Err(ApiError::bad_request("name must be provided"));
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            target.name
+        )));
     }
     let scope = if target.subresource == "status" { Scope::Status } else { Scope::Object };
     let change = Change { scope, ownership: Ownership::Update, change: &|_| Ok(object.clone()) };
     let updated = write::update(core, &verbs::author(call, &options), &target, &change).await?;
     respond::object(core, call, def, StatusCode::OK, updated)
 }
-

@@ -49,7 +49,10 @@ impl Kind {
 pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) -> Result<Response, ApiError> {
     let as_ = call.representation(Offer::Stored)?;
     if as_.format == Format::Yaml {
-        return Err(ApiError::new(Reason::NotAcceptable, "only the following media types are accepted: application/json"));
+        return Err(ApiError::new(
+            Reason::NotAcceptable,
+            "only the following media types are accepted: application/json",
+        ));
     }
     let path = call.path()?;
     let query = &call.info.query;
@@ -219,12 +222,15 @@ impl View {
             metadata["annotations"] = json!({ INITIAL_EVENTS_END: "true" });
         }
         let object = match self.shape {
-            Shape::Whole => json!({ "kind": self.def.kind, "apiVersion": self.def.api_version(), "metadata": metadata }),
+            Shape::Whole => {
+                json!({ "kind": self.def.kind, "apiVersion": self.def.api_version(), "metadata": metadata })
+            }
             Shape::Metadata => {
                 json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata })
             }
             Shape::Table => {
-                let bare = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata });
+                let bare =
+                    json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata });
                 json!({
                     "kind": "Table", "apiVersion": "meta.k8s.io/v1",
                     "metadata": { "resourceVersion": revision.to_string() }, "columnDefinitions": null,

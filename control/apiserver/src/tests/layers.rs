@@ -1,0 +1,68 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use axum::routing::get;
+
+use super::*;
+use crate::server::Peer;
+
+async fn with(routes: Router) -> Server {
+    let server = Server::start().await;
+    let router = server.api.layers(routes);
+    Server { router, ..server }
+}
+
+async fn panics() -> &'static str {
+    panic!("as the test asks")
+}
+
+#[tokio::test]
+async fn a_panic_is_an_answer() {
+    let server = with(Router::new().route("/panic", get(panics))).await;
+    let answer = server.get("/panic").await;
+    assert_eq!(
+        answer.status(),
+        "500 InternalError: This request caused apiserver to panic. Look in the logs for details."
+    );
+    assert_eq!(server.get("/version").await.code, 200);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_are_told_to_wait() {
+    let server = with(Router::new().route("/stuck", get(std::future::pending::<()>))).await;
+    let outside = |uri: &str| {
+        let mut request = ask("GET", uri).build();
+        request.extensions_mut().insert(Peer(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))));
+        request
+    };
+    let mut stuck = tokio::task::JoinSet::new();
+    for _ in 0..400 {
+        stuck.spawn(server.router.clone().oneshot(outside("/stuck")));
+    }
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let answer = server.router.clone().oneshot(outside("/version")).await.unwrap();
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            assert_eq!(answer.headers()[header::RETRY_AFTER], "1");
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing is refused");
+        tokio::task::yield_now().await;
+    }
+    // Clients inside the process are not part of the crowd.
+    assert_eq!(server.get("/version").await.code, 200);
+    stuck.shutdown().await;
+    assert_eq!(server.router.clone().oneshot(outside("/version")).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn keys_are_published() {
+    let server = Server::start().await;
+    let configuration = server.get("/.well-known/openid-configuration").await.json();
+    assert_eq!(configuration["issuer"], "https://kubernetes.default.svc.cluster.local");
+    let keys = server.get("/openid/v1/jwks").await;
+    assert_eq!(keys.header(header::CONTENT_TYPE), "application/jwk-set+json");
+    assert_eq!(
+        (keys.json()["keys"][0]["kty"].as_str(), keys.json()["keys"][0]["alg"].as_str()),
+        (Some("EC"), Some("ES256"))
+    );
+}
