@@ -235,7 +235,8 @@ mod tests {
     #[test]
     fn equal_contents_give_equal_images() {
         assert_eq!(sample(), sample());
-        expect!["sha256:6812a4f0d0cb017a351c4d836358fb6e91d053f3f0b6fe090d4f7638d0cc6740"].assert_eq(&sample().layer.digest);
+        expect!["sha256:6812a4f0d0cb017a351c4d836358fb6e91d053f3f0b6fe090d4f7638d0cc6740"]
+            .assert_eq(&sample().layer.digest);
     }
 
     #[test]

@@ -79,7 +79,8 @@ async fn subscribe(channel: Channel) -> Result<Streaming<Envelope>, Status> {
 }
 
 fn is_container_exit(envelope: &Envelope) -> bool {
-    let exit = envelope.event.as_ref().and_then(|event| <TaskExit as prost::Message>::decode(event.value.as_slice()).ok());
+    let exit =
+        envelope.event.as_ref().and_then(|event| <TaskExit as prost::Message>::decode(event.value.as_slice()).ok());
     // What cannot be read may be the end of a container.
     exit.is_none_or(|exit| exit.container == exit.process)
 }

@@ -389,7 +389,10 @@ mod tests {
     #[test]
     fn a_folder_whose_sockets_would_not_fit_is_refused() {
         let error = Layout::new(Path::new(&format!("/{}", "d".repeat(100)))).unwrap_err();
-        assert!(error.to_string().ends_with("is 16 bytes too long for a unix socket; choose a shorter data folder"), "{error}");
+        assert!(
+            error.to_string().ends_with("is 16 bytes too long for a unix socket; choose a shorter data folder"),
+            "{error}"
+        );
     }
 
     #[test]

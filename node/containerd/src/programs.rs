@@ -58,20 +58,21 @@ impl Programs {
 
     /// What is unsafe about the versions, in words.
     pub(crate) async fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for (program, floors) in [(&self.containerd, CONTAINERD_FLOORS), (&self.runc, RUNC_FLOORS)] {
-            let text = version_text(program).await.unwrap_or_default();
-            let name = program.file_name().unwrap_or_default().to_string_lossy();
-            match Version::find(&text) {
-                Some(version) if is_safe(version, floors) => {}
-                Some(version) => warnings.push(format!(
-                    "{name} {version} has known holes through which images can take over the node; install {} or later",
-                    newest(floors)
-                )),
-                None => warnings.push(format!("{name} does not tell its version, so it may have known holes")),
-            }
-        }
-        warnings
+        let (containerd, runc) = tokio::join!(version_text(&self.containerd), version_text(&self.runc));
+        let checks = [(&self.containerd, containerd, CONTAINERD_FLOORS), (&self.runc, runc, RUNC_FLOORS)];
+        checks.into_iter().filter_map(|(program, text, floors)| warning(program, text.as_deref(), floors)).collect()
+    }
+}
+
+fn warning(program: &Path, text: Option<&str>, floors: &[Version]) -> Option<String> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    match text.and_then(Version::find) {
+        Some(version) if is_safe(version, floors) => None,
+        Some(version) => Some(format!(
+            "{name} {version} has known holes through which images can take over the node; install {} or later",
+            newest(floors)
+        )),
+        None => Some(format!("{name} does not tell its version, so it may have known holes")),
     }
 }
 
@@ -207,6 +208,15 @@ mod tests {
         for (text, safe) in table {
             assert_eq!(is_safe(Version::parse(text).unwrap(), CONTAINERD_FLOORS), safe, "{text}");
         }
+    }
+
+    #[test]
+    fn old_and_unknown_versions_are_warned_of() {
+        let check = |text| warning(Path::new("/usr/sbin/runc"), text, RUNC_FLOORS);
+        assert_eq!(check(Some("runc version 1.3.3")), None);
+        expect!["runc 1.1.5 has known holes through which images can take over the node; install 1.2.8, 1.3.3, 1.4.0 or later"]
+            .assert_eq(&check(Some("runc version 1.1.5+ds1")).unwrap());
+        expect!["runc does not tell its version, so it may have known holes"].assert_eq(&check(None).unwrap());
     }
 
     #[test]

@@ -88,10 +88,7 @@ fn remembered(spec: &SandboxSpec) -> String {
 
 /// The spec that `sandbox_config` was given, from the labels and annotations that the runtime kept. `None` for a
 /// sandbox that somebody else made.
-pub(crate) fn recalled(
-    labels: &HashMap<String, String>,
-    annotations: &HashMap<String, String>,
-) -> Option<SandboxSpec> {
+pub(crate) fn recalled(labels: &HashMap<String, String>, annotations: &HashMap<String, String>) -> Option<SandboxSpec> {
     let mut spec: SandboxSpec = serde_json::from_str(annotations.get(annotations::SANDBOX)?).ok()?;
     spec.labels = sorted(labels, &[]);
     spec.annotations = sorted(annotations, &annotations::OWN_ON_SANDBOX);
@@ -179,9 +176,7 @@ fn resources(limits: &Limits) -> v1::LinuxContainerResources {
         cpu_period: limits.cpu_period_us.unwrap_or_default(),
         cpu_quota: limits.cpu_quota_us.unwrap_or_default(),
         cpu_shares: limits.cpu_shares.unwrap_or_default(),
-        memory_limit_in_bytes: limits
-            .memory_bytes
-            .map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        memory_limit_in_bytes: limits.memory_bytes.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
         oom_score_adj: limits.oom_score_adj,
         ..Default::default()
     }

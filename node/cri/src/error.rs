@@ -57,7 +57,13 @@ mod tests {
 
     #[test]
     fn other_codes_keep_the_text() {
-        check(Status::unknown("runc: exec format error"), expect!["start: runc: exec format error / runc: exec format error"]);
-        check(Status::unavailable("connection refused"), expect!["start: connection refused / pull: connection refused"]);
+        check(
+            Status::unknown("runc: exec format error"),
+            expect!["start: runc: exec format error / runc: exec format error"],
+        );
+        check(
+            Status::unavailable("connection refused"),
+            expect!["start: connection refused / pull: connection refused"],
+        );
     }
 }

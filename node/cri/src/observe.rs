@@ -129,8 +129,7 @@ impl CriRuntime {
         let sandboxes: HashSet<&str> = ours.iter().map(|(item, _)| item.id.as_str()).collect();
         let listed: Vec<v1::Container> =
             listed.into_iter().filter(|item| sandboxes.contains(item.pod_sandbox_id.as_str())).collect();
-        *self.known.owners.lock() =
-            listed.iter().map(|item| (item.id.clone(), item.pod_sandbox_id.clone())).collect();
+        *self.known.owners.lock() = listed.iter().map(|item| (item.id.clone(), item.pod_sandbox_id.clone())).collect();
         let unknown: Vec<String> = {
             let mut known = self.known.containers.lock();
             let states: HashMap<&str, i32> = listed.iter().map(|item| (item.id.as_str(), item.state)).collect();
@@ -145,10 +144,7 @@ impl CriRuntime {
                 known.insert(status.id.clone(), status);
             }
         }
-        Ok(listed
-            .into_iter()
-            .filter_map(|item| Some((item.pod_sandbox_id, known.get(&item.id)?.clone())))
-            .collect())
+        Ok(listed.into_iter().filter_map(|item| Some((item.pod_sandbox_id, known.get(&item.id)?.clone()))).collect())
     }
 
     /// `None` if the container went away since it was listed.

@@ -293,10 +293,8 @@ impl Runtime for CriRuntime {
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<SandboxId> {
         self.accepts(&spec.network)?;
         create_directory("create sandbox", &spec.log_directory)?;
-        let request = v1::RunPodSandboxRequest {
-            config: Some(convert::sandbox_config(spec)),
-            runtime_handler: String::new(),
-        };
+        let request =
+            v1::RunPodSandboxRequest { config: Some(convert::sandbox_config(spec)), runtime_handler: String::new() };
         let mut client = self.runtime();
         match bounded("create sandbox", &spec.pod.name, CALL_TIMEOUT, client.run_pod_sandbox(request)).await {
             Ok(answer) => Ok(SandboxId(answer.pod_sandbox_id)),

@@ -257,8 +257,7 @@ mod tests {
     async fn the_end_of_stdin_is_told_once() {
         let (data, stdin) = mpsc::channel(1);
         let (_size, resize) = mpsc::channel(1);
-        let request =
-            ExecRequest { command: vec![], stdin: true, stdout: true, stderr: true, tty: false };
+        let request = ExecRequest { command: vec![], stdin: true, stdout: true, stderr: true, tty: false };
         let mut inputs = Inputs::new(&request, stdin, resize);
         data.send(Bytes::from_static(b"a")).await.unwrap();
         drop(data);

@@ -140,8 +140,10 @@ struct Saved {
 
 impl Table {
     fn new(ranges: Ranges) -> Table {
-        let next =
-            Next { own: *ranges.offsets(AddressClass::Own).start(), light: *ranges.offsets(AddressClass::Light).start() };
+        let next = Next {
+            own: *ranges.offsets(AddressClass::Own).start(),
+            light: *ranges.offsets(AddressClass::Light).start(),
+        };
         Table { ranges, owners: BTreeMap::new(), taken: HashSet::new(), next, generation: 0 }
     }
 

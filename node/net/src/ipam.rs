@@ -73,8 +73,13 @@ struct Answer {
 enum Outcome {
     Done {},
     /// The address with the prefix of the node's pod network, as plugins that set up an interface want it.
-    Given { address: Ipv4Net, gateway: Ipv4Addr },
-    Failed { message: String },
+    Given {
+        address: Ipv4Net,
+        gateway: Ipv4Addr,
+    },
+    Failed {
+        message: String,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -65,11 +65,7 @@ impl Names {
     /// `directory` is the node's own folder, `D/node`.
     pub fn new(directory: &Path) -> Names {
         let hash = hash(directory.as_os_str().as_encoded_bytes());
-        Names {
-            light_link: format!("tdl{hash:08x}"),
-            light_namespace: directory.join("netns").join("light"),
-            hash,
-        }
+        Names { light_link: format!("tdl{hash:08x}"), light_namespace: directory.join("netns").join("light"), hash }
     }
 
     /// Locally administered addresses; known ones need no resolution, which would cost an entry for each pod.

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tandem_containerd::Config;
 use tandem_runtime::State;
 
 use crate::node::{Node, command, until};
@@ -87,6 +88,39 @@ pub(crate) async fn is_started_anew_when_its_configuration_changes() {
     assert_ne!(containerd_pid(&node), daemon);
     assert!(!alive(daemon));
     assert!(matches!(node.container(&container).await.state, State::Running { .. }));
+}
+
+pub(crate) async fn another_ones_socket_can_be_used() {
+    let node = Node::start().await;
+    let missing = tandem_containerd::external(&node.folder().join("nothing.sock")).await.err().unwrap().to_string();
+    assert!(missing.starts_with("no container runtime answers on /tmp/tc"), "{missing}");
+
+    let external = tandem_containerd::external(&node.containerd_folder().join("containerd.sock")).await.unwrap();
+    let (sandbox, container) = node.pod("shared", "exit 9").await;
+    assert_eq!(node.exited(&container).await.0, 9);
+    assert_eq!(external.runtime.list().await.unwrap(), [node.sandbox(&sandbox).await]);
+
+    // Sandboxes that others made there are none of ours.
+    let mut config = tandem_cri::sandbox_config(&node.sandbox_spec("foreign"));
+    config.annotations.clear();
+    let request = tandem_cri::v1::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+    let foreign = external.cri.runtime().run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+    assert_eq!(external.runtime.list().await.unwrap().len(), 1);
+    external.runtime.remove_sandbox(&tandem_runtime::SandboxId(foreign)).await.unwrap();
+}
+
+pub(crate) async fn strict_refuses_what_is_otherwise_warned_of() {
+    let mut node = Node::start().await;
+    let warnings = node.containerd.take().unwrap().warnings;
+    let strict = tandem_containerd::start(Config { strict: true, ..node.config() }).await;
+    match strict {
+        Ok(_) => assert!(warnings.is_empty(), "{warnings:?}"),
+        Err(error) => {
+            let refusal = format!("refused to use containerd: {}", warnings.join("; "));
+            assert_eq!(error.to_string(), refusal);
+            assert!(!warnings.is_empty());
+        }
+    }
 }
 
 pub(crate) async fn down_leaves_nothing() {

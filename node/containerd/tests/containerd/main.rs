@@ -32,6 +32,8 @@ tests![
     life::is_adopted_with_its_pods,
     life::is_started_again_when_it_dies,
     life::is_started_anew_when_its_configuration_changes,
+    life::another_ones_socket_can_be_used,
+    life::strict_refuses_what_is_otherwise_warned_of,
     life::down_leaves_nothing,
     network::pods_reach_each_other_and_the_node,
     network::components_join_a_pods_namespace,
@@ -62,8 +64,12 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     rustls::crypto::ring::default_provider().install_default().unwrap();
-    let failed: Vec<&str> =
-        TESTS.iter().filter(|(name, _)| chosen(name)).filter(|(name, test)| !run(name, *test)).map(|(name, _)| *name).collect();
+    let failed: Vec<&str> = TESTS
+        .iter()
+        .filter(|(name, _)| chosen(name))
+        .filter(|(name, test)| !run(name, *test))
+        .map(|(name, _)| *name)
+        .collect();
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }

@@ -60,7 +60,8 @@ pub(crate) fn image() -> archive::Image {
         let content = Content::Link { target: "busybox".to_owned() };
         files.push(File { path: format!("bin/{name}"), mode: 0o777, content });
     }
-    let settings = Settings { env: vec!["PATH=/bin".to_owned()], cmd: vec!["/bin/sh".to_owned()], ..Settings::default() };
+    let settings =
+        Settings { env: vec!["PATH=/bin".to_owned()], cmd: vec!["/bin/sh".to_owned()], ..Settings::default() };
     archive::image(&files, &settings)
 }
 
@@ -89,14 +90,15 @@ impl Node {
             AbortOnDropHandle::new(tokio::spawn(registry.serve("127.0.0.1:6444".parse().unwrap()))),
         ];
         let cgroup = format!("/tandem-test-{}", directory.path().file_name().unwrap().to_str().unwrap());
-        let mut node =
-            Node { directory, containerd: None, links, allocator, network, cgroup, _tasks: tasks };
+        let mut node = Node { directory, containerd: None, links, allocator, network, cgroup, _tasks: tasks };
         node.start_containerd(node.config()).await;
         node
     }
 
     pub(crate) async fn start_containerd(&mut self, config: Config) {
+        let begun = std::time::Instant::now();
         self.containerd = Some(tandem_containerd::start(config).await.unwrap_or_else(|error| panic!("{error}")));
+        tracing::info!(after = ?begun.elapsed(), "containerd answers");
     }
 
     pub(crate) fn config(&self) -> Config {

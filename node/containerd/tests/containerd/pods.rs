@@ -39,7 +39,14 @@ pub(crate) async fn security_settings_arrive() {
     assert_eq!(
         lines,
         [
-            "1234", "2345", "2345 3456", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "read only", "secured"
+            "1234",
+            "2345",
+            "2345 3456",
+            "CapEff:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "read only",
+            "secured"
         ]
     );
 
@@ -172,7 +179,8 @@ pub(crate) async fn statistics_grow() {
     };
     let first = until("there are statistics", mine).await;
     assert_eq!((first.sandbox.as_ref(), first.name.as_str()), (Some(&sandbox), "main"));
-    let later = until("processor time was used", || async { mine().await.filter(|now| now.cpu_ns > first.cpu_ns) }).await;
+    let later =
+        until("processor time was used", || async { mine().await.filter(|now| now.cpu_ns > first.cpu_ns) }).await;
     assert!(later.memory_working_set_bytes > 0 && later.at > first.at);
 }
 

@@ -65,27 +65,39 @@ fn check_network(network: Network, expected: Expect) {
 #[test]
 fn networks_become_namespaces_and_annotations() {
     let address = Ipv4Addr::new(10, 128, 0, 7);
-    check_network(Network::Own, expect![[r#"
+    check_network(
+        Network::Own,
+        expect![[r#"
         hostname="web-1" network=Pod
         tandem.dev/network=own
-    "#]]);
-    check_network(Network::Host { address }, expect![[r#"
+    "#]],
+    );
+    check_network(
+        Network::Host { address },
+        expect![[r#"
         hostname="" network=Node
         tandem.dev/address=10.128.0.7
         tandem.dev/network=host
-    "#]]);
-    check_network(Network::Join { namespace: "/run/netns/a".into(), address }, expect![[r#"
+    "#]],
+    );
+    check_network(
+        Network::Join { namespace: "/run/netns/a".into(), address },
+        expect![[r#"
         hostname="web-1" network=Pod
         tandem.dev/address=10.128.0.7
         tandem.dev/network=join
         tandem.dev/network-namespace=/run/netns/a
-    "#]]);
-    check_network(Network::Light { namespace: "/d/netns/light".into(), address }, expect![[r#"
+    "#]],
+    );
+    check_network(
+        Network::Light { namespace: "/d/netns/light".into(), address },
+        expect![[r#"
         hostname="web-1" network=Pod
         tandem.dev/address=10.128.0.7
         tandem.dev/network=light
         tandem.dev/network-namespace=/d/netns/light
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -132,11 +144,7 @@ fn host_ports_and_dns_are_passed_on() {
 
 fn check_container(spec: &ContainerSpec, expected: Expect) {
     let config = container_config(&sandbox(Network::Own), spec);
-    expected.assert_eq(&format!(
-        "log {}\n{}",
-        config.log_path,
-        show(&config.annotations)
-    ));
+    expected.assert_eq(&format!("log {}\n{}", config.log_path, show(&config.annotations)));
 }
 
 #[test]
@@ -144,14 +152,17 @@ fn containers_carry_their_identity() {
     let mut spec = container();
     spec.ports.push(Port { name: "http".into(), port: 8080, udp: false });
     spec.log_path = PathBuf::from("/logs/shop_web-1_u1/main/3.log");
-    check_container(&spec, expect![[r#"
+    check_container(
+        &spec,
+        expect![[r#"
         log main/3.log
         io.kubernetes.container.hash=abc
         io.kubernetes.container.restartCount=3
         tandem.dev/image=nginx:1.25
         tandem.dev/log-path=/logs/shop_web-1_u1/main/3.log
         tandem.dev/ports=[{"name":"http","port":8080,"udp":false}]
-    "#]]);
+    "#]],
+    );
 }
 
 fn check_security(security: Security, expected: Expect) {
@@ -175,10 +186,17 @@ fn check_security(security: Security, expected: Expect) {
 
 #[test]
 fn security_settings_are_passed_on() {
-    check_security(Security::default(), expect![[r#"seccomp Unconfined "" add [] drop [] user None group None extra [] ro false nnp false privileged false"#]]);
+    check_security(
+        Security::default(),
+        expect![[
+            r#"seccomp Unconfined "" add [] drop [] user None group None extra [] ro false nnp false privileged false"#
+        ]],
+    );
     check_security(
         Security { seccomp_default: true, drop_capabilities: vec!["ALL".into()], ..Default::default() },
-        expect![[r#"seccomp RuntimeDefault "" add [] drop ["ALL"] user None group None extra [] ro false nnp false privileged false"#]],
+        expect![[
+            r#"seccomp RuntimeDefault "" add [] drop ["ALL"] user None group None extra [] ro false nnp false privileged false"#
+        ]],
     );
     check_security(
         Security {
@@ -193,7 +211,9 @@ fn security_settings_are_passed_on() {
             seccomp_profile: Some("/profiles/a.json".into()),
             seccomp_default: true,
         },
-        expect![[r#"seccomp Localhost "/profiles/a.json" add ["NET_ADMIN", "SYS_TIME"] drop [] user Some(0) group Some(7) extra [8, 9] ro true nnp true privileged true"#]],
+        expect![[
+            r#"seccomp Localhost "/profiles/a.json" add ["NET_ADMIN", "SYS_TIME"] drop [] user Some(0) group Some(7) extra [8, 9] ro true nnp true privileged true"#
+        ]],
     );
 }
 

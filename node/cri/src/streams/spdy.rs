@@ -164,11 +164,16 @@ fn data(stream: u32, flags: u8, payload: &[u8]) -> Bytes {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Frame {
-    Data { stream: u32, payload: Bytes },
+    Data {
+        stream: u32,
+        payload: Bytes,
+    },
     Ping(Bytes),
     /// The server ends the connection.
     GoAway,
-    Reset { stream: u32 },
+    Reset {
+        stream: u32,
+    },
     Other,
 }
 

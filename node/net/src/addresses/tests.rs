@@ -27,9 +27,24 @@ fn check(network: &str, expected: Expect) {
 
 #[test]
 fn a_node_network_is_divided_by_prefix() {
-    check("10.128.64.0/18", expect!["gateway 10.128.64.1, own 10.128.64.2 to 10.128.79.255, light 10.128.80.0 to 10.128.127.254 in 10.128.80.0/20 and 10.128.96.0/19, by way of 10.128.127.255"]);
-    check("10.1.2.0/24", expect!["gateway 10.1.2.1, own 10.1.2.2 to 10.1.2.63, light 10.1.2.64 to 10.1.2.254 in 10.1.2.64/26 and 10.1.2.128/25, by way of 10.1.2.255"]);
-    check("10.1.2.32/27", expect!["gateway 10.1.2.33, own 10.1.2.34 to 10.1.2.39, light 10.1.2.40 to 10.1.2.62 in 10.1.2.40/29 and 10.1.2.48/28, by way of 10.1.2.63"]);
+    check(
+        "10.128.64.0/18",
+        expect![
+            "gateway 10.128.64.1, own 10.128.64.2 to 10.128.79.255, light 10.128.80.0 to 10.128.127.254 in 10.128.80.0/20 and 10.128.96.0/19, by way of 10.128.127.255"
+        ],
+    );
+    check(
+        "10.1.2.0/24",
+        expect![
+            "gateway 10.1.2.1, own 10.1.2.2 to 10.1.2.63, light 10.1.2.64 to 10.1.2.254 in 10.1.2.64/26 and 10.1.2.128/25, by way of 10.1.2.255"
+        ],
+    );
+    check(
+        "10.1.2.32/27",
+        expect![
+            "gateway 10.1.2.33, own 10.1.2.34 to 10.1.2.39, light 10.1.2.40 to 10.1.2.62 in 10.1.2.40/29 and 10.1.2.48/28, by way of 10.1.2.63"
+        ],
+    );
 }
 
 #[test]

@@ -160,9 +160,8 @@ fn operate(
 }
 
 fn ask(ipam: &Ipam, request: &Request) -> Result<Answer, Failure> {
-    let unreachable = |error: io::Error| {
-        failure(TRY_AGAIN_LATER, format!("ask the node on {}: {error}", ipam.socket.display()))
-    };
+    let unreachable =
+        |error: io::Error| failure(TRY_AGAIN_LATER, format!("ask the node on {}: {error}", ipam.socket.display()));
     let mut line = serde_json::to_vec(request).map_err(|error| failure(NO_DECODE, error))?;
     line.push(b'\n');
     let mut stream = UnixStream::connect(&ipam.socket).map_err(unreachable)?;
@@ -181,15 +180,15 @@ mod tests {
 
     use super::*;
 
-    const INPUT: &str = r#"{"cniVersion":"1.0.0","name":"pod","type":"ptp","ipam":{"type":"tandem-ipam","socket":"/d/ipam.sock"}}"#;
+    const INPUT: &str =
+        r#"{"cniVersion":"1.0.0","name":"pod","type":"ptp","ipam":{"type":"tandem-ipam","socket":"/d/ipam.sock"}}"#;
 
     fn node(_: &Ipam, request: &Request) -> Result<Answer, Failure> {
         let outcome = match (request.command, request.owner.as_str()) {
             (_, "full") => Outcome::Failed { message: "all 6 addresses are in use".into() },
-            (Command::Add | Command::Check, _) => Outcome::Given {
-                address: "10.1.2.3/24".parse().unwrap(),
-                gateway: Ipv4Addr::new(10, 1, 2, 1),
-            },
+            (Command::Add | Command::Check, _) => {
+                Outcome::Given { address: "10.1.2.3/24".parse().unwrap(), gateway: Ipv4Addr::new(10, 1, 2, 1) }
+            }
             (Command::Delete | Command::Status, _) => Outcome::Done {},
         };
         Ok(Answer { version: VERSION, outcome })
@@ -204,11 +203,30 @@ mod tests {
 
     #[test]
     fn results_are_those_of_the_specification() {
-        check("ADD", "s1", INPUT, expect![[r#"{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24","gateway":"10.1.2.1"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{}}"#]]);
-        check("ADD", "s1", &INPUT.replace("1.0.0", "0.4.0"), expect![[r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.2.3/24","gateway":"10.1.2.1"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{}}"#]]);
+        check(
+            "ADD",
+            "s1",
+            INPUT,
+            expect![[
+                r#"{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24","gateway":"10.1.2.1"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{}}"#
+            ]],
+        );
+        check(
+            "ADD",
+            "s1",
+            &INPUT.replace("1.0.0", "0.4.0"),
+            expect![[
+                r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.2.3/24","gateway":"10.1.2.1"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{}}"#
+            ]],
+        );
         check("DEL", "s1", INPUT, expect![""]);
         check("CHECK", "s1", INPUT, expect![""]);
-        check("VERSION", "", "", expect![[r#"{"cniVersion":"1.0.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}"#]]);
+        check(
+            "VERSION",
+            "",
+            "",
+            expect![[r#"{"cniVersion":"1.0.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}"#]],
+        );
     }
 
     #[test]

@@ -34,9 +34,7 @@ pub(super) async fn within<T: Send + 'static>(
     .await
 }
 
-async fn on_own_thread<T: Send + 'static>(
-    action: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+async fn on_own_thread<T: Send + 'static>(action: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("namespace".into()).spawn(move || {

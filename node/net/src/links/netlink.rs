@@ -98,10 +98,7 @@ impl Netlink {
     }
 
     async fn expect(&self, name: &str) -> Result<Link, Error> {
-        let missing = || Error::System {
-            action: format!("find link {name}"),
-            source: io::ErrorKind::NotFound.into(),
-        };
+        let missing = || Error::System { action: format!("find link {name}"), source: io::ErrorKind::NotFound.into() };
         self.link(name).await?.ok_or_else(missing)
     }
 
@@ -157,12 +154,7 @@ impl Netlink {
     }
 
     /// Makes the owner's routes in the main table exactly these.
-    pub(super) async fn routes(
-        &self,
-        owner: Owner,
-        wanted: &[Route],
-        source: Option<Ipv4Addr>,
-    ) -> Result<(), Error> {
+    pub(super) async fn routes(&self, owner: Owner, wanted: &[Route], source: Option<Ipv4Addr>) -> Result<(), Error> {
         for route in wanted {
             let message = route_message(owner, *route, source);
             let request = self.handle.route().add(message).replace();
