@@ -103,6 +103,16 @@ pub(super) fn container(sandbox: String, config: v1::ContainerConfig) -> Result<
     })
 }
 
+/// Guests have no kernel to ask for the host's name: they find it where container runtimes put it as well.
+pub(super) fn name_host(container: &mut ContainerRequest, sandbox: Option<&v1::PodSandboxConfig>) {
+    let Some(sandbox) = sandbox else { return };
+    let pod = sandbox.metadata.as_ref().map(|metadata| metadata.name.as_str());
+    let name = if sandbox.hostname.is_empty() { pod.unwrap_or_default() } else { &sandbox.hostname };
+    if !name.is_empty() && container.env.iter().all(|(variable, _)| variable != "HOSTNAME") {
+        container.env.push(("HOSTNAME".to_owned(), name.to_owned()));
+    }
+}
+
 pub(super) fn resources(linux: Option<&v1::LinuxContainerResources>) -> ResourceRecord {
     linux.map_or_else(ResourceRecord::default, |linux| ResourceRecord {
         memory_bytes: linux.memory_limit_in_bytes,

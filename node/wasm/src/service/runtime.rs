@@ -171,7 +171,8 @@ impl RuntimeService for Services {
     ) -> Answered<v1::CreateContainerResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| Status::invalid_argument("no configuration"))?;
-        let wanted = convert::container(request.pod_sandbox_id, config).map_err(Status::invalid_argument)?;
+        let mut wanted = convert::container(request.pod_sandbox_id, config).map_err(Status::invalid_argument)?;
+        convert::name_host(&mut wanted, request.sandbox_config.as_ref());
         answer(v1::CreateContainerResponse { container_id: self.host.create(wanted).await? })
     }
 
