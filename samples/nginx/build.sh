@@ -10,6 +10,7 @@ say "building nginx"
 unpacked=$work/nginx-unpacked root=$work/nginx-root layout=$OUT/nginx.next
 rm -rf "$unpacked" "$root"
 mapfile -t libraries < <(libraries_of nginx)
+[ ${#libraries[@]} -gt 0 ] || fail "the package nginx is not known here. Try: apt-get update"
 unpack "$unpacked" nginx nginx-common "${libraries[@]}"
 skeleton "$root"
 copy_with_libraries "$unpacked" "$root" usr/sbin/nginx

@@ -169,7 +169,7 @@ mod tests {
         assert_ne!(name("a", "A"), name("a", "a"));
         let digest = format!("sha256:{}", "0".repeat(64));
         for name in
-            [name(&"a/".repeat(120).trim_end_matches('/'), &"T".repeat(128)), name("a__b", &digest), name("a", "_.")]
+            [name("a/".repeat(120).trim_end_matches('/'), &"T".repeat(128)), name("a__b", &digest), name("a", "_.")]
         {
             assert_eq!(tandem_api::names::dns1123_subdomain(&name), [""; 0], "{name}");
         }
