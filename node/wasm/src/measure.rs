@@ -5,7 +5,7 @@ use std::{error::Error, net::SocketAddr, path::Path, sync::Arc, time::Instant};
 use tandem_component::Component;
 
 use crate::{
-    engine::{Blueprint, Compiler, Compiling, Cpu, Engine, Lanes, MemoryAccount, SocketRules},
+    engine::{Blueprint, Compiler, Compiling, Cpu, Engine, Lanes, MemoryAccount, NodeMemory, SocketRules},
     link::LocalSockets,
     network::{Attachment, Dialer, Dns, Sockets},
     notices::Notices,
@@ -34,7 +34,7 @@ async fn serve(file: &Path, address: SocketAddr, threads: usize) -> Result<(), B
     let attachment = Attachment::Host { address: address.ip() };
     let listener = sockets.listener("", None, address).await?;
     let outgoing = Outgoing::new(Dialer::new(attachment, Dns::default(), sockets));
-    let memory = MemoryAccount::new(None);
+    let memory = MemoryAccount::new(NodeMemory::of_this_machine(), None);
     let service = Service::new(ServiceParts {
         container: "measured".to_owned(),
         engine,

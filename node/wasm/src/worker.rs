@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     engine::{Compiler, Compiling, Engine, Lanes},
     host::{Host, HostParts},
-    link::Link,
+    link::{self, Link},
     service,
 };
 
@@ -36,7 +36,7 @@ async fn run(folder: PathBuf) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // Outgoing requests and pulls use TLS; whoever installed another provider first is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
-    raise_file_limit();
+    link::raise_file_limit();
     let (link, parent) = Link::open(link_to_parent()?).await?;
     let engine = Arc::new(Engine::new().map_err(io::Error::other)?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -74,13 +74,4 @@ async fn run(folder: PathBuf) -> io::Result<()> {
 /// The parent passes it as standard input.
 fn link_to_parent() -> io::Result<OwnedFd> {
     io::stdin().as_fd().try_clone_to_owned()
-}
-
-/// A listener for each pod, and connections.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }

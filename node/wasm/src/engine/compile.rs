@@ -67,12 +67,14 @@ impl Compiler {
     pub(crate) fn new(engine: &Engine, folder: PathBuf, compiling: Compiling) -> io::Result<Compiler> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
+        let fingerprint = fingerprint(&engine.wasmtime);
+        remove_stale(&folder, &fingerprint)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Semaphore::new(cores.saturating_sub(1).max(1));
         Ok(Compiler {
             folder,
             compiling,
-            fingerprint: fingerprint(&engine.wasmtime),
+            fingerprint,
             permits,
             under_way: parking_lot::Mutex::default(),
         })
@@ -81,7 +83,7 @@ impl Compiler {
     /// The code of the file with this digest, compiled now if it never was.
     pub(crate) async fn compiled(&self, digest: &str, file: &Path, binary: Binary) -> Result<Trusted, CompileError> {
         let name = digest.replace(':', "-");
-        let path = self.folder.join(format!("{name}-{}.cwasm", self.fingerprint));
+        let path = self.path(digest);
         let turn = self.under_way.lock().entry(name.clone()).or_default().clone();
         let held = turn.lock().await;
         let found = match self.check(&path) {
@@ -95,6 +97,18 @@ impl Compiler {
             under_way.remove(&name);
         }
         found
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.folder.join(format!("{}-{}.cwasm", digest.replace(':', "-"), self.fingerprint))
+    }
+
+    /// Removes the code of a file that is not needed any more. What runs goes on.
+    pub(crate) fn forget(&self, digest: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path(digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A file is trusted when it is a plain file of this user that nobody else can change, in a folder that is so too.
@@ -125,6 +139,18 @@ impl Compiler {
         std::fs::rename(&temporary, path)?;
         Ok(self.check(path)?)
     }
+}
+
+/// Code for another version, engine or processor is of no use any more.
+fn remove_stale(folder: &Path, fingerprint: &str) -> io::Result<()> {
+    let current = format!("-{fingerprint}.cwasm");
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if !path.to_string_lossy().ends_with(&current) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn fingerprint(engine: &wasmtime::Engine) -> String {

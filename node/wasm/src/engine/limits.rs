@@ -13,8 +13,44 @@ const TABLES: usize = 256;
 /// What a table element counts as memory.
 const ELEMENT_BYTES: u64 = 16;
 
+/// The part of the machine's memory that guests may hold together. More, and the kernel would end the whole host for
+/// one guest's hunger.
+const NODE_PERCENT: u64 = 75;
+
+/// The memory that all guests of the node hold together.
+pub(crate) struct NodeMemory {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl NodeMemory {
+    pub(crate) fn of_this_machine() -> Arc<NodeMemory> {
+        let system = rustix::system::sysinfo();
+        let total = u64::from(system.mem_unit.max(1)).saturating_mul(system.totalram);
+        NodeMemory::new(total / 100 * NODE_PERCENT)
+    }
+
+    pub(crate) fn new(limit: u64) -> Arc<NodeMemory> {
+        Arc::new(NodeMemory { limit, used: AtomicU64::new(0) })
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+        let wanted = self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
+        if wanted <= self.limit {
+            return Ok(());
+        }
+        self.give(bytes);
+        Err(MemoryExceeded { whose: "the node's", wanted, limit: self.limit })
+    }
+
+    fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
 /// The memory that all instances of one container hold together, against the container's limit.
 pub(crate) struct MemoryAccount {
+    node: Arc<NodeMemory>,
     limit: AtomicU64,
     used: AtomicU64,
     exceeded: AtomicBool,
@@ -22,8 +58,9 @@ pub(crate) struct MemoryAccount {
 }
 
 impl MemoryAccount {
-    pub(crate) fn new(limit: Option<u64>) -> Arc<MemoryAccount> {
+    pub(crate) fn new(node: Arc<NodeMemory>, limit: Option<u64>) -> Arc<MemoryAccount> {
         Arc::new(MemoryAccount {
+            node,
             limit: AtomicU64::new(limit.unwrap_or(u64::MAX)),
             used: AtomicU64::new(0),
             exceeded: AtomicBool::new(false),
@@ -57,24 +94,30 @@ impl MemoryAccount {
 
     fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
         let limit = self.limit.load(Ordering::Relaxed);
-        let before = self.used.fetch_add(bytes, Ordering::AcqRel);
-        if before.saturating_add(bytes) <= limit {
-            return Ok(());
+        let wanted = self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
+        let taken = if wanted <= limit {
+            self.node.take(bytes)
+        } else {
+            Err(MemoryExceeded { whose: "its", wanted, limit })
+        };
+        if taken.is_err() {
+            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            self.exceeded.store(true, Ordering::Release);
+            self.over.notify_one();
         }
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-        self.exceeded.store(true, Ordering::Release);
-        self.over.notify_one();
-        Err(MemoryExceeded { wanted: before.saturating_add(bytes), limit })
+        taken
     }
 
     fn give(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
+        self.node.give(bytes);
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("memory limit exceeded: {wanted} bytes wanted, {limit} allowed")]
+#[error("{whose} memory limit is exceeded: {wanted} bytes wanted, {limit} allowed")]
 pub(crate) struct MemoryExceeded {
+    whose: &'static str,
     wanted: u64,
     limit: u64,
 }
@@ -168,7 +211,7 @@ mod tests {
 
     #[test]
     fn shares_add_up_and_are_given_back() {
-        let account = MemoryAccount::new(Some(300));
+        let account = MemoryAccount::new(NodeMemory::new(1000), Some(300));
         let mut first = MemoryShare::new(account.clone());
         let mut second = MemoryShare::new(account.clone());
         assert!(first.memory_growing(0, 100, None).unwrap());
@@ -176,15 +219,27 @@ mod tests {
         assert_eq!(account.used(), 300);
         assert!(!account.exceeded());
         let refused = first.memory_growing(100, 101, None).unwrap_err();
-        assert_eq!(refused.to_string(), "memory limit exceeded: 301 bytes wanted, 300 allowed");
+        assert_eq!(refused.to_string(), "its memory limit is exceeded: 301 bytes wanted, 300 allowed");
         assert!(account.exceeded());
         drop(second);
         assert_eq!(account.used(), 100);
     }
 
     #[test]
+    fn the_node_has_a_limit_too() {
+        let node = NodeMemory::new(300);
+        let mut shares = [(); 2].map(|()| MemoryShare::new(MemoryAccount::new(node.clone(), None)));
+        assert!(shares[0].memory_growing(0, 200, None).unwrap());
+        let refused = shares[1].memory_growing(0, 200, None).unwrap_err();
+        assert_eq!(refused.to_string(), "the node's memory limit is exceeded: 400 bytes wanted, 300 allowed");
+        let [first, mut second] = shares;
+        drop(first);
+        assert!(second.memory_growing(0, 200, None).unwrap());
+    }
+
+    #[test]
     fn growth_that_fails_costs_nothing() {
-        let account = MemoryAccount::new(None);
+        let account = MemoryAccount::new(NodeMemory::new(1000), None);
         let mut share = MemoryShare::new(account.clone());
         assert!(share.memory_growing(0, 100, None).unwrap());
         assert!(share.memory_growing(100, 500, None).unwrap());

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 pub(crate) use compile::{CompileError, Compiler, Compiling, compile_main};
 pub(crate) use guest::{Blueprint, Guest, GuestStreams, Preopen, SocketRules};
 pub(crate) use lanes::{Lanes, Pulse, Seat};
-pub(crate) use limits::MemoryAccount;
+pub(crate) use limits::{MemoryAccount, NodeMemory};
 pub(crate) use meter::Cpu;
 pub(crate) use program::{Ending, Handler, Program, is_out_of_slots, trap_text};
 pub(crate) use settings::INSTANCES;

@@ -21,7 +21,7 @@ pub(crate) use create::ContainerRequest;
 pub(crate) use running::Running;
 
 use crate::{
-    engine::{Compiler, Engine, Lanes, Program},
+    engine::{Compiler, Engine, Lanes, NodeMemory, Program},
     images::{Images, Registries},
     network::Sockets,
     notices::Notices,
@@ -66,6 +66,7 @@ pub(crate) struct Host {
     pub(crate) table: Table,
     pub(crate) notices: Notices,
     lanes: Arc<Lanes>,
+    memory: Arc<NodeMemory>,
     compiler: Compiler,
     sockets: Arc<dyn Sockets>,
     clock: Arc<dyn Clock>,
@@ -87,6 +88,7 @@ impl Host {
             table: Table::open(folder.join("state"))?,
             notices: Notices::default(),
             lanes,
+            memory: NodeMemory::of_this_machine(),
             compiler,
             sockets,
             clock,
@@ -256,6 +258,9 @@ impl Host {
             return Err(HostError::Failed(format!("image {reference} is in use by container {}", record.id)));
         }
         self.images.remove(&image.id)?;
+        if self.images.file_is_gone(&image.file) {
+            self.compiler.forget(&image.file)?;
+        }
         Ok(())
     }
 

@@ -107,7 +107,7 @@ impl Host {
             }
         };
         let limit = u64::try_from(record.resources.memory_bytes).ok().filter(|bytes| *bytes > 0);
-        let memory = MemoryAccount::new(limit);
+        let memory = MemoryAccount::new(self.memory.clone(), limit);
         let cpu = Cpu::new(record.resources.cpu_quota_us, record.resources.cpu_period_us, Instant::now());
         let parts = Parts { program, memory, cpu: Arc::new(cpu), log: log(&sandbox, record) };
         parts.log.touch()?;
@@ -325,7 +325,7 @@ fn keep_http(
     move |mut stop| {
         Box::pin(async move {
             let ending = tokio::select! {
-                () = memory.wait_exceeded() => Ending::out_of_memory("memory limit exceeded".to_owned()),
+                () = memory.wait_exceeded() => Ending::out_of_memory("a memory limit was exceeded".to_owned()),
                 grace = asked_to_stop(&mut stop) => {
                     let finish = finish_http(&service, &host, &id, grace);
                     // A shorter grace can be asked for while the first one runs.

@@ -48,8 +48,8 @@ pub(crate) enum Credentials {
 pub(crate) enum PullError {
     #[error("{0:?} is not an image name")]
     Name(String),
-    #[error("{reference}: not found")]
-    NotFound { reference: String },
+    #[error("{reference}: not found: {message}")]
+    NotFound { reference: String, message: String },
     #[error("{reference}: the registry does not let us in: {message}")]
     Denied { reference: String, message: String },
     #[error("{reference}: the registry answered {status}: {message}")]
@@ -249,7 +249,7 @@ impl<'a> Client<'a> {
         let reference = self.reference.to_string();
         let message = answer_text(response).await;
         Err(match status {
-            StatusCode::NOT_FOUND => PullError::NotFound { reference },
+            StatusCode::NOT_FOUND => PullError::NotFound { reference, message },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied { reference, message },
             status => PullError::Answer { reference, status, message },
         })

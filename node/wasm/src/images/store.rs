@@ -157,6 +157,11 @@ impl Images {
         Ok(Some(stored))
     }
 
+    /// Whether no image has this wasm file any more.
+    pub(crate) fn file_is_gone(&self, file: &str) -> bool {
+        !self.index.read().images.values().any(|stored| stored.file == file)
+    }
+
     fn save(&self, index: &mut Index) -> io::Result<()> {
         index.version = INDEX_VERSION;
         let bytes = serde_json::to_vec(&*index).map_err(io::Error::other)?;

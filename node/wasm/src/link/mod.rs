@@ -24,12 +24,22 @@ pub(crate) use client::{Link, LocalSockets};
 pub(crate) use parent::{ParentOptions, parent_main};
 pub(crate) use wire::{Wire, watched};
 
+
 use crate::network::SocketKind;
 
 /// The version of these messages.
 pub(crate) const LINK_PROTOCOL: u32 = 1;
 /// Keys in one answer, so that it fits into a packet.
 const KEYS_EACH: usize = 500;
+
+/// A listener for each pod, and connections.
+pub(crate) fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {

@@ -70,6 +70,7 @@ impl Parent {
         if let Some(cgroup) = &options.cgroup {
             join_cgroup(cgroup);
         }
+        super::raise_file_limit();
         let control = bind_control(&options.socket)?;
         let mut parent = Parent { control, kept: BTreeMap::new(), options, _lock: lock };
         let mut terminate = signal(SignalKind::terminate())?;

@@ -5,9 +5,10 @@ use futures::{StreamExt, future::join_all};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tandem_runtime::{ContainerSpec, Error, Limits, Runtime};
+use tandem_wasm::Registry;
 
 use crate::{
-    bench::{Bench, free_port, get, http, spec, try_get, until},
+    bench::{Bench, config, free_port, get, http, spec, try_get, until},
     guests,
 };
 
@@ -169,7 +170,7 @@ async fn wrong_files_are_refused_in_words() {
     assert!(text.contains("not a WebAssembly component"), "{text}");
 
     let missing = format!("{}/nothing:1", bench.registry.address);
-    assert_eq!(bench.host.pull(&missing, None).await, Err(Error::Pull(format!("{missing}: not found"))));
+    assert_eq!(bench.host.pull(&missing, None).await, Err(Error::Pull(format!("{missing}: not found: MANIFEST_UNKNOWN: manifest unknown"))));
     bench.finish().await;
 }
 
@@ -198,5 +199,21 @@ async fn requests_go_out_from_the_pod() {
     assert_eq!(get(port, &format!("/a127.0.0.1:{other}")).await.status, 200);
     assert_eq!(get(port, &format!("/alocalhost:{other}")).await.status, 200);
     assert_eq!(get(port, "/a127.0.0.1:1").await.status, 502);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn a_mirror_stands_in_for_a_host() {
+    let bench = Bench::start().await;
+    bench.registry.push("library/hello", &guests::server());
+    assert!(bench.host.image("hello").await.unwrap().is_none());
+    // The table can change while the host runs: whoever starts it next writes it.
+    let mut config = config(bench.folder.path());
+    let endpoint = format!("http://{}", bench.registry.address);
+    config.registries.insert("docker.io".into(), Registry { endpoint, ..Registry::default() });
+    let host = tandem_wasm::start(config).await.unwrap();
+    let pulled = host.pull("hello", None).await.unwrap();
+    assert_eq!(pulled.digest, format!("docker.io/library/hello@{}", pulled.id));
+    assert_eq!(host.image("docker.io/library/hello:latest").await.unwrap().unwrap().id, pulled.id);
     bench.finish().await;
 }
