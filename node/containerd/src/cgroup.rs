@@ -38,6 +38,10 @@ pub(crate) fn remove(dir: &Path) {
             }
             _ => {}
         }
+        // Others may have theirs beside it.
+        if let Some(parent) = cgroup.parent() {
+            drop(fs::remove_dir(parent));
+        }
     }
 }
 
