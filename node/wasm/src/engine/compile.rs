@@ -71,13 +71,7 @@ impl Compiler {
         remove_stale(&folder, &fingerprint)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Semaphore::new(cores.saturating_sub(1).max(1));
-        Ok(Compiler {
-            folder,
-            compiling,
-            fingerprint,
-            permits,
-            under_way: parking_lot::Mutex::default(),
-        })
+        Ok(Compiler { folder, compiling, fingerprint, permits, under_way: parking_lot::Mutex::default() })
     }
 
     /// The code of the file with this digest, compiled now if it never was.

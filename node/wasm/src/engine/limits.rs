@@ -95,11 +95,8 @@ impl MemoryAccount {
     fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
         let limit = self.limit.load(Ordering::Relaxed);
         let wanted = self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        let taken = if wanted <= limit {
-            self.node.take(bytes)
-        } else {
-            Err(MemoryExceeded { whose: "its", wanted, limit })
-        };
+        let taken =
+            if wanted <= limit { self.node.take(bytes) } else { Err(MemoryExceeded { whose: "its", wanted, limit }) };
         if taken.is_err() {
             self.used.fetch_sub(bytes, Ordering::AcqRel);
             self.exceeded.store(true, Ordering::Release);

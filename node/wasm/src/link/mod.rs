@@ -24,7 +24,6 @@ pub(crate) use client::{Link, LocalSockets};
 pub(crate) use parent::{ParentOptions, parent_main};
 pub(crate) use wire::{Wire, watched};
 
-
 use crate::network::SocketKind;
 
 /// The version of these messages.

@@ -2,10 +2,11 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use http::{Request, Response, StatusCode, header, uri::Scheme};
+use http::{Method, Request, Response, StatusCode, header, uri::Scheme};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use wasmtime::{Store, component::Accessor};
@@ -25,6 +26,8 @@ use crate::{
     output::Output,
 };
 
+/// The longest that one request with its answer's body may take.
+const LIFE_TIME: Duration = Duration::from_secs(3600);
 /// The part of a trap's text that fits into an event.
 const NOTICE_BYTES: usize = 900;
 
@@ -47,11 +50,19 @@ pub(super) async fn respond(
     let (sender, receiver) = oneshot::channel();
     let pulse = Arc::new(Pulse::default());
     let place = Place::take(service.clone(), pulse.clone());
-    let hold = Hold::new(pulse.clone());
+    let mut hold = Hold::new(pulse.clone());
+    let wants_body = request.method() != Method::HEAD;
     let guest = run(service.clone(), admission, place, request, sender);
     service.lanes.run_express(service.cpu.clone(), pulse, guest);
     match tokio::time::timeout(service.limits.answer_time, receiver).await {
-        Ok(Ok(Ok(response))) => response.map(|body| Answer::Guest { body, hold }),
+        Ok(Ok(Ok(response))) => {
+            let is_empty = response.body().is_end_stream() || response.body().size_hint().exact() == Some(0);
+            if is_empty || !wants_body {
+                // Nobody will fetch it, and that is no sign that the client has gone.
+                hold.release();
+            }
+            response.map(|body| Answer::Guest { body, hold })
+        }
         Ok(Ok(Err(Failure::Busy))) => {
             service.metrics.rejected.fetch_add(1, Ordering::Relaxed);
             let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "this node has no room for another instance\n");
@@ -80,10 +91,16 @@ async fn run(
     };
     let mut store = service.blueprint.store(&service.engine, &service.blueprint.args, streams);
     service.metrics.instances.fetch_add(1, Ordering::Relaxed);
-    let ended = match service.handler() {
-        Some(Handler::Release2(pre)) => release2(pre, &mut store, request, sender).await,
-        Some(Handler::Release3(pre)) => release3(pre, &mut store, request, sender).await,
-        None => Err(wasmtime::Error::msg("the component exports no HTTP handler")),
+    let answering = async {
+        match service.handler() {
+            Some(Handler::Release2(pre)) => release2(pre, &mut store, request, sender).await,
+            Some(Handler::Release3(pre)) => release3(pre, &mut store, request, sender).await,
+            None => Err(wasmtime::Error::msg("the component exports no HTTP handler")),
+        }
+    };
+    let ended = match tokio::time::timeout(LIFE_TIME, answering).await {
+        Ok(ended) => ended,
+        Err(_) => Err(wasmtime::Error::msg("an instance lived longer than a request may take")),
     };
     // In this order: its memory is free before another instance may begin.
     drop(store);

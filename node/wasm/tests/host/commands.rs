@@ -39,10 +39,11 @@ async fn environment_arguments_and_output() {
     for wasm in [guests::command(), guests::command_component()] {
         let image = bench.image("command", &wasm).await;
         let sandbox = bench.sandbox().await;
-        let spec = ContainerSpec { env: vec![("A".into(), "1 2".into())], ..command_spec(&image, &["show", "x y"]) };
+        let env = vec![("A".into(), "1 2".into()), ("HOSTNAME".into(), "me".into())];
+        let spec = ContainerSpec { env, ..command_spec(&image, &["show", "x y"]) };
         let id = bench.run(&sandbox, &spec).await;
         assert_eq!(bench.exit(&id).await.0, 0);
-        assert_eq!(bench.log(&id).await, ["stdout A=1 2", "stdout arg show", "stdout arg x y"]);
+        assert_eq!(bench.log(&id).await, ["stdout A=1 2", "stdout HOSTNAME=me", "stdout arg show", "stdout arg x y"]);
 
         let sandbox = bench.sandbox().await;
         let id = bench.run(&sandbox, &command_spec(&image, &["print"])).await;

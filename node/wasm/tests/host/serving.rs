@@ -170,7 +170,10 @@ async fn wrong_files_are_refused_in_words() {
     assert!(text.contains("not a WebAssembly component"), "{text}");
 
     let missing = format!("{}/nothing:1", bench.registry.address);
-    assert_eq!(bench.host.pull(&missing, None).await, Err(Error::Pull(format!("{missing}: not found: MANIFEST_UNKNOWN: manifest unknown"))));
+    assert_eq!(
+        bench.host.pull(&missing, None).await,
+        Err(Error::Pull(format!("{missing}: not found: MANIFEST_UNKNOWN: manifest unknown")))
+    );
     bench.finish().await;
 }
 
