@@ -5,6 +5,7 @@ mod binding;
 mod connect;
 mod eviction;
 mod finalize;
+mod proxy;
 mod reviews;
 mod scale;
 mod token;

@@ -17,10 +17,10 @@ use tandem_api::{ApiError, Object, Reason};
 use tandem_store::Consistency;
 use tokio::time::timeout;
 
-use super::live;
-use crate::{call::Call, core::Core, request::Query, respond, write::Target};
+use super::{live, proxy};
+use crate::{NodeStream, call::Call, core::Core, request::Query, respond, write::Target};
 
-const DIAL_MAX: Duration = Duration::from_secs(10);
+pub(super) const DIAL_MAX: Duration = Duration::from_secs(10);
 /// What a node says about a failure is shown up to this length.
 const ERROR_MAX_BYTES: usize = 4096;
 const LOG_PARAMETERS: [&str; 7] =
@@ -38,13 +38,11 @@ pub(super) async fn connect(
     subresource: &str,
 ) -> Result<Response, ApiError> {
     if subresource == "proxy" {
-        if target.def.plural != "nodes" {
-            return Err(crate::request::not_found());
-        }
-        let rest = call.path()?.rest.clone();
-        let path = if rest.is_empty() { "/".to_owned() } else { rest };
-        let query = call.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        return pass(core, call, target.name, &format!("{path}{query}")).await;
+        let path = proxy::path(call)?;
+        return match target.def.plural.as_str() {
+            "nodes" => pass(core, call, target.name, &path).await,
+            _ => proxy::connect(core, call, target, &path).await,
+        };
     }
     let pod = live(core, target).await?;
     let node = pod.str_at(&["spec", "nodeName"]).unwrap_or_default();
@@ -154,28 +152,38 @@ async fn pass(core: &Core, call: &Call, node: &str, path: &str) -> Result<Respon
     let stream = dialed
         .map_err(|_| unreachable(node, format!("dial tcp {address}: i/o timeout")))?
         .map_err(|why| unreachable(node, format!("dial tcp {address}: {why}")))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
-        .await
-        .map_err(|why| unreachable(node, why))?;
-    let node_name = node.to_owned();
+    send(core, call, stream, &address.to_string(), path).await
+}
+
+/// Speaks HTTP/1.1 over the stream: the request with another path, its body, and an upgrade where one is asked for.
+pub(super) async fn send(
+    core: &Core,
+    call: &Call,
+    stream: NodeStream,
+    host: &str,
+    path: &str,
+) -> Result<Response, ApiError> {
+    let failed = |why: hyper::Error| ApiError::internal(format!("error dialing backend: {host}: {why}"));
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(failed)?;
     core.tasks.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(node = node_name, %error, "the connection to a node ended");
+            tracing::debug!(%error, "a connection to a backend ended");
         }
     });
     let upgrade = call.parts.extensions.get::<OnUpgrade>().cloned();
     let upgrade = upgrade.filter(|_| call.headers().contains_key(header::UPGRADE));
     let mut request = Request::builder().method(call.parts.method.clone()).uri(path);
     if let Some(headers) = request.headers_mut() {
-        *headers = headers_for_node(call.headers(), upgrade.is_some(), address);
+        *headers = headers_for_backend(call.headers(), upgrade.is_some(), host);
     }
     let body = if upgrade.is_some() { Body::empty() } else { call.take_body() };
     let request = request.body(body).map_err(|why| ApiError::bad_request(why.to_string()))?;
-    let response = sender.send_request(request).await.map_err(|why| unreachable(node, why))?;
+    let response = sender.send_request(request).await.map_err(failed)?;
     answer(core, response, upgrade).await
 }
 
-fn headers_for_node(given: &HeaderMap, upgrade: bool, address: SocketAddr) -> HeaderMap {
+fn headers_for_backend(given: &HeaderMap, upgrade: bool, host: &str) -> HeaderMap {
     let mut headers = given.clone();
     for name in DROPPED {
         headers.remove(name);
@@ -191,7 +199,7 @@ fn headers_for_node(given: &HeaderMap, upgrade: bool, address: SocketAddr) -> He
     for name in credentials {
         headers.remove(name);
     }
-    if let Ok(host) = http::HeaderValue::from_str(&address.to_string()) {
+    if let Ok(host) = http::HeaderValue::from_str(host) {
         headers.insert(header::HOST, host);
     }
     headers

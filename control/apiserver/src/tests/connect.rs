@@ -74,3 +74,18 @@ async fn what_the_node_refuses_is_told() {
     assert_eq!(exec.status(), "400 BadRequest: no such shell");
     assert_eq!(server.get("/api/v1/nodes/n1/proxy/stats/summary").await.text(), "stats");
 }
+
+#[tokio::test]
+async fn proxying_refuses_what_is_not_a_pod() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    assert_eq!(server.get(&in_default("pods/a:80/proxy/")).await.code, 400);
+    let status = json!({ "status": { "podIP": "127.0.0.1" } });
+    server.patch(&in_default("pods/a/status"), "application/merge-patch+json", &status).await;
+    assert_eq!(server.get(&in_default("pods/a:80/proxy/")).await.status(), "400 BadRequest: address not allowed");
+    let service = json!({ "metadata": { "name": "web" }, "spec": { "ports": [{ "name": "http", "port": 80 }] } });
+    server.create(&in_default("services"), &service).await;
+    assert_eq!(server.get(&in_default("services/web/proxy/")).await.code, 503);
+    assert_eq!(server.get(&in_default("services/none/proxy/")).await.code, 404);
+}
