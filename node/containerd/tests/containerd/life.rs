@@ -150,3 +150,23 @@ pub(crate) async fn down_leaves_nothing() {
     assert!(node.runtime().image(crate::node::BUSYBOX).await.unwrap().is_some());
     assert!(node.runtime().list().await.unwrap().is_empty());
 }
+
+pub(crate) async fn down_works_while_nobody_answers_the_plugins() {
+    let mut node = Node::start().await;
+    let (sandbox, _) = node.pod("one", "sleep 1000555").await;
+    let folder = node.containerd_folder();
+    node.containerd = None;
+    node.give_addresses(false);
+    tandem_containerd::down(&folder).await.unwrap();
+    assert_eq!(process_with("1000555"), None);
+    assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&folder.display().to_string()));
+    assert_eq!(command("ip -o link show type veth | grep -v tdl"), "");
+
+    // What could not be given back then is given back later.
+    node.give_addresses(true);
+    node.start_containerd(node.config()).await;
+    let left = node.runtime().list().await.unwrap();
+    assert!(left.iter().all(|seen| seen.id == sandbox && !seen.ready), "{left:?}");
+    node.runtime().remove_sandbox(&sandbox).await.unwrap();
+    assert!(node.allocator.owners().is_empty(), "{:?}", node.allocator.owners());
+}

@@ -35,6 +35,7 @@ tests![
     life::another_ones_socket_can_be_used,
     life::strict_refuses_what_is_otherwise_warned_of,
     life::down_leaves_nothing,
+    life::down_works_while_nobody_answers_the_plugins,
     network::pods_reach_each_other_and_the_node,
     network::components_join_a_pods_namespace,
     network::host_ports_lead_to_the_pod,

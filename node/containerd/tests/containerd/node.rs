@@ -33,7 +33,8 @@ pub(crate) struct Node {
     pub(crate) allocator: Allocator,
     pub(crate) network: NodeNetwork,
     cgroup: String,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    addresses: Option<AbortOnDropHandle<()>>,
+    _registry: AbortOnDropHandle<()>,
 }
 
 /// The program of the test images.
@@ -83,16 +84,31 @@ impl Node {
         let links = Links::new(&folder).unwrap();
         links.apply(&network).await.unwrap();
         let allocator = Allocator::open(&folder.join("addresses.json"), pods.network()).unwrap();
-        let serve = ipam::serve(&folder.join("ipam.sock"), allocator.clone(), CancellationToken::new()).unwrap();
         let registry = Arc::new(TestRegistry::new(directory.path(), image()));
-        let tasks = vec![
-            AbortOnDropHandle::new(tokio::spawn(serve)),
-            AbortOnDropHandle::new(tokio::spawn(registry.serve("127.0.0.1:6444".parse().unwrap()))),
-        ];
+        let registry = AbortOnDropHandle::new(tokio::spawn(registry.serve("127.0.0.1:6444".parse().unwrap())));
         let cgroup = format!("/tandem-test-{}", directory.path().file_name().unwrap().to_str().unwrap());
-        let mut node = Node { directory, containerd: None, links, allocator, network, cgroup, _tasks: tasks };
+        let mut node = Node {
+            directory,
+            containerd: None,
+            links,
+            allocator,
+            network,
+            cgroup,
+            addresses: None,
+            _registry: registry,
+        };
+        node.give_addresses(true);
         node.start_containerd(node.config()).await;
         node
+    }
+
+    /// Whether somebody answers the address plugin.
+    pub(crate) fn give_addresses(&mut self, give: bool) {
+        self.addresses = give.then(|| {
+            let socket = self.folder().join("ipam.sock");
+            let serve = ipam::serve(&socket, self.allocator.clone(), CancellationToken::new()).unwrap();
+            AbortOnDropHandle::new(tokio::spawn(serve))
+        });
     }
 
     pub(crate) async fn start_containerd(&mut self, config: Config) {
