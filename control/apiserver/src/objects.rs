@@ -48,6 +48,19 @@ impl Objects {
         found.map(|stored| self.read(def, &stored)).transpose()
     }
 
+    /// An object that others refer to: as this member knows it, or, where it does not know it yet, as it is.
+    pub(crate) async fn find(
+        &self,
+        def: &ResourceDef,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Object>, ApiError> {
+        match self.get(def, namespace, name, Consistency::Any).await? {
+            None => self.get(def, namespace, name, Consistency::Linearizable).await,
+            found => Ok(found),
+        }
+    }
+
     pub(crate) async fn stored(
         &self,
         def: &ResourceDef,

@@ -1,5 +1,4 @@
 use tandem_api::{ApiError, Cause, Object};
-use tandem_store::Consistency;
 
 use super::Request;
 use crate::core::Core;
@@ -11,10 +10,7 @@ const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 pub(super) async fn exists(core: &Core, request: &Request<'_>, object: &Object) -> Result<(), ApiError> {
     let Some(name) = request.namespace.filter(|_| request.def.is_namespaced()) else { return Ok(()) };
     let namespaces = core.row("", "v1", "namespaces")?;
-    let mut found = core.objects.get(&namespaces, None, name, Consistency::Any).await?;
-    if found.is_none() {
-        found = core.objects.get(&namespaces, None, name, Consistency::Linearizable).await?;
-    }
+    let found = core.objects.find(&namespaces, None, name).await?;
     let found = found.ok_or_else(|| ApiError::not_found("", "namespaces", name))?;
     let ending = found.deletion_timestamp().is_some() || found.str_at(&["status", "phase"]) == Some("Terminating");
     if !ending {

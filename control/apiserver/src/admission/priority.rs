@@ -13,7 +13,7 @@ pub(super) async fn resolve(core: &Core, request: &Request<'_>, pod: &mut Object
     let named = pod.str_at(&["spec", "priorityClassName"]).filter(|name| !name.is_empty()).map(str::to_owned);
     let class = match &named {
         Some(name) => {
-            let found = core.objects.get(&classes, None, name, Consistency::Linearizable).await?;
+            let found = core.objects.find(&classes, None, name).await?;
             let missing = || request.forbidden(pod.name(), format!("no PriorityClass with name {name} was found"));
             Some(found.ok_or_else(missing)?)
         }

@@ -1,6 +1,5 @@
 use serde_json::Value;
 use tandem_api::{ApiError, Object, WASM_RUNTIME_CLASS};
-use tandem_store::Consistency;
 
 use super::{Request, pod};
 use crate::core::Core;
@@ -13,7 +12,7 @@ pub(super) async fn apply(core: &Core, request: &Request<'_>, object: &mut Objec
     };
     let classes = core.row("node.k8s.io", "v1", "runtimeclasses")?;
     let own = object.name().to_owned();
-    let Some(class) = core.objects.get(&classes, None, &name, Consistency::Linearizable).await? else {
+    let Some(class) = core.objects.find(&classes, None, &name).await? else {
         return Err(request.forbidden(&own, format!("pod rejected: RuntimeClass {name:?} not found")));
     };
     if let Some(overhead) = class.at(&["overhead", "podFixed"]) {

@@ -1,6 +1,5 @@
 use serde_json::{Value, json};
 use tandem_api::{ApiError, Object};
-use tandem_store::Consistency;
 
 use super::Request;
 use crate::core::Core;
@@ -25,7 +24,7 @@ pub(super) async fn assign(core: &Core, request: &Request<'_>, pod: &mut Object)
     pod.set(&["spec", "serviceAccountName"], name.as_str());
     pod.set(&["spec", "serviceAccount"], name.as_str());
     let accounts = core.row("", "v1", "serviceaccounts")?;
-    let account = core.objects.get(&accounts, request.namespace, &name, Consistency::Linearizable).await?;
+    let account = core.objects.find(&accounts, request.namespace, &name).await?;
     let Some(account) = account else {
         let namespace = request.namespace.unwrap_or_default();
         let own = if pod.name().is_empty() { pod.generate_name() } else { pod.name() };

@@ -25,13 +25,41 @@ impl NodeDialer for Pipe {
     }
 }
 
-async fn server() -> Server {
+/// Takes the connection over, sends back what it gets, and says goodbye.
+async fn echo(mut request: axum::extract::Request) -> axum::response::Response {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let protocol = request.headers()[header::SEC_WEBSOCKET_PROTOCOL].clone();
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        let mut buffer = [0; 64];
+        loop {
+            let read = stream.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            stream.write_all(&buffer[..read]).await.unwrap();
+        }
+        stream.write_all(b"bye").await.unwrap();
+        stream.shutdown().await.unwrap();
+    });
+    axum::response::Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+        .body(Body::empty())
+        .unwrap()
+}
+
+pub(super) async fn server() -> Server {
     let node = Router::new()
         .route(
             "/containerLogs/default/a/c",
             get(async |uri: http::Uri| format!("log {}", uri.query().unwrap_or_default())),
         )
         .route("/exec/default/a/c", get(async || (StatusCode::BAD_REQUEST, "no such shell")))
+        .route("/attach/default/a/c", get(echo))
         .route("/stats/summary", get(async || "stats"));
     let server = Server::with(Parts { nodes: Some(Arc::new(Pipe(node))), ..Parts::default() }).await;
     server.default_account().await;

@@ -81,6 +81,9 @@ async fn refusals_are_worded_as_in_kubernetes() {
         .assert_eq(&server.put(&in_default("configmaps/a"), &config_map("b")).await.status());
     expect!["400 BadRequest: resourceVersion should not be set on objects to be created"]
         .assert_eq(&server.post(&maps, &json!({"metadata": {"name": "x", "resourceVersion": "7"}})).await.status());
+    for name in ["a/b", "..", "A", "a%2fb", ""] {
+        assert_eq!(server.post(&maps, &config_map(name)).await.code, 422, "{name:?}");
+    }
     let unknown = server.send(ask("POST", &maps).body("text/csv", "a,b")).await;
     expect!["415 UnsupportedMediaType: the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"].assert_eq(&unknown.status());
     let unacceptable = server.send(ask("GET", &maps).header("accept", "text/html")).await;

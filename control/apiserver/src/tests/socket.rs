@@ -43,7 +43,10 @@ fn chain(leaf: &Leaf) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) 
 }
 
 async fn listen() -> Listening {
-    let server = Server::start().await;
+    listen_with(Server::start().await).await
+}
+
+async fn listen_with(server: Server) -> Listening {
     let (certificates, key) = chain(&leaf(&server, "apiserver", &[], Usage::Server));
     let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
     let resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(certificates, key)));
@@ -148,4 +151,31 @@ async fn no_header_sets_an_identity() {
         .await;
     assert_eq!(answer.code, 403);
     assert_eq!(Identity::anonymous().name, "system:anonymous");
+}
+
+/// Bytes that are neither HTTP nor a known protocol, both ways through server, API and node.
+#[tokio::test]
+async fn upgraded_streams_pass_through_to_the_node() {
+    use tokio::io::AsyncWriteExt as _;
+    let listening = listen_with(super::connect::server().await).await;
+    let admin = leaf(&listening.server, "jane", &["system:masters"], Usage::Client);
+    let mut stream = dial(&listening, Some(&admin), b"http/1.1").await;
+    let request = "GET /api/v1/namespaces/default/pods/a/attach?stdout=true&stdin=true HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = timeout(Duration::from_secs(5), stream.read_u8()).await.unwrap().unwrap();
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(head.contains("sec-websocket-protocol: v5.channel.k8s.io"), "{head}");
+    stream.write_all(b"\x00ping").await.unwrap();
+    let mut echoed = [0; 5];
+    timeout(Duration::from_secs(5), stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+    assert_eq!(&echoed, b"\x00ping");
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, b"bye");
 }
