@@ -47,8 +47,8 @@ const PING_ANSWER_MAX: Duration = Duration::from_secs(15);
 const STREAMS_MAX: u32 = 250;
 /// Connections on which nothing has happened for this long are closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
-/// Requests that have not ended this long after the shutdown began are cut off.
-const DRAIN_MAX: Duration = Duration::from_millis(700);
+/// Requests that have not ended this long after the shutdown began are cut off; watches never end by themselves.
+const DRAIN_MAX: Duration = Duration::from_millis(300);
 /// The pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
