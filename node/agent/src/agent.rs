@@ -41,6 +41,8 @@ pub enum Error {
     Listen { address: String, source: io::Error },
     #[error("cannot make an HTTP client for probes: {0}")]
     Http(#[source] reqwest::Error),
+    #[error("{0}")]
+    Volumes(String),
 }
 
 /// Runs the agent until it is told to end. What runs on the node goes on without it.
@@ -120,6 +122,11 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         metrics: Arc::new(Metrics::new()),
         patches: Semaphore::new(PATCHES_MAX),
     })
+}
+
+/// Unmounts what the agent mounted for pods of this node (`D/node`), when none of them runs any more.
+pub fn unmount_volumes(node: &std::path::Path) -> Result<(), Error> {
+    volumes::unmount_all(&Directories::new(node).pods()).map_err(Error::Volumes)
 }
 
 /// What `down` needs to know of the node.

@@ -21,6 +21,8 @@ use crate::{
 /// A pull that makes no end is given up.
 const PULL_TIMEOUT: Duration = Duration::from_secs(600);
 
+const KNOWN_MAX: usize = 1024;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PullPolicy {
     Always,
@@ -36,6 +38,8 @@ pub(crate) struct Images {
     clock: Arc<dyn Clock>,
     /// One pull of an image at a time; whoever waited finds it there.
     pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What images that are on the node are, by their id.
+    known: Mutex<HashMap<String, ImageKind>>,
 }
 
 impl Images {
@@ -46,46 +50,69 @@ impl Images {
         events: Events,
         clock: Arc<dyn Clock>,
     ) -> Images {
-        Images { runtimes, resolver, objects, events, clock, pulls: Mutex::default() }
+        Images { runtimes, resolver, objects, events, clock, pulls: Mutex::default(), known: Mutex::default() }
     }
 
     /// What the container's image is, without fetching its content.
     pub(crate) async fn resolve(&self, pod: &Pod, spec: &Spec) -> Result<ImageKind, Fault> {
         let (reference, policy) = self.parse(pod, spec)?;
         let local = self.runtimes.local_image(image_name(spec)).await.map_err(|error| pull_fault(spec, &error))?;
-        let asks_registry = policy == PullPolicy::Always || local.is_none();
+        if let (PullPolicy::IfNotPresent, Some((_, image))) = (policy, &local)
+            && let Some(kind) = self.known.lock().get(&image.id)
+        {
+            return Ok(*kind);
+        }
+        let id = local.as_ref().map(|(_, image)| image.id.clone());
+        let local = local.map(|(kind, _)| kind);
         match (policy, local) {
-            (PullPolicy::Never, None) => return Err(self.never_pull(pod, spec)),
-            (_, Some((ImageKind { kind: Kind::Container, .. }, _))) if !asks_registry => {
-                return Ok(ImageKind { kind: Kind::Container, sockets: false });
-            }
-            (PullPolicy::Never, Some((kind, _))) => return Ok(kind),
-            (_, local) => {
-                let auths = self.auths(pod, &reference).await;
-                match self.resolver.kind(&reference, &auths).await {
-                    Ok(kind) => return self.runnable(pod, spec, kind),
-                    // What is here runs, whether its registry answers or not.
-                    Err(_) if local.is_some() => {
-                        return Ok(local.map_or(ImageKind { kind: Kind::Container, sockets: false }, |(kind, _)| kind));
-                    }
-                    // The runtime may know ways to a registry that the agent does not.
-                    Err(registry::Error::Unreachable { .. })
-                        if self.runtimes.get(Kind::Container).is_some() && self.resolver.is_direct(&reference) =>
-                    {
-                        return Ok(ImageKind { kind: Kind::Container, sockets: false });
-                    }
-                    Err(error @ registry::Error::Unreachable { .. }) => {
-                        let message = format!("Failed to pull image \"{}\": {error}", image_name(spec));
-                        self.events.warning(pod, Some(&spec.name), "Failed", message);
-                        return Err(Fault::new("RegistryUnavailable", error.to_string()));
-                    }
-                    Err(error) => {
-                        self.events.normal(pod, Some(&spec.name), "Pulling", pulling(spec));
-                        return Err(self.failed_pull(pod, spec, &error.to_string()));
-                    }
+            (PullPolicy::Never, None) => Err(self.never_pull(pod, spec)),
+            (PullPolicy::Never, Some(kind)) => Ok(kind),
+            // A container is told by the runtime that has it; what a component imports only its manifest tells.
+            (PullPolicy::IfNotPresent, Some(kind)) if kind.kind == Kind::Container => Ok(kind),
+            (PullPolicy::Always | PullPolicy::IfNotPresent, local) => {
+                let kind = self.ask(pod, spec, &reference, local).await?;
+                if let Some(id) = id {
+                    self.remember(id, kind);
                 }
+                Ok(kind)
             }
         }
+    }
+
+    fn remember(&self, id: String, kind: ImageKind) {
+        let mut known = self.known.lock();
+        // Asking a registry again is all that forgetting costs.
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(id, kind);
+    }
+
+    async fn ask(
+        &self,
+        pod: &Pod,
+        spec: &Spec,
+        reference: &Reference,
+        local: Option<ImageKind>,
+    ) -> Result<ImageKind, Fault> {
+        let auths = self.auths(pod, reference).await;
+        let error = match (self.resolver.kind(reference, &auths).await, local) {
+            (Ok(kind), _) => return self.runnable(pod, spec, kind),
+            // What is here runs, whether its registry answers or not.
+            (Err(_), Some(kind)) => return Ok(kind),
+            (Err(error), None) => error,
+        };
+        if let registry::Error::Unreachable { .. } = error {
+            // The runtime may know ways to a registry that the agent does not.
+            if self.runtimes.get(Kind::Container).is_some() && self.resolver.is_direct(reference) {
+                return Ok(ImageKind { kind: Kind::Container, sockets: false });
+            }
+            let message = format!("Failed to pull image \"{}\": {error}", image_name(spec));
+            self.events.warning(pod, Some(&spec.name), "Failed", message);
+            return Err(Fault::new("RegistryUnavailable", error.to_string()));
+        }
+        self.events.normal(pod, Some(&spec.name), "Pulling", pulling(spec));
+        Err(self.failed_pull(pod, spec, &error.to_string()))
     }
 
     fn runnable(&self, pod: &Pod, spec: &Spec, image: ImageKind) -> Result<ImageKind, Fault> {

@@ -51,7 +51,7 @@ mod testing;
 mod volumes;
 mod worker;
 
-pub use agent::{Error, Remains, down, run};
+pub use agent::{Error, Remains, down, run, unmount_volumes};
 pub use config::{Config, ServerConfig};
 pub use registry::{Endpoint, Registries};
 pub use runtimes::Runtimes;

@@ -104,9 +104,9 @@ impl NodeAgent {
     }
 
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let lease = hold_lease(self.context.clone());
-        let cidr = follow_node(self.context.clone(), self.pod_cidr.clone());
-        let all = futures::future::join3(self.report(), lease, cidr);
+        let lease = Box::pin(hold_lease(self.context.clone()));
+        let cidr = Box::pin(follow_node(self.context.clone(), self.pod_cidr.clone()));
+        let all = futures::future::join3(Box::pin(self.report()), lease, cidr);
         shutdown.run_until_cancelled(all).await;
     }
 

@@ -12,29 +12,29 @@ use crate::backoff;
 
 /// Which of the node's runtimes runs something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     Container,
     Component,
 }
 
 /// A sandbox of the pod, and the runtime that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeenSandbox {
-    pub kind: Kind,
-    pub sandbox: Sandbox,
+pub(crate) struct SeenSandbox {
+    pub(crate) kind: Kind,
+    pub(crate) sandbox: Sandbox,
 }
 
 /// What a container's image turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageKind {
-    pub kind: Kind,
+pub(crate) struct ImageKind {
+    pub(crate) kind: Kind,
     /// A component that opens sockets of its own, and so must not live in the shared namespace.
-    pub sockets: bool,
+    pub(crate) sockets: bool,
 }
 
 /// What a step works on. At most one step is under way for each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Subject {
+pub(crate) enum Subject {
     Volumes,
     Sandbox(Kind),
     Container(String),
@@ -45,13 +45,13 @@ pub enum Subject {
 
 /// A step that failed: what to tell, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// As in a waiting container: `ErrImagePull`, `CreateContainerConfigError`.
-    pub reason: &'static str,
-    pub message: String,
-    pub at: Timestamp,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) at: Timestamp,
     /// How often in a row.
-    pub count: u32,
+    pub(crate) count: u32,
 }
 
 impl Trouble {
@@ -62,7 +62,7 @@ impl Trouble {
 
 /// A step under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Busy {
+pub(crate) enum Busy {
     /// Making something ready: may be given up when the pod is deleted.
     Preparing,
     /// Stopping a container within so many seconds.
@@ -73,41 +73,41 @@ pub enum Busy {
 
 /// Facts about the node that decisions need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeFacts {
-    pub address: Ipv4Addr,
+pub(crate) struct NodeFacts {
+    pub(crate) address: Ipv4Addr,
     /// The node can run containers, not only components.
-    pub containers: bool,
+    pub(crate) containers: bool,
     /// The schemes of container ids, as in `containerd://…`.
-    pub container_scheme: &'static str,
-    pub component_scheme: &'static str,
+    pub(crate) container_scheme: &'static str,
+    pub(crate) component_scheme: &'static str,
 }
 
 /// Everything that is known of one pod, from the runtimes and from the steps taken so far.
 #[derive(Clone, Debug)]
-pub struct Observed {
-    pub node: NodeFacts,
-    pub sandboxes: Vec<SeenSandbox>,
+pub(crate) struct Observed {
+    pub(crate) node: NodeFacts,
+    pub(crate) sandboxes: Vec<SeenSandbox>,
     /// By container name; absent while it has not been found out.
-    pub images: BTreeMap<String, ImageKind>,
-    pub volumes_ready: bool,
-    pub troubles: BTreeMap<Subject, Trouble>,
-    pub busy: BTreeMap<Subject, Busy>,
+    pub(crate) images: BTreeMap<String, ImageKind>,
+    pub(crate) volumes_ready: bool,
+    pub(crate) troubles: BTreeMap<Subject, Trouble>,
+    pub(crate) busy: BTreeMap<Subject, Busy>,
     /// What ended containers left as their termination message.
-    pub messages: BTreeMap<ContainerId, String>,
+    pub(crate) messages: BTreeMap<ContainerId, String>,
     /// Containers that were stopped in order to be started anew, whatever their exit code.
-    pub killed: BTreeSet<ContainerId>,
+    pub(crate) killed: BTreeSet<ContainerId>,
     /// Sandboxes whose network was given back.
-    pub stopped: BTreeSet<SandboxId>,
+    pub(crate) stopped: BTreeSet<SandboxId>,
     /// When the agent first saw that the pod is deleted.
-    pub deletion_seen: Option<Timestamp>,
+    pub(crate) deletion_seen: Option<Timestamp>,
     /// The API has no such pod any more.
-    pub gone: bool,
+    pub(crate) gone: bool,
     /// Volumes, folders and cgroups of the pod are removed.
-    pub cleaned: bool,
+    pub(crate) cleaned: bool,
 }
 
 impl Observed {
-    pub fn new(node: NodeFacts) -> Observed {
+    pub(crate) fn new(node: NodeFacts) -> Observed {
         Observed {
             node,
             sandboxes: Vec::new(),
@@ -186,19 +186,19 @@ impl Observed {
 
 /// What probes say about the containers that run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Probes(pub BTreeMap<ContainerId, ProbeState>);
+pub(crate) struct Probes(pub(crate) BTreeMap<ContainerId, ProbeState>);
 
 /// `None` where the container has no such probe or it has not decided yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ProbeState {
-    pub startup: Option<Verdict>,
-    pub liveness: Option<Verdict>,
-    pub readiness: Option<Verdict>,
+pub(crate) struct ProbeState {
+    pub(crate) startup: Option<Verdict>,
+    pub(crate) liveness: Option<Verdict>,
+    pub(crate) readiness: Option<Verdict>,
 }
 
 /// What a probe decided, after its thresholds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Success,
     Failure,
 }

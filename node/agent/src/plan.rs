@@ -23,15 +23,15 @@ pub(crate) const JOINED_ANNOTATION: &str = "tandem.dev/joined-sandbox";
 
 /// What to do now, and when to look again although nothing happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodPlan {
-    pub steps: Vec<Step>,
-    pub wake: Option<Timestamp>,
+pub(crate) struct PodPlan {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) wake: Option<Timestamp>,
     /// Nothing of the pod is left on the node.
-    pub done: bool,
+    pub(crate) done: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Makes the pod's folders, cgroup and volumes.
     Mount,
     /// Finds out what the container's image is.
@@ -130,7 +130,7 @@ impl Step {
 
 /// How a new sandbox gets on the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkChoice {
+pub(crate) enum NetworkChoice {
     Own,
     Host,
     Light,
@@ -138,7 +138,7 @@ pub enum NetworkChoice {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
+pub(crate) enum StopReason {
     /// The pod is deleted.
     Deleted,
     /// The pod has come to its end.
@@ -149,7 +149,7 @@ pub enum StopReason {
     Changed,
 }
 
-pub fn plan_pod(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodPlan {
+pub(crate) fn plan_pod(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodPlan {
     let mut planner = Planner { pod, seen, probes, now, plan: PodPlan::default() };
     if seen.gone || pod::deleted(pod) {
         planner.remove();

@@ -41,11 +41,6 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
 
-/// Succeeded and Failed pods never run again.
-pub(crate) fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
 pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
     let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(GRACE_SECONDS_DEFAULT).max(0)

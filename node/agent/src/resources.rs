@@ -21,14 +21,14 @@ const OOM_BEST_EFFORT: i64 = 1000;
 
 /// How a pod is treated when the node runs short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QosClass {
+pub(crate) enum QosClass {
     Guaranteed,
     Burstable,
     BestEffort,
 }
 
 impl QosClass {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             QosClass::Guaranteed => "Guaranteed",
             QosClass::Burstable => "Burstable",
@@ -54,7 +54,7 @@ fn limit(spec: &Spec, resource: &str) -> Option<i64> {
     amount(spec.resources.as_ref()?.limits.as_ref(), resource)
 }
 
-pub fn qos_class(pod: &Pod) -> QosClass {
+pub(crate) fn qos_class(pod: &Pod) -> QosClass {
     let mut any = false;
     let mut guaranteed = true;
     for (_, spec) in pod::containers(pod) {
@@ -130,12 +130,15 @@ mod tests {
 
     use super::*;
 
-    fn quantities(pairs: &[(&str, &str)]) -> Option<Quantities> {
+    fn quantities(pairs: Pairs<'_>) -> Option<Quantities> {
         let quantity = |(name, text): &(&str, &str)| ((*name).to_owned(), Quantity((*text).to_owned()));
         (!pairs.is_empty()).then(|| pairs.iter().map(quantity).collect())
     }
 
-    fn pod(containers: &[(&[(&str, &str)], &[(&str, &str)])]) -> Pod {
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    /// Requests and limits of each container.
+    fn pod(containers: &[(Pairs<'_>, Pairs<'_>)]) -> Pod {
         let containers = containers.iter().map(|(requests, limits)| Spec {
             resources: Some(ResourceRequirements {
                 requests: quantities(requests),
@@ -147,7 +150,7 @@ mod tests {
         Pod { spec: Some(PodSpec { containers: containers.collect(), ..PodSpec::default() }), ..Pod::default() }
     }
 
-    fn check(containers: &[(&[(&str, &str)], &[(&str, &str)])], wanted: expect_test::Expect) {
+    fn check(containers: &[(Pairs<'_>, Pairs<'_>)], wanted: expect_test::Expect) {
         let pod = pod(containers);
         let gib = 1 << 30;
         let specs: Vec<_> = pod::containers(&pod).map(|(_, spec)| limits(&pod, spec, gib)).collect();

@@ -30,7 +30,7 @@ fn is_ready(spec: &Spec, container: &Container, probes: &Probes) -> bool {
     probed && has_started(spec, container, probes)
 }
 
-pub fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodStatus {
+pub(crate) fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodStatus {
     let reporter = Reporter { pod, seen, probes, now, outcome: life::outcome(pod, seen, now) };
     let last = pod.status.clone().unwrap_or_default();
     let init = reporter.statuses(|part| part != Part::Main);

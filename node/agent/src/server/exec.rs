@@ -4,7 +4,7 @@ use axum::{
     body::Bytes,
     extract::{
         Path, RawQuery, State, WebSocketUpgrade,
-        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+        ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
     },
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -192,7 +192,7 @@ async fn read(
             RESIZE => {
                 if let Ok(size) = serde_json::from_slice::<Size>(payload) {
                     // Only the last size counts: one that finds the queue full is not missed.
-                    drop(resize.try_send((size.width, size.height)));
+                    let _sent = resize.try_send((size.width, size.height));
                 }
             }
             CLOSE if payload.first() == Some(&STDIN) => stdin = None,
@@ -229,7 +229,9 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut frames: mpsc::Receiv
             return;
         }
     }
-    drop(sink.send(Message::Close(None)).await);
+    // kubectl takes an end without a status for a connection that broke (RFC 6455, 7.4.1).
+    let normal = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::from_static("") };
+    drop(sink.send(Message::Close(Some(normal))).await);
     drop(sink.close().await);
 }
 

@@ -12,11 +12,11 @@ use axum::{
 };
 use futures::StreamExt;
 use k8s_openapi::{
-    ByteString, List, ListableResource,
+    List, ListableResource,
     api::{
         authentication::v1::{TokenRequest, TokenRequestStatus},
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Event, Node, Pod, PodStatus, Secret, Service},
+        core::v1::{ConfigMap, Event, Node, Pod, PodStatus, Service},
     },
     apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta, Time},
 };
@@ -35,7 +35,6 @@ struct Objects {
     down: bool,
     pods: BTreeMap<(String, String), Pod>,
     config_maps: BTreeMap<String, ConfigMap>,
-    secrets: BTreeMap<String, Secret>,
     services: Vec<Service>,
     events: Vec<Event>,
     nodes: BTreeMap<String, Node>,
@@ -154,12 +153,6 @@ impl TestApi {
     pub(crate) fn put_config_map(&self, name: &str, pairs: &[(&str, &str)]) {
         let data = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         self.objects.lock().config_maps.insert(name.to_owned(), ConfigMap { data: Some(data), ..ConfigMap::default() });
-    }
-
-    pub(crate) fn put_secret(&self, name: &str, pairs: &[(&str, &str)]) {
-        let bytes = |(key, value): &(&str, &str)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()));
-        let secret = Secret { data: Some(pairs.iter().map(bytes).collect()), ..Secret::default() };
-        self.objects.lock().secrets.insert(name.to_owned(), secret);
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<Node> {
@@ -292,9 +285,8 @@ async fn get_config_map(State(api): Api, Path((_, name)): Path<(String, String)>
     found.map_or_else(|| not_found(&name), |object| Json(object).into_response())
 }
 
-async fn get_secret(State(api): Api, Path((_, name)): Path<(String, String)>) -> Response {
-    let found = api.objects.lock().secrets.get(&name).cloned();
-    found.map_or_else(|| not_found(&name), |object| Json(object).into_response())
+async fn get_secret(Path((_, name)): Path<(String, String)>) -> Response {
+    not_found(&name)
 }
 
 async fn create_token(Json(mut request): Json<TokenRequest>) -> Response {
