@@ -44,13 +44,13 @@ pub struct Endpoint {
 /// Why there is no way to the registry.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     File { path: String, source: io::Error },
     #[error("{path} is not a kubeconfig: {why}")]
     Kubeconfig { path: String, why: String },
     #[error("the certificates of the kubeconfig cannot be used: {0}")]
     Certificates(String),
-    #[error("cannot make an HTTP client: {0}")]
+    #[error("cannot make an HTTP client")]
     Client(#[from] reqwest::Error),
 }
 

@@ -98,8 +98,14 @@ impl Error {
         Error::new(StatusCode::FORBIDDEN, "DENIED", message)
     }
 
+    /// The specification knows no conflict: clients take 405 as "not here, not now".
     pub(crate) fn in_use(message: impl Into<String>) -> Error {
-        Error::new(StatusCode::CONFLICT, "DENIED", message)
+        Error::new(StatusCode::METHOD_NOT_ALLOWED, "DENIED", message)
+    }
+
+    pub(crate) fn too_many_tags(limit: usize) -> Error {
+        let message = format!("a manifest can be pushed with {limit} tags at a time");
+        Error::new(StatusCode::URI_TOO_LONG, "TAG_INVALID", message)
     }
 
     pub(crate) fn unsupported(message: impl Into<String>) -> Error {

@@ -24,8 +24,8 @@ pub enum PushError {
     Reference { reference: String, why: String },
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
-    #[error("cannot reach the registry at {server}: {}", cause(source))]
-    Unreachable { server: String, source: reqwest::Error },
+    #[error("cannot reach the registry at {server}: {cause}")]
+    Unreachable { server: String, cause: String },
     #[error("the registry at {server} answered {status}: {message}")]
     Refused { server: String, status: StatusCode, message: String },
 }
@@ -95,8 +95,10 @@ impl Session<'_> {
             if let Credentials::Token(token) = &self.endpoint.credentials {
                 request = request.bearer_auth(token);
             }
-            let response =
-                request.send().await.map_err(|source| PushError::Unreachable { server: server(), source })?;
+            let response = request
+                .send()
+                .await
+                .map_err(|error| PushError::Unreachable { server: server(), cause: cause(&error) })?;
             let status = response.status();
             let busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
             if !busy || attempt == ATTEMPTS {
@@ -143,7 +145,7 @@ impl Session<'_> {
         let url = self.url(path);
         let response = self.expect(StatusCode::OK, |client| client.get(&url).header(header::ACCEPT, MANIFEST)).await?;
         let server = self.endpoint.server.clone();
-        response.bytes().await.map_err(|source| PushError::Unreachable { server, source })
+        response.bytes().await.map_err(|error| PushError::Unreachable { server, cause: cause(&error) })
     }
 }
 

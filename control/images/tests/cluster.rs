@@ -129,7 +129,8 @@ async fn components_by_kubeconfig() {
     expect_test::expect![[r#"
         the registry at https://ADDRESS answered 403 Forbidden: system:node:n1 may not push to repository samples/tick
         the registry at https://ADDRESS answered 401 Unauthorized: Unauthorized
-        cannot reach the registry at https://ADDRESS: invalid peer certificate: UnknownIssuer"#]].assert_eq(&errors.join("\n"));
+        cannot reach the registry at https://ADDRESS: invalid peer certificate: UnknownIssuer"#]]
+    .assert_eq(&errors.join("\n"));
     cluster.end().await;
 }
 

@@ -39,8 +39,16 @@ impl Answer {
     fn text(&self) -> String {
         let code = serde_json::from_slice::<Errors>(&self.body).ok().map(|body| body.errors[0].code.clone());
         let body = code.unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
-        let shown =
-            ["location", "range", "content-range", "docker-content-digest", "link", "retry-after", "oci-subject"];
+        let shown = [
+            "location",
+            "range",
+            "content-range",
+            "docker-content-digest",
+            "link",
+            "retry-after",
+            "oci-subject",
+            "oci-tag",
+        ];
         let headers = shown.iter().filter(|name| !self.header(name).is_empty());
         let headers: String = headers.map(|name| format!(" {name}={}", self.header(name))).collect();
         format!("{} {body}{headers}", self.status)
@@ -388,33 +396,33 @@ async fn manifests() {
     check(
         &answers,
         &expect![[r#"
-        404 MANIFEST_BLOB_UNKNOWN
-        201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
-        201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
-        400 DIGEST_INVALID
-        201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
-        400 TAG_INVALID
-        404 MANIFEST_BLOB_UNKNOWN
-        400 MANIFEST_INVALID
-        400 MANIFEST_INVALID
-        400 MANIFEST_INVALID
-        201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
-        200 {"name":"lib/app","tags":["1.0","1.1","1.2","1.3","index"]}
-        200 {"name":"lib/app","tags":["1.0","1.1"]} link=</v2/lib/app/tags/list?n=2&last=1.1>; rel="next"
-        200 {"name":"lib/app","tags":["1.2","1.3"]} link=</v2/lib/app/tags/list?n=2&last=1.3>; rel="next"
-        400 PAGINATION_NUMBER_INVALID
-        404 NAME_UNKNOWN
-        200 {"repositories":["lib/app"]}
-        400 PAGINATION_NUMBER_INVALID
-        409 DENIED
-        409 DENIED
-        202 
-        202 
-        202 
-        404 MANIFEST_UNKNOWN
-        404 MANIFEST_UNKNOWN
-        202 
-    "#]],
+            404 MANIFEST_BLOB_UNKNOWN
+            201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
+            201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
+            400 DIGEST_INVALID
+            201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH oci-tag=1.2, 1.3
+            400 TAG_INVALID
+            404 MANIFEST_BLOB_UNKNOWN
+            400 MANIFEST_INVALID
+            400 MANIFEST_INVALID
+            400 MANIFEST_INVALID
+            201  location=/v2/lib/app/manifests/sha256:HASH docker-content-digest=sha256:HASH
+            200 {"name":"lib/app","tags":["1.0","1.1","1.2","1.3","index"]}
+            200 {"name":"lib/app","tags":["1.0","1.1"]} link=</v2/lib/app/tags/list?n=2&last=1.1>; rel="next"
+            200 {"name":"lib/app","tags":["1.2","1.3"]} link=</v2/lib/app/tags/list?n=2&last=1.3>; rel="next"
+            400 PAGINATION_NUMBER_INVALID
+            404 NAME_UNKNOWN
+            200 {"repositories":["lib/app"]}
+            400 PAGINATION_NUMBER_INVALID
+            405 DENIED
+            405 DENIED
+            202 
+            202 
+            202 
+            404 MANIFEST_UNKNOWN
+            404 MANIFEST_UNKNOWN
+            202 
+        "#]],
     );
 }
 

@@ -15,6 +15,9 @@ use crate::{
 };
 
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const ACCEPTED_TAGS: HeaderName = HeaderName::from_static("oci-tag");
+/// Tags that one manifest can be pushed with.
+const TAGS_MAX: usize = 32;
 
 pub(super) async fn get(call: &Call, repository: &Repository, reference: &Reference) -> Result<Response, Error> {
     call.authorize(repository, Action::Pull)?;
@@ -44,6 +47,9 @@ pub(super) async fn put(
     let registry = &call.registry;
     let content_type = call.header(header::CONTENT_TYPE);
     let more_tags = call.query.get("tag").cloned().unwrap_or_default();
+    if more_tags.len() > TAGS_MAX {
+        return Err(Error::too_many_tags(TAGS_MAX));
+    }
     let limit = registry.limits.manifest_bytes;
     let bytes = to_bytes(body, usize::try_from(limit).unwrap_or(usize::MAX)).await;
     let bytes = bytes.map_err(|_| Error::too_large("the manifest", limit))?;
@@ -67,6 +73,9 @@ pub(super) async fn put(
     let mut headers =
         vec![(header::LOCATION, format!("/v2/{repository}/manifests/{digest}")), (CONTENT_DIGEST, digest.to_string())];
     headers.extend(subject.map(|subject| (SUBJECT, subject.to_string())));
+    if !more_tags.is_empty() {
+        headers.push((ACCEPTED_TAGS, more_tags.join(", ")));
+    }
     Ok(reply(StatusCode::CREATED, &headers))
 }
 
