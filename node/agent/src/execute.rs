@@ -17,13 +17,15 @@ use crate::{
     fault::Fault,
     hooks,
     observed::{ImageKind, Kind, Observed},
-    plan::{NetworkChoice, Step, StopReason},
+    plan::{CLEAN_FAILED, NetworkChoice, SANDBOX_STOP_FAILED, STOP_FAILED, Step, StopReason},
     pod, resources,
     sandbox::{self, SandboxInput},
 };
 
 /// What the container gets after its `preStop` used up the grace period.
 const GRACE_MIN: Duration = Duration::from_secs(2);
+const CGROUP_PATIENCE: Duration = Duration::from_millis(500);
+const CGROUP_PAUSE: Duration = Duration::from_millis(20);
 const RESOLVER: &str = "/etc/resolv.conf";
 
 /// The pod and what was known of it when the step was planned.
@@ -59,7 +61,7 @@ impl Context {
             Step::CreateSandbox { kind, network, attempt } => self.create_sandbox(job, *kind, network, *attempt).await,
             Step::StopSandbox { kind, id } => {
                 let stopped = self.runtime(*kind)?.stop_sandbox(id).await;
-                stopped.map_err(|error| Fault::new("FailedKillPod", format!("error killing pod: {error}")))?;
+                stopped.map_err(|error| Fault::new(SANDBOX_STOP_FAILED, format!("error killing pod: {error}")))?;
                 Ok(Done::SandboxStopped(*kind, id.clone()))
             }
             Step::RemoveSandbox { kind, id } => self.remove_sandbox(job, *kind, id).await,
@@ -94,12 +96,6 @@ impl Context {
     }
 
     async fn mount(&self, job: &Job) -> Result<Done, Fault> {
-        let cgroup = self.cgroup(&job.pod);
-        if let Err(error) = self.hierarchies.create(&cgroup, &resources::pod_limits(&job.pod)) {
-            let message = format!("cannot make the pod's cgroup {cgroup}: {error}");
-            self.events.warning(&job.pod, None, "FailedCreatePodContainer", message.clone());
-            return Err(Fault::new("FailedMount", message));
-        }
         self.volumes.set_up(&job.pod, &self.placement(&job.seen)).await.inspect_err(|fault| {
             self.events.warning(&job.pod, None, "FailedMount", fault.message.clone());
         })?;
@@ -121,6 +117,11 @@ impl Context {
         };
         let log_directory = self.directories.logs(pod);
         std::fs::create_dir_all(&log_directory).map_err(|error| failed(&error))?;
+        // Components are held within their limits by their host; ten thousand of them need no cgroup each.
+        if kind == Kind::Container {
+            let made = self.hierarchies.create(&self.cgroup(pod), &resources::pod_limits(pod));
+            made.map_err(|error| failed(&format!("cannot make the pod's cgroup: {error}")))?;
+        }
         let joined = match network {
             NetworkChoice::Join(id) => Some(id.0.clone()),
             NetworkChoice::Own | NetworkChoice::Host | NetworkChoice::Light => None,
@@ -171,7 +172,7 @@ impl Context {
         removed.map_err(|error| {
             let message = format!("error killing pod: {error}");
             self.events.warning(&job.pod, None, "FailedKillPod", message.clone());
-            Fault::new("FailedKillPod", message)
+            Fault::new(SANDBOX_STOP_FAILED, message)
         })?;
         Ok(Done::Changed(kind))
     }
@@ -305,21 +306,34 @@ impl Context {
         runtime.stop(id, left).await.map_err(|error| {
             let message = format!("error killing container {name}: {error}");
             self.events.warning(pod, Some(name), "FailedKillPod", message.clone());
-            Fault::new("KillContainerError", message)
+            Fault::new(STOP_FAILED, message)
         })
     }
 
     async fn clean(&self, pod: &Pod) -> Result<Done, Fault> {
-        let failed = |why: String| Fault::new("FailedCleanUp", why);
+        let failed = |why: String| Fault::new(CLEAN_FAILED, why);
         self.addresses.release(pod::uid(pod)).await.map_err(|error| failed(error.to_string()))?;
         self.volumes.tear_down(pod::uid(pod)).map_err(failed)?;
-        let cgroup = self.cgroup(pod);
-        self.hierarchies.remove(&cgroup).map_err(|error| failed(format!("cannot remove cgroup {cgroup}: {error}")))?;
+        self.remove_cgroup(&self.cgroup(pod)).await.map_err(failed)?;
         match std::fs::remove_dir_all(self.directories.logs(pod)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(failed(format!("cannot remove the pod's logs: {error}")))
             }
             _ => Ok(Done::Cleaned),
+        }
+    }
+
+    /// The last process of a pod may take a moment to leave its cgroup.
+    async fn remove_cgroup(&self, path: &str) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + CGROUP_PATIENCE;
+        loop {
+            match self.hierarchies.remove(path) {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() > deadline => {
+                    return Err(format!("cannot remove cgroup {path}: {error}"));
+                }
+                Err(_) => tokio::time::sleep(CGROUP_PAUSE).await,
+            }
         }
     }
 

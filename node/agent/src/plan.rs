@@ -18,6 +18,10 @@ use crate::{
 pub(crate) const DRAIN_SECONDS: i64 = 1;
 /// Ended containers of one name that are kept: the one whose state is shown, and the one before it.
 const REMAINS_MAX: usize = 2;
+/// The reasons of steps that failed in ending something.
+pub(crate) const STOP_FAILED: &str = "KillContainerError";
+pub(crate) const SANDBOX_STOP_FAILED: &str = "FailedKillPod";
+pub(crate) const CLEAN_FAILED: &str = "FailedCleanUp";
 /// Sandbox annotation: the sandbox whose network this one joined.
 pub(crate) const JOINED_ANNOTATION: &str = "tandem.dev/joined-sandbox";
 
@@ -170,20 +174,29 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// Adds a step unless one is under way for its subject.
+    /// Adds a step, unless one is under way for its subject or this one failed and its time has not come again.
     fn step(&mut self, step: Step) {
         let subject = step.subject();
-        if !self.seen.is_busy(&subject) && !self.plan.steps.iter().any(|planned| planned.subject() == subject) {
+        if let Some(at) = self.held_back(&step) {
+            self.wake(at);
+        } else if !self.seen.is_busy(&subject) && !self.plan.steps.iter().any(|planned| planned.subject() == subject) {
             self.plan.steps.push(step);
         }
     }
 
-    /// Adds a step that may have failed before: not before its time has come again.
-    fn retry(&mut self, step: Step) {
-        match self.seen.troubles.get(&step.subject()).map(crate::observed::Trouble::retry_at) {
-            Some(at) if at > self.now => self.wake(at),
-            _ => self.step(step),
-        }
+    /// Until when a step that failed is not tried again. What failed in making a thing does not hold back its end.
+    fn held_back(&self, step: &Step) -> Option<Timestamp> {
+        let trouble = self.seen.troubles.get(&step.subject())?;
+        let concerns = match step {
+            Step::Stop { .. } => trouble.reason == STOP_FAILED,
+            Step::StopSandbox { .. } | Step::RemoveSandbox { .. } => trouble.reason == SANDBOX_STOP_FAILED,
+            Step::CreateSandbox { .. } => trouble.reason != SANDBOX_STOP_FAILED,
+            Step::Resolve { .. } | Step::Start { .. } => trouble.reason != STOP_FAILED,
+            Step::Clean => trouble.reason == CLEAN_FAILED,
+            Step::Mount => trouble.reason != CLEAN_FAILED,
+            Step::Remove { .. } | Step::Confirm | Step::Cancel(_) => true,
+        };
+        Some(trouble.retry_at()).filter(|at| concerns && *at > self.now)
     }
 
     fn wake(&mut self, at: Timestamp) {
@@ -195,7 +208,7 @@ impl<'a> Planner<'a> {
             self.wake(deadline);
         }
         if !self.seen.volumes_ready {
-            self.retry(Step::Mount);
+            self.step(Step::Mount);
         }
         self.resolve_images();
         self.clear_remains();
@@ -212,7 +225,7 @@ impl<'a> Planner<'a> {
     fn resolve_images(&mut self) {
         for (_, spec) in pod::containers(self.pod) {
             if self.image_kind(&spec.name).is_none() {
-                self.retry(Step::Resolve { container: spec.name.clone() });
+                self.step(Step::Resolve { container: spec.name.clone() });
             }
         }
     }
@@ -312,7 +325,7 @@ impl<'a> Planner<'a> {
         let attempt = old.map(|seen| seen.sandbox.pod.attempt + 1).max().unwrap_or(0);
         let network_given_back = |seen: &crate::observed::SeenSandbox| self.seen.stopped.contains(&seen.sandbox.id);
         if self.seen.sandboxes.iter().filter(|seen| seen.kind == kind).all(network_given_back) {
-            self.retry(Step::CreateSandbox { kind, network, attempt });
+            self.step(Step::CreateSandbox { kind, network, attempt });
         }
         false
     }
@@ -403,7 +416,7 @@ impl<'a> Planner<'a> {
     fn start(&mut self, spec: &Spec, attempt: u32, backoff_seconds: i64) {
         let Some(image) = self.image_kind(&spec.name) else { return };
         let Some(sandbox) = self.seen.ready_sandbox(image.kind) else { return };
-        self.retry(Step::Start {
+        self.step(Step::Start {
             container: spec.name.clone(),
             kind: image.kind,
             sandbox: sandbox.id.clone(),
@@ -431,7 +444,9 @@ impl<'a> Planner<'a> {
 
     fn stop(&mut self, container: &Container, grace_seconds: i64, why: StopReason) {
         let Some(kind) = self.seen.kind_of(&container.id) else { return };
-        let subject = Subject::Container(container.name.clone());
+        let (name, id) = (container.name.clone(), container.id.clone());
+        let step = Step::Stop { container: name, kind, id, grace_seconds, why };
+        let subject = step.subject();
         match self.seen.busy.get(&subject) {
             // A shorter grace than the one under way takes its place; a start under way is not waited for.
             Some(Busy::Stopping { grace_seconds: current }) if grace_seconds >= *current => return,
@@ -439,8 +454,10 @@ impl<'a> Planner<'a> {
             Some(Busy::Stopping { .. } | Busy::Preparing) => self.plan.steps.push(Step::Cancel(subject)),
             None => {}
         }
-        let id = container.id.clone();
-        self.plan.steps.push(Step::Stop { container: container.name.clone(), kind, id, grace_seconds, why });
+        match self.held_back(&step) {
+            Some(at) => self.wake(at),
+            None => self.plan.steps.push(step),
+        }
     }
 
     /// Stops the main containers, then the sidecars; true when nothing runs any more.
@@ -497,14 +514,14 @@ impl<'a> Planner<'a> {
             let leaving = [Kind::Component, Kind::Container];
             let kind = leaving.into_iter().find(|kind| seen.sandboxes.iter().any(|seen| seen.kind == *kind));
             for candidate in seen.sandboxes.iter().filter(|seen| Some(seen.kind) == kind) {
-                self.retry(Step::RemoveSandbox { kind: candidate.kind, id: candidate.sandbox.id.clone() });
+                self.step(Step::RemoveSandbox { kind: candidate.kind, id: candidate.sandbox.id.clone() });
             }
         } else if seen.busy.values().any(|busy| *busy != Busy::Preparing) {
             // A sandbox may still come to be: it is looked for again when the step has ended.
         } else if !seen.cleaned {
-            self.retry(Step::Clean);
+            self.step(Step::Clean);
         } else if !seen.gone {
-            self.retry(Step::Confirm);
+            self.step(Step::Confirm);
         } else {
             self.plan.done = true;
         }

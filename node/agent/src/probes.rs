@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     context::Context,
-    observed::{Observed, ProbeState, Probes, Verdict},
+    observed::{Busy, Observed, ProbeState, Probes, Subject, Verdict},
     pod,
     status::has_started,
 };
@@ -133,6 +133,10 @@ impl ProbeSet {
         while self.tasks.try_join_next().is_some() {}
         let mut wanted = Vec::new();
         for container in seen.running() {
+            // A container that is being stopped is not asked how it is.
+            if matches!(seen.busy.get(&Subject::Container(container.name.clone())), Some(Busy::Stopping { .. })) {
+                continue;
+            }
             let Some((_, spec)) = pod::container(pod, &container.name) else { continue };
             let started = has_started(spec, container, &self.states);
             let due: &[ProbeKind] =

@@ -54,9 +54,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Wake-ups without information: something may have changed.
     fn changes(&self) -> BoxStream<'static, ()>;
 
-    /// How often `list` is asked although nothing was heard: seldom where `changes` tells of everything.
+    /// How often `list` is asked although nothing was heard, in case a change was missed.
     fn relist_interval(&self) -> Duration {
-        Duration::from_secs(1)
+        Duration::from_secs(10)
     }
 
     /// What the workload's user should be told as an Event of the pod: a trap in a request, for one.

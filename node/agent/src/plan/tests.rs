@@ -331,6 +331,21 @@ fn failures_wait_for_their_time() {
 }
 
 #[test]
+fn a_stop_that_failed_waits_for_its_time() {
+    let pod = deleted(pod(&["a"]), 30);
+    let mut seen = in_container_sandbox(&pod, vec![running("a", 0, 0)]);
+    let trouble = |reason| Trouble { reason, message: "no".to_owned(), at: at(5), count: 2 };
+    seen.troubles.insert(Subject::Container("a".to_owned()), trouble(STOP_FAILED));
+    check(&pod, &seen, 6, expect!["wake at 7"]);
+    check(&pod, &seen, 7, expect!["stop a-0 within 30: Deleted"]);
+    seen.troubles.insert(Subject::Container("a".to_owned()), trouble("ErrImagePull"));
+    check(&pod, &seen, 6, expect!["stop a-0 within 30: Deleted"]);
+    seen.sandboxes[0].sandbox.containers.clear();
+    seen.troubles.insert(Subject::Sandbox(Kind::Container), trouble("FailedCreatePodSandBox"));
+    check(&pod, &seen, 6, expect!["remove sandbox container-0"]);
+}
+
+#[test]
 fn deletion_goes_step_by_step_to_its_end() {
     let pod = deleted(served(pod(&["a"])), 30);
     let mut seen = in_container_sandbox(&pod, vec![running("a", 0, 0)]);
