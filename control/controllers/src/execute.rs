@@ -43,9 +43,9 @@ impl Error {
         }
     }
 
-    /// Somebody else was faster: the next plan is made from newer caches, nobody need know.
+    /// Somebody else was faster, with a change or a deletion: the next plan is made from newer caches, nobody need know.
     pub(crate) fn is_race(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 409)
+        self.status().is_some_and(|status| matches!(status.code, 404 | 409))
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

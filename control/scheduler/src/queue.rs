@@ -1,11 +1,9 @@
 //! The pods that wait for a node. Pure: every method is told the time.
 //!
 //! ```text
-//!  put ─> active ─ pop ─> in flight ─┬─ bound: stays until the API shows it
-//!            ^                       ├─ failed for now ──────> backoff ─┐
-//!            │                       └─ fits nowhere ─> unschedulable   │
-//!            │                                              │ wake      │
-//!            └──────────────────────────────────────────────┴───────────┘
+//!  put ─> active ──┬─ pop ─> in flight ─┬─ bound ────────> stays until the API shows it
+//!  woken ──────────┘                    ├─ failed ───────> backoff ─ time ─> active
+//!  (when nothing is active)             └─ fits nowhere ─> unschedulable ─ wake ─> woken
 //! ```
 
 use std::{
@@ -26,6 +24,8 @@ const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
     Active,
+    /// Did not fit before something changed; comes after those that were not tried yet.
+    Woken,
     Backoff(Instant),
     Unschedulable(Instant),
     InFlight,
@@ -64,6 +64,7 @@ type Rank = (Reverse<i32>, u64, String);
 pub(crate) struct Queue {
     entries: HashMap<String, Entry>,
     active: BTreeSet<Rank>,
+    woken: BTreeSet<Rank>,
     backoff: BTreeSet<(Instant, String)>,
     unschedulable: BTreeSet<(Instant, String)>,
     sequence: u64,
@@ -110,7 +111,7 @@ impl Queue {
     /// The pod whose turn it is: the highest priority first, then who has waited longest.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<Taken> {
         self.mature(now);
-        let (_, _, uid) = self.active.pop_first()?;
+        let (_, _, uid) = self.active.pop_first().or_else(|| self.woken.pop_first())?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
         entry.attempts += 1;
@@ -122,19 +123,19 @@ impl Queue {
     pub(crate) fn put_back(&mut self, taken: &Taken, setback: Setback, now: Instant) {
         let uid = &taken.pod.uid;
         let Some(entry) = self.entries.get(uid).filter(|entry| entry.place == Place::InFlight) else { return };
-        let until = entry.attempted + backoff(entry.attempts);
         let place = match setback {
+            Setback::Error => Place::Backoff(entry.attempted + backoff(entry.attempts)),
             Setback::FitsNowhere if taken.wakes == self.wakes => Place::Unschedulable(now),
-            _ => Place::Backoff(until),
+            Setback::FitsNowhere => Place::Woken,
         };
         self.settle(uid, place);
     }
 
     /// Something has changed that may make room.
-    pub(crate) fn wake(&mut self, now: Instant) {
+    pub(crate) fn wake(&mut self) {
         self.wakes += 1;
         while let Some((_, uid)) = self.unschedulable.pop_first() {
-            self.release(&uid, now);
+            self.settle(&uid, Place::Woken);
         }
     }
 
@@ -153,12 +154,17 @@ impl Queue {
         backoff.into_iter().chain(flush).min()
     }
 
-    pub(crate) fn has_active(&self) -> bool {
-        !self.active.is_empty()
+    /// Whether `pop` has something now.
+    pub(crate) fn has_next(&self) -> bool {
+        !self.active.is_empty() || !self.woken.is_empty()
     }
 
     pub(crate) fn pending(&self) -> Pending {
-        Pending { active: self.active.len(), backoff: self.backoff.len(), unschedulable: self.unschedulable.len() }
+        Pending {
+            active: self.active.len() + self.woken.len(),
+            backoff: self.backoff.len(),
+            unschedulable: self.unschedulable.len(),
+        }
     }
 
     fn mature(&mut self, now: Instant) {
@@ -168,14 +174,8 @@ impl Queue {
         }
         while self.unschedulable.first().is_some_and(|(since, _)| *since + UNSCHEDULABLE_MAX <= now) {
             let Some((_, uid)) = self.unschedulable.pop_first() else { break };
-            self.settle(&uid, Place::Active);
+            self.settle(&uid, Place::Woken);
         }
-    }
-
-    fn release(&mut self, uid: &str, now: Instant) {
-        let Some(entry) = self.entries.get(uid) else { return };
-        let until = entry.attempted + backoff(entry.attempts);
-        self.settle(uid, if until <= now { Place::Active } else { Place::Backoff(until) });
     }
 
     /// Takes the pod out of wherever it waits.
@@ -183,6 +183,7 @@ impl Queue {
         let Some(entry) = self.entries.get(uid) else { return };
         match entry.place {
             Place::Active => self.active.remove(&(Reverse(entry.pod.priority), entry.sequence, uid.to_owned())),
+            Place::Woken => self.woken.remove(&(Reverse(entry.pod.priority), entry.sequence, uid.to_owned())),
             Place::Backoff(until) => self.backoff.remove(&(until, uid.to_owned())),
             Place::Unschedulable(since) => self.unschedulable.remove(&(since, uid.to_owned())),
             Place::InFlight => false,
@@ -195,6 +196,7 @@ impl Queue {
         let uid = uid.to_owned();
         match place {
             Place::Active => self.active.insert((Reverse(entry.pod.priority), entry.sequence, uid)),
+            Place::Woken => self.woken.insert((Reverse(entry.pod.priority), entry.sequence, uid)),
             Place::Backoff(until) => self.backoff.insert((until, uid)),
             Place::Unschedulable(since) => self.unschedulable.insert((since, uid)),
             Place::InFlight => true,
@@ -244,8 +246,10 @@ mod tests {
         assert_eq!(queue.pending(), Pending { unschedulable: 1, ..Pending::default() });
         queue.put(pod("a", 0), start);
         assert_eq!(pop(&mut queue, after(start, 5)), None, "its own status is no reason to try again");
-        queue.wake(after(start, 5));
-        assert_eq!(pop(&mut queue, after(start, 5)), Some("a".into()), "its backoff has passed meanwhile");
+        queue.wake();
+        queue.put(pod("new", 0), start);
+        let order = [pop(&mut queue, start), pop(&mut queue, start)];
+        assert_eq!(order, [Some("new".into()), Some("a".into())], "new ones are not held up");
     }
 
     #[test]
@@ -264,10 +268,9 @@ mod tests {
         let (mut queue, start) = (Queue::default(), Instant::now());
         queue.put(pod("a", 0), start);
         let taken = queue.pop(start).unwrap();
-        queue.wake(start);
+        queue.wake();
         queue.put_back(&taken, Setback::FitsNowhere, start);
-        assert_eq!(queue.due(), Some(after(start, 1)));
-        assert_eq!(pop(&mut queue, after(start, 1)), Some("a".into()));
+        assert_eq!(pop(&mut queue, start), Some("a".into()));
     }
 
     #[test]

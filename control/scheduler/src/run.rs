@@ -176,7 +176,7 @@ impl Scheduler {
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
         if self.snapshot.remove_pod(uid) {
-            self.queue.wake(Instant::now());
+            self.queue.wake();
         }
     }
 
@@ -201,7 +201,7 @@ impl Scheduler {
 
     fn set_node(&mut self, node: &Node) {
         if self.snapshot.set_node(node) {
-            self.queue.wake(Instant::now());
+            self.queue.wake();
         }
     }
 
@@ -254,7 +254,7 @@ impl Scheduler {
         };
         self.context.metrics.attempted("error", seconds);
         self.snapshot.forget(&taken.pod.uid);
-        self.queue.wake(Instant::now());
+        self.queue.wake();
         if error.is_not_found() {
             self.queue.remove(&taken.pod.uid);
         } else if error.is_race() {
@@ -272,7 +272,7 @@ async fn within(write: impl Future<Output = Result<(), Error>>) -> Result<(), Er
 
 /// Resolves when the queue has, or may have, a pod to schedule.
 async fn due(queue: &Queue) {
-    if queue.has_active() {
+    if queue.has_next() {
         // The informers and the writes get their turn between batches.
         tokio::task::yield_now().await;
         return;

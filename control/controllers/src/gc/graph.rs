@@ -45,6 +45,11 @@ impl Item {
         self.is_deleting && self.has(FOREGROUND)
     }
 
+    /// True when nothing has changed that collecting looks at.
+    fn is_owned_like(&self, other: &Item) -> bool {
+        self.owners == other.owners && self.finalizers == other.finalizers && self.is_deleting == other.is_deleting
+    }
+
     fn is_of_interest(&self) -> bool {
         !self.owners.is_empty() || (self.is_deleting && (self.has(FOREGROUND) || self.has(ORPHAN)))
     }
@@ -74,6 +79,10 @@ impl Graph {
         let uid = item.uid.clone();
         let mut woken = Vec::new();
         let old = self.items.get(&uid);
+        if old.is_some_and(|old| old.is_owned_like(&item)) {
+            self.items.insert(uid, item);
+            return woken;
+        }
         let began_to_wait = item.waits_for_dependents() && !old.is_some_and(Item::waits_for_dependents);
         let old_owners: Vec<String> = old.iter().flat_map(|old| &old.owners).map(|owner| owner.uid.clone()).collect();
         for owner in &old_owners {

@@ -144,6 +144,7 @@ fn a_change_wakes_those_that_it_matters_to() {
     assert_eq!(set("rs1"), "");
     assert_eq!(set("p:<<rs1"), "p");
     assert_eq!(set("q:<<rs1"), "q");
+    assert_eq!(set("q:<<rs1"), "", "only something else has changed");
     assert_eq!(set("rs1:deleting:foreground"), "p q rs1");
     assert_eq!(set("p"), "rs1", "it blocks no more");
     assert_eq!(graph.dependents("rs1").count(), 1);
