@@ -83,7 +83,7 @@ struct Listed {
 
 /// How a write ended.
 enum Written {
-    Bound { taken: Taken, node: String, started: Instant, result: Result<(), Error> },
+    Bound { taken: Box<Taken>, node: String, started: Instant, result: Result<(), Error> },
     Explained(Result<(), Error>),
 }
 
@@ -218,7 +218,7 @@ impl Scheduler {
                     let client = self.context.client.clone();
                     self.writes.spawn(async move {
                         let result = within(bind::bind(&client, &taken.pod, &node)).await;
-                        Written::Bound { taken, node, started, result }
+                        Written::Bound { taken: Box::new(taken), node, started, result }
                     });
                 }
                 Err(refused) => {
@@ -289,3 +289,6 @@ fn is_ours(pod: &Pod) -> bool {
     let named = spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == PROFILE);
     named && !gated && pod.metadata.deletion_timestamp.is_none()
 }
+
+#[cfg(test)]
+mod tests;
