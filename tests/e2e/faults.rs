@@ -82,7 +82,8 @@ fn what_cannot_run_is_refused_with_the_reason() {
     refused(&push(&text, "registry.tandem/bad:1"), "not a WebAssembly");
     refused(&cluster.tandem(&["inspect", &text]), "not a WebAssembly");
 
-    let needy = wat::parse_str(r#"(component (import "acme:db/store@1.0.0" (instance (export "get" (func)))))"#);
+    let needy =
+        wat::parse_str(r#"(component (import "acme:db/store@1.0.0" (instance (export "get" (func)))) (core module))"#);
     let needy = write("needy.wasm", &needy.expect("a component"));
     let pushed = push(&needy, "registry.tandem/needy:1");
     assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
@@ -115,11 +116,14 @@ fn a_start_that_cannot_work_says_why() {
     refused(&up(&[&cluster.data_dir(), "--listen", "127.0.0.1:7443"]), "in use by another tandem");
     let foreign = tempfile::tempdir().expect("a folder");
     std::fs::write(foreign.path().join("thesis"), "x").expect("a file");
-    refused(&up(&[&foreign.path().display().to_string()]), "holds files of something else");
+    refused(
+        &up(&[&foreign.path().display().to_string(), "--listen", "127.0.0.1:7443"]),
+        "holds files of something else",
+    );
     let newer = tempfile::tempdir().expect("a folder");
     std::fs::write(newer.path().join("format"), "tandem-data 99\n").expect("a file");
-    refused(&up(&[&newer.path().display().to_string()]), "use the newer version");
-    refused(&up(&[&path, "--node-mask", "40"]), "node mask");
+    refused(&up(&[&newer.path().display().to_string(), "--listen", "127.0.0.1:7443"]), "use the newer version");
+    refused(&up(&[&path, "--listen", "127.0.0.1:7443", "--node-mask", "40"]), "node mask");
 
     let nobody = Command::new("setpriv").args(["--reuid=65534", "--clear-groups"]).arg(tandem()).args(["up"]).output();
     refused(&nobody.expect("setpriv runs"), "sudo tandem up");

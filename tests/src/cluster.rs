@@ -95,7 +95,7 @@ impl Daemon {
         let mut command = self.machine.command(tandem());
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info");
+            command.env("RUST_LOG", "info,openraft=warn");
         }
         self.process = Some(command.spawn().expect("tandem starts"));
     }
@@ -111,7 +111,9 @@ impl Daemon {
     /// Ends the process as an operator would, and gives back how long that took.
     pub fn stop(&mut self) -> Duration {
         let began = Instant::now();
-        if let Some(mut process) = self.process.take() {
+        if let Some(mut process) = self.process.take()
+            && process.try_wait().expect("the process can be asked").is_none()
+        {
             let signal = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
             assert!(signal.expect("kill runs").success());
             process.wait().expect("the process ends");

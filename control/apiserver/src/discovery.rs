@@ -61,18 +61,23 @@ impl Documents {
     }
 
     fn document(&self, registry: &Registry, path: &str) -> Option<Document> {
-        let kept = self.openapi.lock().iter().find(|(mine, _)| mine == path).map(|(_, document)| document.clone());
-        if kept.is_some() {
-            return kept;
-        }
         let (group, version) = match path.split('/').collect::<Vec<_>>()[..] {
             ["api", version] => ("", version),
             ["apis", group, version] => (group, version),
             _ => return None,
         };
-        let document = Document::new(openapi::v3(registry, group, version)?);
+        self.kept(path, || openapi::v3(registry, group, version).map(Document::new))
+    }
+
+    /// One of the documents asked for last, or a new one.
+    fn kept(&self, name: &str, make: impl FnOnce() -> Option<Document>) -> Option<Document> {
+        let found = self.openapi.lock().iter().find(|(mine, _)| mine == name).map(|(_, document)| document.clone());
+        if found.is_some() {
+            return found;
+        }
+        let document = make()?;
         let mut kept = self.openapi.lock();
-        kept.push_front((path.to_owned(), document.clone()));
+        kept.push_front((name.to_owned(), document.clone()));
         kept.truncate(DOCUMENTS_KEPT);
         Some(document)
     }
@@ -86,6 +91,9 @@ pub(crate) fn serve(core: &Core, call: &Call, path: &str) -> Option<Result<Respo
     if path == "/openapi/v3" {
         let index = core.documents.openapi_index.get_or_init(|| Document::new(openapi::index(&core.registry)));
         return Some(Ok(answer(call, index, "application/json")));
+    }
+    if path == "/openapi/v2" {
+        return Some(Ok(open_api_v2(core, call)));
     }
     if let Some(name) = path.strip_prefix("/openapi/v3/") {
         return Some(open_api(core, call, name));
@@ -119,6 +127,19 @@ fn open_api(core: &Core, call: &Call, name: &str) -> Result<Response, ApiError> 
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
     }
     Ok(response)
+}
+
+/// The older document of everything at once; kubectl before 1.29 and Argo CD read it, in its protobuf form.
+fn open_api_v2(core: &Core, call: &Call) -> Response {
+    let accept = call.header(header::ACCEPT).unwrap_or_default();
+    let protobuf = accept.contains(openapi::V2_PROTOBUF_ACCEPT) || accept.contains(openapi::V2_PROTOBUF);
+    let (name, content_type, format) = if protobuf {
+        ("v2.pb", openapi::V2_PROTOBUF, openapi::V2Format::Protobuf)
+    } else {
+        ("v2.json", "application/json", openapi::V2Format::Json)
+    };
+    let document = core.documents.kept(name, || Some(Document::new(openapi::v2(&core.registry, format))));
+    document.map_or_else(|| respond::error(&request::not_found()), |document| answer(call, &document, content_type))
 }
 
 fn answer(call: &Call, document: &Document, content_type: &'static str) -> Response {

@@ -112,13 +112,14 @@ pub(crate) async fn create(
     let request = target.request(author, Operation::Create);
     admission::mutate(core, &request, &mut object, None).await?;
     def.default(&mut object);
-    def.prepare_create(&mut object);
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
     for _ in 0..NAMES_MAX {
         let mut named = object.clone();
         if generated {
             named.set(&["metadata", "name"], generated_name(core, object.generate_name()));
         }
+        // What is derived from the name (a Namespace's label) needs the name first.
+        def.prepare_create(&mut named);
         match insert(core, author, target, &request, named, ownership).await {
             Err(error) if generated && error.reason == Reason::AlreadyExists => {}
             done => return done,

@@ -21,10 +21,17 @@ use tandem_client::{
     Credentials,
     k8s_openapi::{
         ByteString,
-        api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+        api::{
+            certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+            core::v1::{Node, NodeAddress, NodeStatus},
+        },
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
-    kube::{self, Api, api::PostParams, runtime::wait},
+    kube::{
+        self, Api,
+        api::{Patch, PatchParams, PostParams},
+        runtime::wait,
+    },
 };
 use tandem_pki::{Authority, JoinToken, write_private};
 use tokio::{net::TcpStream, time::timeout};
@@ -101,11 +108,31 @@ pub(crate) async fn ensure(
     write_private(&files.client_certificate, certificate.as_bytes())?;
 
     let client = tandem_client::with_credentials(server, &files.credentials())?;
+    announce(&client, node, address).await?;
     let (request, key) = Authority::request(&common_name, &["system:nodes"], &[node.to_owned()], &[address])?;
     let signer = "kubernetes.io/kubelet-serving";
     let certificate = signed(&client, &format!("node-{node}-server"), signer, "server auth", &request).await?;
     write_private(&files.server_key, key.as_bytes())?;
     write_private(&files.server_certificate, certificate.as_bytes())?;
+    Ok(())
+}
+
+/// Says which addresses the node has: its server's certificate is signed for these only. The agent adds the rest.
+async fn announce(client: &kube::Client, name: &str, address: IpAddr) -> anyhow::Result<()> {
+    let nodes = Api::<Node>::all(client.clone());
+    let hostname = [("kubernetes.io/hostname".to_owned(), name.to_owned())];
+    let metadata = ObjectMeta { name: Some(name.to_owned()), labels: Some(hostname.into()), ..ObjectMeta::default() };
+    match nodes.create(&PostParams::default(), &Node { metadata, ..Node::default() }).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(error).context("the node cannot be registered"),
+    }
+    let typed = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
+    let addresses = vec![typed("InternalIP", address.to_string()), typed("Hostname", name.to_owned())];
+    let status = NodeStatus { addresses: Some(addresses), ..NodeStatus::default() };
+    let node = Node { status: Some(status), ..Node::default() };
+    let patched = nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&node)).await;
+    patched.context("the node's addresses cannot be registered")?;
     Ok(())
 }
 

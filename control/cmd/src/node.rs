@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) client: kube::Client,
     pub(crate) settings: Settings,
     pub(crate) members: Vec<SocketAddr>,
+    /// The port of a member on this machine that listens on all addresses.
+    pub(crate) member_everywhere: Option<u16>,
 }
 
 /// Runs the node until shutdown; `ready` is told once pods can run.
@@ -58,7 +60,8 @@ pub(crate) async fn run(
     let runtimes = Runtimes { containers: containerd.as_ref().map(|it| it.runtime.clone()), components };
     let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr);
     let mut tasks = JoinSet::new();
-    tasks.spawn(tandem_agent::run(config, shutdown.clone()).into_result());
+    let agent_shutdown = shutdown.clone();
+    tasks.spawn(async move { Ok(tandem_agent::run(config, agent_shutdown).await?) });
 
     let given = tokio::select! {
         given = tokio::time::timeout(RANGE_WAIT, range.wait_for(Option::is_some)) => given,
@@ -209,7 +212,8 @@ fn network_config(plan: &Plan, flags: &NodeFlags, pods: Ranges) -> tandem_net::n
         pods,
         settings: plan.settings.clone(),
         members: watch::channel(plan.members.clone()).1,
-        gateway_port: API_PORT,
+        gateway_port: plan.member_everywhere.unwrap_or(API_PORT),
+        forward_gateway: plan.member_everywhere.is_none(),
         local_port: flags.local_port,
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     }

@@ -67,6 +67,7 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
         files,
         settings: started.settings.clone(),
         members: vec![started.local],
+        member_everywhere: up.member.listen.ip().is_unspecified().then_some(up.member.listen.port()),
     };
     let kubeconfig = data.admin_kubeconfig().display().to_string();
     let node_ready = started.node_ready.clone();
@@ -112,7 +113,7 @@ pub(crate) async fn node(flags: &Node) -> anyhow::Result<()> {
     progress.done(&format!("this machine is node {name} of the cluster at {}", flags.server));
     let client = tandem_client::with_credentials(&flags.server, &files.credentials())?;
     let settings = cluster_settings(&client).await?;
-    let plan = node::Plan { name, address, directory, files, client, settings, members };
+    let plan = node::Plan { name, address, directory, files, client, settings, members, member_everywhere: None };
     let finished = || progress.done("the node is ready");
     node::run(plan, &flags.node, &progress, shutdown, finished).await
 }

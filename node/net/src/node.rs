@@ -48,6 +48,8 @@ pub struct Config {
     pub members: watch::Receiver<Vec<SocketAddr>>,
     /// The port of the API server on the pod gateway.
     pub gateway_port: u16,
+    /// False where a member in this network namespace listens on all addresses, the pod gateway's included.
+    pub forward_gateway: bool,
     /// The port of the API server on the node's loopback address.
     pub local_port: u16,
     /// The text of the node's `resolv.conf`.
@@ -67,7 +69,7 @@ pub struct Network {
     links: Links,
     dns_udp: UdpSocket,
     dns_tcp: TcpListener,
-    forwarders: [TcpListener; 2],
+    forwarders: Vec<TcpListener>,
 }
 
 impl Network {
@@ -83,10 +85,10 @@ impl Network {
         let dns_tcp = TcpListener::bind(dns).await.map_err(listen(dns))?;
         let gateway = SocketAddr::from((config.pods.gateway(), config.gateway_port));
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, config.local_port));
-        let forwarders = [
-            TcpListener::bind(gateway).await.map_err(listen(gateway))?,
-            TcpListener::bind(local).await.map_err(listen(local))?,
-        ];
+        let mut forwarders = vec![TcpListener::bind(local).await.map_err(listen(local))?];
+        if config.forward_gateway {
+            forwarders.push(TcpListener::bind(gateway).await.map_err(listen(gateway))?);
+        }
         Ok(Network { config, links, dns_udp, dns_tcp, forwarders })
     }
 

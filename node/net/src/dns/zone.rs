@@ -114,7 +114,9 @@ impl Zone {
                     }
                     for port in slice.ports.iter().flatten() {
                         let number = port.port.and_then(|number| u16::try_from(number).ok());
-                        if let (Some(name), Some(port_number)) = (port.name.as_ref().filter(|name| !name.is_empty()), number) {
+                        if let (Some(name), Some(port_number)) =
+                            (port.name.as_ref().filter(|name| !name.is_empty()), number)
+                        {
                             let record = Record::Service { port: port_number, target: target.clone() };
                             self.insert(&service_name(name, port.protocol.as_deref(), owner), record);
                         }
@@ -161,7 +163,11 @@ mod tests {
         let port = ServicePort { name: Some("http".into()), port: 80, ..ServicePort::default() };
         Service {
             metadata: ObjectMeta { name: Some(name.into()), namespace: Some("shop".into()), ..ObjectMeta::default() },
-            spec: Some(ServiceSpec { cluster_ip: Some(cluster_ip.into()), ports: Some(vec![port]), ..Default::default() }),
+            spec: Some(ServiceSpec {
+                cluster_ip: Some(cluster_ip.into()),
+                ports: Some(vec![port]),
+                ..Default::default()
+            }),
             ..Service::default()
         }
     }

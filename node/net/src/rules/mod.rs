@@ -69,7 +69,9 @@ fn base_chains(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {
     ];
     let reject = ["tcp", "udp"].map(|protocol| {
         let with = if protocol == "tcp" { "tcp reset" } else { "icmp type port-unreachable" };
-        format!("ct state new meta l4proto {protocol} ip daddr . meta l4proto . th dport @no_endpoints reject with {with}")
+        format!(
+            "ct state new meta l4proto {protocol} ip daddr . meta l4proto . th dport @no_endpoints reject with {with}"
+        )
     });
     let chain = |hook: &str, rules: Vec<String>| {
         let mut all = vec![format!("type {hook}; policy accept;")];
@@ -79,17 +81,25 @@ fn base_chains(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {
     let dispatch = vec!["jump dispatch".to_owned()];
     BTreeMap::from([
         // NodePorts answer on 127.0.0.1, which needs route_localnet; nobody from outside may use that (CVE-2020-8558).
-        ("guard".to_owned(), chain("filter hook prerouting priority -310", vec![
-            "iifname != \"lo\" ip daddr 127.0.0.0/8 drop".to_owned(),
-        ])),
+        (
+            "guard".to_owned(),
+            chain(
+                "filter hook prerouting priority -310",
+                vec!["iifname != \"lo\" ip daddr 127.0.0.0/8 drop".to_owned()],
+            ),
+        ),
         ("prerouting".to_owned(), chain("nat hook prerouting priority -100", dispatch.clone())),
         ("output".to_owned(), chain("nat hook output priority -100", dispatch)),
         ("postrouting".to_owned(), chain("nat hook postrouting priority 100", postrouting)),
         ("refuse_forward".to_owned(), chain("filter hook forward priority 0", reject.to_vec())),
         ("refuse_output".to_owned(), chain("filter hook output priority 0", reject.to_vec())),
-        ("refuse_input".to_owned(), chain("filter hook input priority 0", vec![
-            "ct state new fib daddr type local meta l4proto . th dport @no_node_endpoints reject".to_owned(),
-        ])),
+        (
+            "refuse_input".to_owned(),
+            chain(
+                "filter hook input priority 0",
+                vec!["ct state new fib daddr type local meta l4proto . th dport @no_node_endpoints reject".to_owned()],
+            ),
+        ),
     ])
 }
 

@@ -123,13 +123,7 @@ fn balance(
 }
 
 /// Rules that send a client to the endpoint that it had before, and remember the one that it gets.
-fn sticky(
-    ruleset: &mut Ruleset,
-    chain: &str,
-    targets: &BTreeSet<Target>,
-    protocol: &str,
-    seconds: u32,
-) -> Vec<String> {
+fn sticky(ruleset: &mut Ruleset, chain: &str, targets: &BTreeSet<Target>, protocol: &str, seconds: u32) -> Vec<String> {
     let (mut remembered, mut choices) = (Vec::new(), Vec::new());
     for (index, Target { address, port }) in targets.iter().enumerate() {
         let name = format!("{chain}-{}-{port}", address.to_string().replace('.', "-"));

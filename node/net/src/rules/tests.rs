@@ -70,7 +70,10 @@ fn a_service_is_spread_over_its_ready_endpoints() {
         vec![service("web", "10.96.0.5", Some(30080))],
         vec![slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready 10.128.0.4@n1:not 10.128.0.5@n1:terminating")],
     );
-    check(&before, &after, expect![[r#"
+    check(
+        &before,
+        &after,
+        expect![[r#"
         add chain ip tandem ext-5c771066-web
         add chain ip tandem svc-5c771066-web
         add rule ip tandem ext-5c771066-web meta mark set meta mark | 0x4000
@@ -79,7 +82,8 @@ fn a_service_is_spread_over_its_ready_endpoints() {
         add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-5c771066-web }
         add element ip tandem nodeports { tcp . 30080 : goto ext-5c771066-web }
         add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -87,11 +91,15 @@ fn a_change_costs_what_changed() {
     let web = service("web", "10.96.0.5", None);
     let before = snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready")]);
     let after = snapshot(vec![web], vec![slice("web", "10.128.0.3@n2:ready")]);
-    check(&before, &after, expect![[r#"
+    check(
+        &before,
+        &after,
+        expect![[r#"
         flush chain ip tandem svc-5c771066-web
         add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
         delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
-    "#]]);
+    "#]],
+    );
     check(&after, &after, expect![""]);
 }
 
@@ -100,16 +108,24 @@ fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
     let web = service("web", "10.96.0.5", None);
     let served = snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready")]);
     let empty = snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:not")]);
-    check(&served, &empty, expect![[r#"
+    check(
+        &served,
+        &empty,
+        expect![[r#"
         delete element ip tandem services { 10.96.0.5 . tcp . 80 }
         add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
         delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
         flush chain ip tandem svc-5c771066-web
         delete chain ip tandem svc-5c771066-web
-    "#]]);
-    check(&empty, &snapshot(vec![], vec![]), expect![[r#"
+    "#]],
+    );
+    check(
+        &empty,
+        &snapshot(vec![], vec![]),
+        expect![[r#"
         delete element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -145,7 +161,8 @@ fn the_kernel_takes_every_transaction() {
             slice("sticky", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
         ],
     ));
-    let script = [transaction(None, &empty), transaction(Some(&empty), &full), transaction(Some(&full), &empty)].concat();
+    let script =
+        [transaction(None, &empty), transaction(Some(&empty), &full), transaction(Some(&full), &empty)].concat();
     let mut nft = Command::new("unshare")
         .args(["--net", "nft", "-f", "-"])
         .stdin(Stdio::piped())

@@ -9,7 +9,10 @@ pub fn transaction(old: Option<&Ruleset>, new: &Ruleset) -> String {
     let mut script = String::new();
     let Some(old) = old.filter(|old| old.base == new.base) else {
         // `add` before `delete` makes the deletion work whether or not the table is there.
-        lines(&mut script, &[format!("add table {TABLE}"), format!("delete table {TABLE}"), format!("add table {TABLE}")]);
+        lines(
+            &mut script,
+            &[format!("add table {TABLE}"), format!("delete table {TABLE}"), format!("add table {TABLE}")],
+        );
         skeleton(&mut script, new);
         change(&mut script, &Ruleset::default(), new);
         return script;
@@ -28,16 +31,19 @@ fn lines(script: &mut String, lines: &[String]) {
 fn skeleton(script: &mut String, new: &Ruleset) {
     let address = "type ipv4_addr . inet_proto . inet_service";
     let port = "type inet_proto . inet_service";
-    lines(script, &[
-        format!("add map {TABLE} services {{ {address} : verdict; }}"),
-        format!("add map {TABLE} nodeports {{ {port} : verdict; }}"),
-        format!("add set {TABLE} no_endpoints {{ {address}; }}"),
-        format!("add set {TABLE} no_node_endpoints {{ {port}; }}"),
-        format!("add set {TABLE} hairpins {{ type ipv4_addr . ipv4_addr; }}"),
-        format!("add chain {TABLE} dispatch"),
-        format!("add rule {TABLE} dispatch ip daddr . meta l4proto . th dport vmap @services"),
-        format!("add rule {TABLE} dispatch fib daddr type local meta l4proto . th dport vmap @nodeports"),
-    ]);
+    lines(
+        script,
+        &[
+            format!("add map {TABLE} services {{ {address} : verdict; }}"),
+            format!("add map {TABLE} nodeports {{ {port} : verdict; }}"),
+            format!("add set {TABLE} no_endpoints {{ {address}; }}"),
+            format!("add set {TABLE} no_node_endpoints {{ {port}; }}"),
+            format!("add set {TABLE} hairpins {{ type ipv4_addr . ipv4_addr; }}"),
+            format!("add chain {TABLE} dispatch"),
+            format!("add rule {TABLE} dispatch ip daddr . meta l4proto . th dport vmap @services"),
+            format!("add rule {TABLE} dispatch fib daddr type local meta l4proto . th dport vmap @nodeports"),
+        ],
+    );
     for (name, rules) in &new.base {
         let Some((hook, rules)) = rules.split_first() else { continue };
         lines(script, &[format!("add chain {TABLE} {name} {{ {hook} }}")]);
