@@ -19,13 +19,16 @@ use kube::{
     },
 };
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::object;
 
 /// The first and the longest wait before an informer that failed asks again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Failures in a row from which on they are told.
+const FAILURES: u32 = 4;
 
 /// Where an object is; `namespace` is empty for cluster-scoped kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -289,6 +292,7 @@ async fn follow<K: Cached>(
     let mut fresh = listed_as_leader;
     let mut listed = Vec::new();
     let mut leadership_known = true;
+    let mut failures = 0;
     loop {
         tokio::select! {
             changed = leadership.changed(), if leadership_known => {
@@ -306,25 +310,37 @@ async fn follow<K: Cached>(
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object))) => listed.push(object),
                 Some(Ok(Event::InitDone)) => {
+                    failures = 0;
                     store.replace(std::mem::take(&mut listed)).into_iter().for_each(notify);
                     store.set_fresh(fresh);
                 }
                 Some(Ok(Event::Apply(object))) => notify(store.apply(object)),
                 Some(Ok(Event::Delete(object))) => notify(store.remove(&object)),
-                Some(Err(error)) => tracing::debug!(kind = K::KIND, %error, "informer retries"),
+                Some(Err(error)) => {
+                    failures += 1;
+                    // One failure is usual while members change; more are worth telling.
+                    if failures < FAILURES {
+                        tracing::debug!(kind = K::KIND, %error, "informer retries");
+                    } else {
+                        tracing::warn!(kind = K::KIND, %error, "informer retries");
+                    }
+                }
                 None => return,
             }
         }
     }
 }
 
-/// Doubling waits, back to the first after a success.
+/// Doubling waits. A list that fails is announced like one that works, so only time without a failure is a success.
 #[derive(Debug)]
-pub(crate) struct Retry(Duration);
+pub(crate) struct Retry {
+    wait: Duration,
+    last: Option<Instant>,
+}
 
 impl Default for Retry {
     fn default() -> Retry {
-        Retry(RETRY_FIRST)
+        Retry { wait: RETRY_FIRST, last: None }
     }
 }
 
@@ -332,15 +348,18 @@ impl Iterator for Retry {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = self.0;
-        self.0 = (wait * 2).min(RETRY_MAX);
+        let wait = self.wait;
+        self.wait = (wait * 2).min(RETRY_MAX);
+        self.last = Some(Instant::now());
         Some(wait)
     }
 }
 
 impl Backoff for Retry {
     fn reset(&mut self) {
-        *self = Retry::default();
+        if self.last.is_some_and(|last| last.elapsed() > RETRY_MAX * 2) {
+            *self = Retry::default();
+        }
     }
 }
 
@@ -504,6 +523,17 @@ mod tests {
         let deltas = store.replace(vec![pod("b", 2, None)]);
         let gone: Vec<Key> = deltas.iter().filter(|delta| delta.new.is_none()).map(Delta::key).collect();
         assert_eq!(gone, [Key::new("ns", "a")]);
+    }
+
+    #[test]
+    fn waits_double_also_when_a_list_is_announced_between_failures() {
+        let mut retry = Retry::default();
+        let mut wait = || {
+            retry.reset();
+            retry.next().unwrap().as_millis()
+        };
+        assert_eq!([wait(), wait(), wait()], [100, 200, 400]);
+        assert_eq!((0..9).map(|_| wait()).last(), Some(RETRY_MAX.as_millis()));
     }
 
     #[tokio::test]

@@ -169,6 +169,8 @@ struct Subject {
     namespace: String,
     name: String,
     uid: String,
+    /// The part of the object, such as one container of a pod.
+    path: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -231,6 +233,7 @@ impl Correlator {
             namespace: note.regarding.namespace.clone().unwrap_or_default(),
             name: note.regarding.name.clone().unwrap_or_default(),
             uid: note.regarding.uid.clone().unwrap_or_default(),
+            path: note.regarding.field_path.clone().unwrap_or_default(),
         };
         if !self.spend(&subject, now) {
             return None;
@@ -385,7 +388,7 @@ mod tests {
         let messages: Vec<String> = (0..12).map(|index| format!("m{index}")).collect();
         let notes: Vec<(i64, &str)> = messages.iter().map(|message| (0, message.as_str())).collect();
         check(
-            &notes[8..].iter().copied().collect::<Vec<_>>(),
+            &notes[8..],
             expect![[r#"
             create "m8"
             create "m9"
