@@ -2,6 +2,10 @@
 
 use std::{error::Error, path::PathBuf};
 
+/// As in the program that carries the host.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let file = arguments.next().map(PathBuf::from).ok_or("which file?")?;
