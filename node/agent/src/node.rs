@@ -47,6 +47,8 @@ const STATUS_PERIOD: Duration = Duration::from_secs(10);
 const HEARTBEAT_SECONDS: i64 = 300;
 /// Until the node is ready for the first time its state is looked at this often.
 const FIRST_PERIOD: Duration = Duration::from_millis(200);
+/// What a restarted agent has for finding its runtimes before it calls the node not ready.
+const SETTLING_SECONDS: i64 = 10;
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// As many as the node's part of the pod CIDR has light addresses for.
@@ -121,13 +123,17 @@ impl NodeAgent {
         tracing::info!(node = self.context.node_name, "registered");
         self.context.events.node("Starting", "Starting kubelet.");
         let mut was_ready = false;
+        let settled = self.context.clock.now() + seconds(SETTLING_SECONDS);
         loop {
             // Remembered before it is told: what changes meanwhile is told in the next round.
             let before = answering(&progress.borrow_and_update());
             let now = self.context.clock.now();
             let ready = self.health().problem().is_none();
             let mut pause = if was_ready || ready { STATUS_PERIOD } else { FIRST_PERIOD };
-            match bounded(self.send(now)).await {
+            // An agent that was restarted finds a node that is ready, and does not say otherwise before it has looked.
+            let looking =
+                !ready && !was_ready && now < settled && self.sent.as_ref().is_some_and(|(sent, _)| is_ready(sent));
+            match if looking { Ok(()) } else { bounded(self.send(now)).await } {
                 Ok(()) => was_ready |= ready,
                 Err(error) => {
                     tracing::debug!(%error, "the node's status is not reported yet");
@@ -162,7 +168,8 @@ impl NodeAgent {
         }
     }
 
-    async fn register(&self) -> Result<(), kube::Error> {
+    /// What the API says of the node, or what it is told first.
+    async fn register(&mut self) -> Result<(), kube::Error> {
         let api: Api<Node> = Api::all(self.context.client.clone());
         let labels = self.labels();
         match api.get(&self.context.node_name).await {
@@ -175,6 +182,8 @@ impl NodeAgent {
                 if let Some(cidr) = node.spec.and_then(|spec| spec.pod_cidr?.parse().ok()) {
                     publish(&self.pod_cidr, cidr);
                 }
+                // Times of transitions go on from there; the next status is sent in any case.
+                self.sent = node.status.map(|status| (status, Timestamp::UNIX_EPOCH));
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
@@ -350,6 +359,11 @@ fn condition(
         status: status.to_owned(),
         type_: kind.to_owned(),
     }
+}
+
+fn is_ready(status: &NodeStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn without_times(status: &NodeStatus) -> NodeStatus {

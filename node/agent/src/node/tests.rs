@@ -69,7 +69,7 @@ async fn a_node_registers_becomes_ready_and_holds_its_lease() {
         runtime_version: "fake://1".to_owned(),
     };
     let observer = tokio::spawn(context.observer.clone().run(shutdown.clone()));
-    let agent = tokio::spawn(NodeAgent::new(context, registration, cidr).run(shutdown.clone()));
+    let agent = tokio::spawn(NodeAgent::new(context, registration.clone(), cidr).run(shutdown.clone()));
     node.until("the node", |node| node.api.node("n1").is_some()).await;
     let mut registered = node.api.node("n1").unwrap();
     assert_eq!(registered.metadata.labels.as_ref().unwrap()["kubernetes.io/hostname"], "n1");
@@ -87,6 +87,26 @@ async fn a_node_registers_becomes_ready_and_holds_its_lease() {
     node.until("a lease", |node| renewed(node).is_some()).await;
     let first = renewed(&node);
     node.until("a renewed lease", |node| renewed(node) > first).await;
+    shutdown.cancel();
+    agent.await.unwrap();
+    observer.await.unwrap();
+
+    // A restarted agent whose runtimes have not answered yet says nothing against the node.
+    let context = Arc::new(node.context());
+    let registration = Registration { labels: BTreeMap::new(), ..registration };
+    let conditions = |node: &TestNode| node.api.node("n1").and_then(|node| node.status?.conditions).unwrap();
+    let before = conditions(&node);
+    let shutdown = CancellationToken::new();
+    let agent =
+        tokio::spawn(NodeAgent::new(context.clone(), registration, watch::channel(None).0).run(shutdown.clone()));
+    node.until("a renewed lease", |node| renewed(node) > first).await;
+    assert_eq!(conditions(&node), before);
+    let observer = tokio::spawn(context.observer.clone().run(shutdown.clone()));
+    node.until("a new status", |node| conditions(node) != before).await;
+    assert!(ready(&node));
+    let since =
+        |conditions: &[NodeCondition]| conditions.iter().map(|c| c.last_transition_time.clone()).collect::<Vec<_>>();
+    assert_eq!(since(&conditions(&node)), since(&before));
     shutdown.cancel();
     agent.await.unwrap();
     observer.await.unwrap();
