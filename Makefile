@@ -1,5 +1,5 @@
 # make up      build and start a one-machine cluster with the samples     (PROFILE=dev builds faster)
-# make down    stop its workloads and remove what it made; the data stays
+# make down    stop it and its workloads and remove what they made on the machine; the data stays
 # make test    everything that a change must pass
 .PHONY: up down test test-long bench fmt lint setup-test
 
@@ -23,11 +23,13 @@ setup-test:
 
 test: setup-test
 	cargo fmt --all --check
-	cargo test --workspace --no-fail-fast
+	cargo build --workspace --all-targets
+	cargo test --workspace --all-targets --no-fail-fast
 
 # Longer runs of the same: repeated restarts, faults and load.
 test-long: setup-test
-	TANDEM_LONG=1 cargo test --workspace --no-fail-fast
+	cargo build --workspace --all-targets
+	TANDEM_LONG=1 cargo test --workspace --all-targets --no-fail-fast
 
 bench:
 	@scripts/setup bench

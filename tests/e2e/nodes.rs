@@ -27,7 +27,7 @@ fn a_second_node_joins_and_its_pods_are_reached() {
                 if output.status.success() { Ok(()) } else { Err(output) }
             });
         }
-        let fetch = format!("wget -q -O - -T 2 http://{address}:{port}/");
+        let fetch = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} {port} | grep -q 200");
         until(&format!("{pod} answers a container on the other node"), DEADLINE, || {
             let from = if pod.ends_with("one") { "container-two" } else { "container-one" };
             let output = cluster.kubectl(&["exec", from, "--", "sh", "-c", &fetch]);
@@ -35,7 +35,8 @@ fn a_second_node_joins_and_its_pods_are_reached() {
         });
     }
     // Names and Services work from pods of the second node, the API server's included.
-    let names = "wget -q -O - -T 2 http://everywhere.default.svc.cluster.local/ && wget -q -O /dev/null -T 2 --no-check-certificate https://kubernetes.default/livez";
+    let names =
+        "wget -q -O - http://everywhere.default.svc.cluster.local/ && nc -w 5 kubernetes.default 443 < /dev/null";
     until("names answer on the second node", DEADLINE, || {
         let output = cluster.kubectl(&["exec", "container-two", "--", "sh", "-c", names]);
         if output.status.success() { Ok(()) } else { Err(output) }

@@ -220,9 +220,8 @@ fn restrict(params: &mut CertificateParams, usage: Usage) {
 }
 
 fn base_params(now: Timestamp, life: SignedDuration) -> CertificateParams {
-    let at = |when: Timestamp| {
-        OffsetDateTime::from_unix_timestamp(when.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-    };
+    let at =
+        |when: Timestamp| OffsetDateTime::from_unix_timestamp(when.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let mut params = CertificateParams::default();
     params.not_before = at(now.checked_sub(CLOCK_SKEW).unwrap_or(now));
     params.not_after = at(now.checked_add(life).unwrap_or(Timestamp::MAX));

@@ -47,7 +47,8 @@ impl FromStr for JoinToken {
     fn from_str(text: &str) -> Result<JoinToken, Error> {
         let parts = text.trim().split_once("::").and_then(|(fingerprint, rest)| {
             let (id, secret) = rest.split_once('.')?;
-            let token = |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            let token =
+                |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
             let sound = fingerprint.len() == FINGERPRINT_LENGTH
                 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit())
                 && token(id, ID_LENGTH)

@@ -54,8 +54,8 @@ impl ServiceAccountKey {
         };
         let pair = KeyPair::from_pem(&pem).map_err(|why| malformed(why.to_string()))?;
         let encoding = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|why| malformed(why.to_string()))?;
-        let decoding = DecodingKey::from_ec_pem(pair.public_key_pem().as_bytes())
-            .map_err(|why| malformed(why.to_string()))?;
+        let decoding =
+            DecodingKey::from_ec_pem(pair.public_key_pem().as_bytes()).map_err(|why| malformed(why.to_string()))?;
         let point = pair.public_key_raw().to_vec();
         if point.len() != 1 + 2 * COORDINATE_BYTES || point[0] != UNCOMPRESSED {
             return Err(malformed("it is not a P-256 key".to_owned()));

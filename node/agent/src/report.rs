@@ -1,6 +1,9 @@
 //! Tells the API what became of a pod: only what changed, and never more than one request at a time.
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodStatus};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition, PodIP, PodStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -31,6 +34,7 @@ struct Target<'a> {
 struct Change<'a> {
     #[serde(flatten)]
     status: &'a PodStatus,
+    conditions: Vec<ConditionChange<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty", rename = "podIPs")]
     pod_ips: Vec<AddressChange<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +45,32 @@ struct Change<'a> {
 
 /// `null`: the field goes away.
 type Cleared = ();
+
+/// Merged by type with the condition that is there: what is not said would stay, so what is absent is `null`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConditionChange<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    status: &'a str,
+    last_transition_time: Option<&'a Time>,
+    observed_generation: Option<i64>,
+    reason: Option<&'a str>,
+    message: Option<&'a str>,
+}
+
+impl<'a> ConditionChange<'a> {
+    fn of(condition: &'a PodCondition) -> ConditionChange<'a> {
+        ConditionChange {
+            kind: &condition.type_,
+            status: &condition.status,
+            last_transition_time: condition.last_transition_time.as_ref(),
+            observed_generation: condition.observed_generation,
+            reason: condition.reason.as_deref(),
+            message: condition.message.as_deref(),
+        }
+    }
+}
 
 #[derive(Debug, Serialize)]
 struct AddressChange<'a> {
@@ -115,7 +145,7 @@ impl Context {
     pub(crate) async fn report(&self, api_pod: &Pod, wanted: &PodStatus) -> Result<Option<Pod>, kube::Error> {
         let Ok(_permit) = self.patches.acquire().await else { return Ok(None) };
         let last = api_pod.status.clone().unwrap_or_default();
-        let status = PodStatus { pod_ips: None, ..wanted.clone() };
+        let status = PodStatus { pod_ips: None, conditions: None, ..wanted.clone() };
         let new: Vec<&str> = wanted.pod_ips.iter().flatten().map(|address: &PodIP| address.ip.as_str()).collect();
         let stale = last.pod_ips.iter().flatten().map(|address| address.ip.as_str()).filter(|ip| !new.contains(ip));
         let stale = stale.map(|ip| AddressChange { ip, patch: Some("delete") });
@@ -123,6 +153,7 @@ impl Context {
             metadata: Target { uid: pod::uid(api_pod) },
             status: Change {
                 status: &status,
+                conditions: wanted.conditions.iter().flatten().map(ConditionChange::of).collect(),
                 pod_ips: new.iter().map(|ip| AddressChange { ip, patch: None }).chain(stale).collect(),
                 reason: (last.reason.is_some() && wanted.reason.is_none()).then_some(()),
                 message: (last.message.is_some() && wanted.message.is_none()).then_some(()),
@@ -148,12 +179,13 @@ mod tests {
 
     #[test]
     fn a_patch_replaces_what_changed_and_clears_what_went() {
-        let pod = testing::pod(&["a"]);
         let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
+        let ready = PodCondition { type_: "Ready".to_owned(), status: "True".to_owned(), ..PodCondition::default() };
         let patch = StatusPatch {
             metadata: Target { uid: "uid-1" },
             status: Change {
                 status: &status,
+                conditions: vec![ConditionChange::of(&ready)],
                 pod_ips: vec![
                     AddressChange { ip: "10.0.0.2", patch: None },
                     AddressChange { ip: "10.0.0.1", patch: Some("delete") },
@@ -162,9 +194,8 @@ mod tests {
                 message: None,
             },
         };
-        expect![[r#"{"metadata":{"uid":"uid-1"},"status":{"phase":"Running","podIPs":[{"ip":"10.0.0.2"},{"ip":"10.0.0.1","$patch":"delete"}],"reason":null}}"#]]
+        expect![[r#"{"metadata":{"uid":"uid-1"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True","lastTransitionTime":null,"observedGeneration":null,"reason":null,"message":null}],"podIPs":[{"ip":"10.0.0.2"},{"ip":"10.0.0.1","$patch":"delete"}],"reason":null}}"#]]
             .assert_eq(&serde_json::to_string(&patch).unwrap());
-        drop(pod);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
-use tandem_api::{Settings, TRACE_ANNOTATION};
+use tandem_api::{COMPONENT_OPTIONS_PREFIX, Settings, TRACE_ANNOTATION};
 use tandem_runtime::{Dns, HostPort, Network, SandboxSpec};
 
 use crate::{plan::JOINED_ANNOTATION, pod};
@@ -52,7 +52,11 @@ pub(crate) fn hostname(pod: &Pod) -> String {
 pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
     let spec = pod::spec(pod);
     let host_network = pod::host_network(pod);
-    let mut annotations = BTreeMap::from([(NODE_ANNOTATION.to_owned(), input.node_name.to_owned())]);
+    // Of what users write, only this prefix goes to the runtimes: every other annotation of ours is the node's word.
+    let options =
+        pod.metadata.annotations.iter().flatten().filter(|(key, _)| key.starts_with(COMPONENT_OPTIONS_PREFIX));
+    let mut annotations: BTreeMap<String, String> = options.map(|(key, value)| (key.clone(), value.clone())).collect();
+    annotations.insert(NODE_ANNOTATION.to_owned(), input.node_name.to_owned());
     annotations.extend(pod::trace(pod).map(|trace| (TRACE_ANNOTATION.to_owned(), trace.to_owned())));
     annotations.extend(has_privileged(pod).then(|| (PRIVILEGED_ANNOTATION.to_owned(), "true".to_owned())));
     annotations.extend(input.joined.map(|joined| (JOINED_ANNOTATION.to_owned(), joined)));

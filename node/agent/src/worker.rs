@@ -40,6 +40,7 @@ const REFRESH_SECONDS: i64 = 60;
 const REPORTS_AT_ONCE: u32 = 6;
 const REPORT_PAUSE: SignedDuration = SignedDuration::from_millis(500);
 const REPORT_RETRY_SECONDS_MAX: i64 = 10;
+const FUTILE_REPORT_SECONDS_MAX: i64 = 300;
 
 /// What the API, or the cache, wants of a pod.
 #[derive(Clone, Debug)]
@@ -418,19 +419,15 @@ impl Worker {
         self.reports.under_way = false;
         let now = self.context.clock.now();
         match result {
-            Ok(pod) => {
+            Ok(Some(pod)) if is_newer(&pod, &self.api) => {
                 self.reports.failures = 0;
-                if let Some(pod) = pod.filter(|pod| is_newer(pod, &self.api)) {
-                    self.api = Arc::new(*pod);
-                } else {
-                    // The pod is another's or gone; the watch will tell which.
-                    self.reports.not_before = now + seconds(1);
-                }
+                self.api = Arc::new(*pod);
             }
+            // Nothing came of it: the pod is another's or gone, which the watch will tell, or the server keeps
+            // something that is not wanted. Asking for it all the time would not help.
+            Ok(_) => self.reports.put_off(now, FUTILE_REPORT_SECONDS_MAX),
             Err(error) => {
-                self.reports.failures = self.reports.failures.saturating_add(1);
-                let pause = (1_i64 << self.reports.failures.min(4)).min(REPORT_RETRY_SECONDS_MAX);
-                self.reports.not_before = now + seconds(pause);
+                self.reports.put_off(now, REPORT_RETRY_SECONDS_MAX);
                 tracing::debug!(pod = pod::name(&self.api), %error, "the status of a pod is not reported yet");
             }
         }
@@ -464,6 +461,12 @@ impl Worker {
 }
 
 impl Reports {
+    /// Waits longer after each time in a row.
+    fn put_off(&mut self, now: Timestamp, seconds_max: i64) {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = now + seconds((1_i64 << self.failures.min(16)).min(seconds_max));
+    }
+
     /// Takes one report from the allowance, or says when there will be one.
     fn take(&mut self, now: Timestamp) -> Option<Timestamp> {
         while self.refilled + REPORT_PAUSE <= now && self.left < REPORTS_AT_ONCE {

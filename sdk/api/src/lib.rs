@@ -25,6 +25,8 @@ pub use settings::{Settings, SettingsError};
 
 /// The annotation that carries a request's trace id from the API request to the pod's Events and the node's logs.
 pub const TRACE_ANNOTATION: &str = "tandem.dev/trace-id";
+/// The prefix of the annotations by which a pod's author sets options of its components.
+pub const COMPONENT_OPTIONS_PREFIX: &str = "component.tandem.dev/";
 /// The RuntimeClass, and its handler, of pods whose containers are all WebAssembly.
 pub const WASM_RUNTIME_CLASS: &str = "wasm";
 /// The taint of a node that runs components only.

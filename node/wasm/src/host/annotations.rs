@@ -7,13 +7,13 @@ use serde::Deserialize;
 use crate::serve::Limits;
 
 /// On a pod: instances of each of its HTTP components at once.
-const MAX_INSTANCES: &str = "tandem.dev/max-instances";
+const MAX_INSTANCES: &str = "component.tandem.dev/max-instances";
 /// On a pod: requests that wait for an instance.
-const MAX_QUEUE: &str = "tandem.dev/max-queue";
+const MAX_QUEUE: &str = "component.tandem.dev/max-queue";
 /// On a pod: seconds that a request waits for an instance.
-const QUEUE_SECONDS: &str = "tandem.dev/queue-seconds";
+const QUEUE_SECONDS: &str = "component.tandem.dev/queue-seconds";
 /// On a pod: seconds until a component must have begun to answer.
-const REQUEST_SECONDS: &str = "tandem.dev/request-seconds";
+const REQUEST_SECONDS: &str = "component.tandem.dev/request-seconds";
 
 const DEFAULT_PORT: u16 = 8080;
 
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(limits(&map(MAX_QUEUE, "0")).unwrap().queue, 0);
         assert_eq!(
             limits(&map(MAX_QUEUE, "many")),
-            Err("annotation tandem.dev/max-queue: \"many\" is not a number".to_owned())
+            Err("annotation component.tandem.dev/max-queue: \"many\" is not a number".to_owned())
         );
     }
 }

@@ -10,6 +10,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use wasmtime::{Store, component::Accessor};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::{
     WasiBody, WasiHttpView,
     p2::bindings::{ProxyPre, http::types::Scheme as GuestScheme},
@@ -105,8 +106,11 @@ async fn run(
     // In this order: its memory is free before another instance may begin.
     drop(store);
     drop((admission, place));
-    if let Err(error) = ended {
-        failed(&service, &error);
+    match ended {
+        // It ended itself, content.
+        Err(error) if matches!(error.downcast_ref(), Some(I32Exit(0))) => {}
+        Err(error) => failed(&service, &error),
+        Ok(()) => {}
     }
 }
 

@@ -122,7 +122,9 @@ async fn a_memory_hog_is_ended_and_its_neighbour_serves() {
 async fn too_many_requests_wait_and_then_are_refused() {
     let bench = Bench::start().await;
     let image = bench.image("server", &guests::server()).await;
-    let sandbox = bench.sandbox_with(&[("tandem.dev/max-instances", "2"), ("tandem.dev/max-queue", "3")]).await;
+    let sandbox = bench
+        .sandbox_with(&[("component.tandem.dev/max-instances", "2"), ("component.tandem.dev/max-queue", "3")])
+        .await;
     let port = free_port();
     bench.run(&sandbox, &ContainerSpec { ports: vec![http(port)], ..spec(&image) }).await;
     let answers = join_all((0..10).map(|_| get(port, "/s"))).await;
