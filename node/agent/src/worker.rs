@@ -53,7 +53,7 @@ pub(crate) struct Desired {
 /// What a task of the worker came back with.
 enum Outcome {
     Step { name: &'static str, result: Result<Done, Fault> },
-    Reported(Result<Option<Box<Pod>>, kube::Error>),
+    Reported { sent: Box<PodStatus>, result: Result<Option<Box<Pod>>, kube::Error> },
 }
 
 pub(crate) struct Worker {
@@ -274,7 +274,7 @@ impl Worker {
             self.handles.remove(subject);
         }
         match outcome {
-            Some(Outcome::Reported(result)) => self.reported(result),
+            Some(Outcome::Reported { sent, result }) => self.reported(&sent, result),
             Some(Outcome::Step { name, result }) => {
                 self.context.metrics.step(name, result.is_ok());
                 let Some(subject) = subject else { return };
@@ -409,19 +409,25 @@ impl Worker {
         }
         self.reports.under_way = true;
         let (context, api) = (self.context.clone(), self.api.clone());
-        let task = async move { Outcome::Reported(context.report(&api, &status).await.map(|pod| pod.map(Box::new))) };
+        let task = async move {
+            let result = context.report(&api, &status).await.map(|pod| pod.map(Box::new));
+            Outcome::Reported { sent: Box::new(status), result }
+        };
         let handle = self.tasks.spawn(task);
         self.subjects.insert(handle.id(), None);
         None
     }
 
-    fn reported(&mut self, result: Result<Option<Box<Pod>>, kube::Error>) {
+    fn reported(&mut self, sent: &PodStatus, result: Result<Option<Box<Pod>>, kube::Error>) {
         self.reports.under_way = false;
         let now = self.context.clock.now();
         match result {
-            Ok(Some(pod)) if is_newer(&pod, &self.api) => {
+            Ok(Some(pod)) if !differs(pod.status.as_ref(), sent) => {
                 self.reports.failures = 0;
-                self.api = Arc::new(*pod);
+                // The watch may have been faster.
+                if is_newer(&pod, &self.api) {
+                    self.api = Arc::new(*pod);
+                }
             }
             // Nothing came of it: the pod is another's or gone, which the watch will tell, or the server keeps
             // something that is not wanted. Asking for it all the time would not help.

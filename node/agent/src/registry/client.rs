@@ -238,12 +238,12 @@ impl Session<'_> {
     }
 
     fn request(&self, path: &str, token: Option<&str>) -> reqwest::RequestBuilder {
-        let url = format!("{}/v2/{}/{path}", self.endpoint.url, self.reference.repository());
-        let mut request = self.client.get(url).header(header::ACCEPT, ACCEPT);
+        let mut url = format!("{}/v2/{}/{path}", self.endpoint.url, self.reference.repository());
         // A mirror learns which registry the image is of, as containerd tells it.
         if self.reference.host() != tandem_api::CLUSTER_REGISTRY && self.endpoint.authority.is_some() {
-            request = request.query(&[("ns", self.reference.host())]);
+            url = format!("{url}?ns={}", self.reference.host());
         }
+        let request = self.client.get(url).header(header::ACCEPT, ACCEPT);
         match (token, self.auth) {
             (Some(token), _) => request.bearer_auth(token),
             (None, Some(RegistryAuth::Basic { username, password })) => request.basic_auth(username, Some(password)),
@@ -253,11 +253,12 @@ impl Session<'_> {
     }
 
     async fn token(&self, challenge: &Challenge) -> Result<String, Problem> {
-        let mut request = self.client.get(&challenge.realm);
+        let mut url = reqwest::Url::parse(&challenge.realm)?;
         if let Some(service) = &challenge.service {
-            request = request.query(&[("service", service)]);
+            url.query_pairs_mut().append_pair("service", service);
         }
-        request = request.query(&[("scope", format!("repository:{}:pull", self.reference.repository()))]);
+        url.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", self.reference.repository()));
+        let mut request = self.client.get(url);
         if let Some(RegistryAuth::Basic { username, password }) = self.auth {
             request = request.basic_auth(username, Some(password));
         }
