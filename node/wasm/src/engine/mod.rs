@@ -61,27 +61,3 @@ impl Engine {
         &self.ticker
     }
 }
-#[cfg(test)]
-mod tmp_rss {
-    use super::*;
-    fn rss(what: &str) {
-        let s = std::fs::read_to_string("/proc/self/status").unwrap();
-        let l = s.lines().find(|l| l.starts_with("RssAnon")).unwrap().to_owned();
-        eprintln!("{what}: {l}");
-    }
-    #[test]
-    fn tmp() {
-        rss("start");
-        let (e, p) = settings::engine().unwrap();
-        rss("engine");
-        drop(p);
-        let c = guest::component_linker(&e).unwrap();
-        rss("components");
-        let m = guest::module_linker(&e).unwrap();
-        rss("modules");
-        let t = Ticker::start(e.clone());
-        let l = Lanes::start(t, 2, None);
-        rss("lanes");
-        drop((c, m, l));
-    }
-}
