@@ -21,15 +21,18 @@ setup-test:
 	@KUBECTL_MINOR=32 scripts/get-clients target/clients/1.32
 	@samples/build.sh
 
+# Everything but the benchmarks. The binary is built first: the end-to-end tests run it.
+TARGETS := --workspace --lib --bins --tests --examples
+
 test: setup-test
 	cargo fmt --all --check
 	cargo build --workspace --all-targets
-	cargo test --workspace --all-targets --no-fail-fast
+	cargo test $(TARGETS) --no-fail-fast
 
-# Longer runs of the same: repeated restarts, faults and load.
-test-long: setup-test
-	cargo build --workspace --all-targets
-	TANDEM_LONG=1 cargo test --workspace --all-targets --no-fail-fast
+# The same faults again and again: what fails once in many runs is found here.
+ROUNDS ?= 5
+test-long: test
+	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done
 
 bench:
 	@scripts/setup bench
