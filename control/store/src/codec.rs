@@ -171,12 +171,12 @@ const CUT_SHORT: DecodeError = DecodeError::Damaged("cut short");
 
 /// One version of one key as it lies in the state file and in snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VersionRow {
-    pub(crate) key: Key,
-    pub(crate) revision: Revision,
-    pub(crate) created: Revision,
+pub struct VersionRow {
+    pub key: Key,
+    pub revision: Revision,
+    pub created: Revision,
     /// `None` when the key was deleted at this revision.
-    pub(crate) value: Option<Bytes>,
+    pub value: Option<Bytes>,
 }
 
 impl VersionRow {

@@ -15,7 +15,7 @@ use sqlx::{
     sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use crate::{Error, metrics::Metrics};
+use crate::{Error, files::Files, metrics::Metrics};
 
 /// The layout of both files that this release writes, and the newest that it reads.
 pub const FORMAT: i64 = 1;
@@ -75,14 +75,15 @@ pub fn abort_process() -> OnFailure {
 
 /// The disk with what watches over it.
 #[derive(Clone)]
-pub(crate) struct Guarded {
+pub struct Guarded {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) on_failure: OnFailure,
     pub(crate) metrics: Metrics,
 }
 
 impl Guarded {
-    pub(crate) async fn commit(&self, what: Durable, commit: BoxFuture<'_, io::Result<()>>) -> io::Result<()> {
+    /// Carries out what ends in fsync, and notes how long it took.
+    pub async fn commit(&self, what: Durable, commit: BoxFuture<'_, io::Result<()>>) -> io::Result<()> {
         let begun = Instant::now();
         let ended = self.disk.commit(what, commit).await;
         self.metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
@@ -104,14 +105,20 @@ pub(crate) fn io_error(error: sqlx::Error) -> io::Error {
 }
 
 /// The folder of one member, held by this process alone as long as this lives.
-#[derive(Debug)]
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
+    pub(crate) files: Arc<dyn Files>,
     _lock: File,
 }
 
+impl std::fmt::Debug for Folder {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Folder").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Folder {
-    pub(crate) fn hold(path: &Path) -> Result<Arc<Folder>, Error> {
+    pub(crate) fn hold(path: &Path, files: Arc<dyn Files>) -> Result<Arc<Folder>, Error> {
         let storage = |operation| move |error: io::Error| storage_error(operation, error);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(storage("make its folder"))?;
         let lock = OpenOptions::new()
@@ -122,7 +129,7 @@ impl Folder {
             .open(path.join("lock"))
             .map_err(storage("open its lock file"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Arc::new(Folder { path: path.to_owned(), _lock: lock })),
+            Ok(()) => Ok(Arc::new(Folder { path: path.to_owned(), files, _lock: lock })),
             Err(TryLockError::WouldBlock) => {
                 Err(data_error(path, "is in use by another process; stop that one first, or choose another folder"))
             }
@@ -132,8 +139,12 @@ impl Folder {
 
     /// Makes names in the folder durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        sync_folder(&self.path)
     }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 pub(crate) fn data_error(path: &Path, why: impl Into<String>) -> Error {
@@ -146,9 +157,9 @@ pub(crate) fn storage_error(operation: &'static str, source: impl std::error::Er
 
 /// Who owns a folder; written at its creation, compared ever after.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) cluster: String,
-    pub(crate) node: u64,
+pub struct Owner {
+    pub cluster: String,
+    pub node: u64,
 }
 
 /// How much a commit of a file must survive.
@@ -162,13 +173,13 @@ pub(crate) enum Safety {
 
 /// Opens, and where needed creates, one of the files. `tables` makes its tables beside `meta`.
 pub(crate) async fn open(
-    folder: &Folder,
+    folder: &Path,
     name: &str,
     owner: &Owner,
     safety: Safety,
     tables: &'static str,
 ) -> Result<SqliteConnection, Error> {
-    let path = folder.path.join(name);
+    let path = folder.join(name);
     // Created by hand so that SQLite's companion files inherit the mode: nobody else may read what is stored.
     let created = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     created.map_err(|error| storage_error("create its files", error))?;
@@ -189,13 +200,13 @@ pub(crate) async fn open(
     let mut connection = options.connect().await.map_err(|error| unreadable(&path, &error))?;
     check_format(&mut connection, &path, owner, tables).await?;
     assert_settings(&mut connection, &path, safety).await?;
-    folder.sync().map_err(|error| storage_error("make its folder durable", error))?;
+    sync_folder(folder).map_err(|error| storage_error("make its folder durable", error))?;
     Ok(connection)
 }
 
 /// A second connection that only reads.
-pub(crate) async fn open_reader(folder: &Folder, name: &str) -> Result<SqliteConnection, Error> {
-    let path = folder.path.join(name);
+pub(crate) async fn open_reader(folder: &Path, name: &str) -> Result<SqliteConnection, Error> {
+    let path = folder.join(name);
     let options = SqliteConnectOptions::new()
         .filename(&path)
         .read_only(true)

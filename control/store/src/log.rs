@@ -22,7 +22,6 @@ use openraft::{
     storage::{IOFlushed, RaftLogStorage},
 };
 use parking_lot::Mutex;
-use sqlx::SqliteConnection;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -30,13 +29,12 @@ use tokio::{
 
 use crate::{
     Error,
-    disk::{self, Folder, Guarded, Owner, Safety, data_error},
-    log_rows::{self, TABLES},
+    disk::{Folder, Guarded, Owner, data_error},
+    files::{LOG_FILE, LogRows},
+    log_rows::{LogRow, damaged},
     log_writer::{self, Saved, Work, Writer},
     types::{Entry, LogId, Membership, TypeConfig, Vote},
 };
-
-pub(crate) const LOG_FILE: &str = "log.sqlite";
 
 /// Bytes of entries that stay in memory after they are on disk, so that applying and replicating read no file.
 pub const LOG_CACHE_BYTES_MAX: usize = 4 << 20;
@@ -153,12 +151,17 @@ fn cost(entry: &Entry) -> usize {
 }
 
 /// What readers, writer and raft share of the log.
-#[derive(Debug)]
 pub(crate) struct Shared {
     recent: Mutex<Recent>,
     quorum: Arc<Quorum>,
-    reader: tokio::sync::Mutex<Option<SqliteConnection>>,
+    reader: tokio::sync::Mutex<Option<Box<dyn LogRows>>>,
     folder: Arc<Folder>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Shared").field("folder", &self.folder).finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -204,14 +207,15 @@ impl Shared {
 
     async fn read_file(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
         let mut reader = self.reader.lock().await;
-        let connection = match &mut *reader {
-            Some(connection) => connection,
+        let rows = match &mut *reader {
+            Some(rows) => rows,
             vacant => {
-                let opened = disk::open_reader(&self.folder, LOG_FILE).await.map_err(io::Error::other)?;
+                let Folder { path, files, .. } = &*self.folder;
+                let opened = files.log_rows(path).await.map_err(io::Error::other)?;
                 vacant.insert(opened)
             }
         };
-        log_rows::read(connection, from, to).await
+        rows.read(from, to).await?.into_iter().map(LogRow::entry).collect()
     }
 }
 
@@ -238,22 +242,27 @@ pub(crate) async fn open(
     quorum: Arc<Quorum>,
     durable: Option<Arc<AtomicU64>>,
 ) -> Result<(LogStore, LogHandle), Error> {
-    let mut connection = disk::open(folder, LOG_FILE, owner, Safety::EachCommit, TABLES).await?;
+    let mut file = folder.files.log(&folder.path, owner).await?;
     let path = folder.path.join(LOG_FILE);
     let unreadable = |error: io::Error| data_error(&path, error.to_string());
-    let Saved { vote, purged, committed } = log_writer::load(&mut connection).await.map_err(unreadable)?;
+    let Saved { vote, purged, committed } = log_writer::load(&mut *file).await.map_err(unreadable)?;
     let mut recent = Recent { purged, last: purged, vote, committed, ..Recent::default() };
     let from = recent.first_index();
-    log_rows::scan(&mut connection, from, |entry| {
+    let mut each = |row: LogRow| {
+        let (entry, expected) = (row.entry()?, recent.next_index());
+        if entry.index() != expected {
+            let why = format!("is damaged: entry {expected} is missing; restore a backup into an empty folder");
+            return Err(damaged(why));
+        }
         if let EntryPayload::Membership(membership) = &entry.payload {
             quorum.logged(membership, entry.index());
         }
         recent.push(entry);
         recent.flushed = recent.next_index();
         recent.evict();
-    })
-    .await
-    .map_err(unreadable)?;
+        Ok(())
+    };
+    file.scan(from, &mut each).await.map_err(unreadable)?;
     let (purged, last, next_index) = (recent.purged, recent.last, recent.next_index());
     let shared = Arc::new(Shared {
         recent: Mutex::new(recent),
@@ -262,7 +271,7 @@ pub(crate) async fn open(
         folder: folder.clone(),
     });
     let (work, queue) = mpsc::channel(QUEUE_MAX);
-    let writer = Writer::new(connection, folder.clone(), shared.clone(), guarded, committed, next_index);
+    let writer = Writer::new(file, folder.clone(), shared.clone(), guarded, committed, next_index);
     let writer = tokio::spawn(writer.run(queue));
     Ok((LogStore { shared, work, durable }, LogHandle { writer, purged, last }))
 }

@@ -6,14 +6,16 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use openraft::{EntryPayload, entry::RaftEntry};
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Connection, Row, SqliteConnection, sqlite::SqliteRow};
 
 use crate::{
     codec::{self, Proposal},
-    disk::io_error,
+    disk::{self, Durable, Guarded, io_error},
+    files::{LogChange, LogFile, LogRows},
     types::{Entry, Members, Position},
 };
 
@@ -45,13 +47,15 @@ pub(crate) fn insert_of(target: &str, columns: usize, rows: usize) -> String {
     text
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct LogRow {
-    pub(crate) position: i64,
-    term: i64,
-    kind: i64,
-    payload: Vec<u8>,
-    checksum: u32,
+/// An entry as it lies on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRow {
+    pub position: i64,
+    pub term: i64,
+    pub kind: i64,
+    pub payload: Vec<u8>,
+    /// Over all of the above.
+    pub checksum: u32,
 }
 
 /// SQLite's integers are signed; positions, terms and revisions stay far below their limit.
@@ -134,7 +138,7 @@ impl LogRow {
     }
 }
 
-pub(crate) async fn insert(connection: &mut SqliteConnection, rows: Vec<LogRow>) -> Result<(), sqlx::Error> {
+async fn insert(connection: &mut SqliteConnection, rows: Vec<LogRow>) -> Result<(), sqlx::Error> {
     let mut rows = rows.into_iter();
     for (size, statement) in INSERT_SIZES.into_iter().zip(INSERTS.iter()) {
         while rows.len() >= size {
@@ -148,43 +152,76 @@ pub(crate) async fn insert(connection: &mut SqliteConnection, rows: Vec<LogRow>)
     Ok(())
 }
 
-/// The entries at `from..to`.
-pub(crate) async fn read(connection: &mut SqliteConnection, from: u64, to: u64) -> io::Result<Vec<Entry>> {
-    let query = "SELECT position, term, kind, payload, checksum FROM entries \
-                 WHERE position >= ? AND position < ? ORDER BY position";
-    let rows =
-        sqlx::query(query).bind(integer(from)?).bind(integer(to)?).fetch_all(connection).await.map_err(io_error)?;
-    rows.iter().map(|row| LogRow::from_sqlite(row).map_err(io_error)?.entry()).collect()
-}
-
-/// Gives every entry from `from` on to `each`, and fails where one is missing or damaged.
-pub(crate) async fn scan(connection: &mut SqliteConnection, from: u64, mut each: impl FnMut(Entry)) -> io::Result<()> {
-    let query = "SELECT position, term, kind, payload, checksum FROM entries WHERE position >= ? ORDER BY position";
-    let mut rows = sqlx::query(query).bind(integer(from)?).fetch(connection);
-    let mut expected = from;
-    while let Some(row) = rows.try_next().await.map_err(io_error)? {
-        let entry = LogRow::from_sqlite(&row).map_err(io_error)?.entry()?;
-        if entry.index() != expected {
-            return Err(damaged(format!(
-                "is damaged: entry {expected} is missing; restore a backup into an empty folder"
-            )));
-        }
-        expected += 1;
-        each(entry);
-    }
-    Ok(())
-}
-
-pub(crate) async fn delete_from(connection: &mut SqliteConnection, from: u64) -> io::Result<()> {
+async fn delete_from(connection: &mut SqliteConnection, from: u64) -> io::Result<()> {
     let query = sqlx::query("DELETE FROM entries WHERE position >= ?").bind(integer(from)?);
     query.execute(connection).await.map_err(io_error)?;
     Ok(())
 }
 
-pub(crate) async fn delete_through(connection: &mut SqliteConnection, last: u64) -> io::Result<()> {
+async fn delete_through(connection: &mut SqliteConnection, last: u64) -> io::Result<()> {
     let query = sqlx::query("DELETE FROM entries WHERE position <= ?").bind(integer(last)?);
     query.execute(connection).await.map_err(io_error)?;
     Ok(())
+}
+
+const COLUMNS: &str = "SELECT position, term, kind, payload, checksum FROM entries WHERE position >= ?";
+
+/// The log in SQLite, for its writer or for a reader.
+pub(crate) struct SqliteLog(pub(crate) SqliteConnection);
+
+async fn carry_out(connection: &mut SqliteConnection, change: LogChange) -> io::Result<()> {
+    match change {
+        LogChange::Append(rows) => insert(connection, rows).await.map_err(io_error),
+        LogChange::Truncate { from } => delete_from(connection, from).await,
+        LogChange::Purge { through } => {
+            delete_through(connection, through).await?;
+            disk::shrink(connection).await
+        }
+        LogChange::Meta { name, value } => disk::write_meta(connection, name, &value).await.map_err(io_error),
+    }
+}
+
+#[async_trait]
+impl LogFile for SqliteLog {
+    async fn meta(&mut self, name: &'static str) -> io::Result<Option<String>> {
+        disk::read_meta(&mut self.0, name).await.map_err(io_error)
+    }
+
+    async fn scan(&mut self, from: u64, each: &mut (dyn FnMut(LogRow) -> io::Result<()> + Send)) -> io::Result<()> {
+        let query = format!("{COLUMNS} ORDER BY position");
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(query)).bind(integer(from)?).fetch(&mut self.0);
+        while let Some(row) = rows.try_next().await.map_err(io_error)? {
+            each(LogRow::from_sqlite(&row).map_err(io_error)?)?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, changes: Vec<LogChange>, guarded: &Guarded) -> io::Result<()> {
+        let mut transaction = self.0.begin().await.map_err(io_error)?;
+        for change in changes {
+            carry_out(&mut transaction, change).await?;
+        }
+        let commit = async move { transaction.commit().await.map_err(io_error) };
+        guarded.commit(Durable::LogCommit, commit.boxed()).await
+    }
+
+    async fn checkpoint(&mut self, guarded: &Guarded) -> io::Result<()> {
+        guarded.commit(Durable::LogCheckpoint, disk::checkpoint_passively(&mut self.0).boxed()).await
+    }
+
+    async fn close(self: Box<Self>) -> io::Result<()> {
+        self.0.close().await.map_err(io_error)
+    }
+}
+
+#[async_trait]
+impl LogRows for SqliteLog {
+    async fn read(&mut self, from: u64, to: u64) -> io::Result<Vec<LogRow>> {
+        let query = format!("{COLUMNS} AND position < ? ORDER BY position");
+        let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(integer(from)?).bind(integer(to)?);
+        let rows = query.fetch_all(&mut self.0).await.map_err(io_error)?;
+        rows.iter().map(|row| LogRow::from_sqlite(row).map_err(io_error)).collect()
+    }
 }
 
 #[cfg(test)]

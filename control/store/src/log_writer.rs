@@ -2,15 +2,14 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use futures::FutureExt;
 use openraft::{entry::RaftEntry, storage::IOFlushed};
-use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    disk::{self, Durable, Folder, Guarded, io_error},
-    log::{LOG_FILE, Shared},
-    log_rows::{self, LogRow, damaged},
+    disk::{self, Folder, Guarded},
+    files::{LOG_FILE, LogChange, LogFile},
+    log::Shared,
+    log_rows::{LogRow, damaged},
     metrics::shown,
     types::{Entry, LogId, Position, SavedVote, TypeConfig, Vote},
 };
@@ -54,35 +53,27 @@ pub(crate) struct Saved {
     pub(crate) committed: Option<LogId>,
 }
 
-async fn load_row<T: serde::de::DeserializeOwned>(
-    connection: &mut SqliteConnection,
-    name: &'static str,
-) -> io::Result<Option<T>> {
-    let text = disk::read_meta(connection, name).await.map_err(io_error)?;
+async fn load_row<T: serde::de::DeserializeOwned>(file: &mut dyn LogFile, name: &'static str) -> io::Result<Option<T>> {
+    let text = file.meta(name).await?;
     text.map(|text| serde_json::from_str(&text))
         .transpose()
         .map_err(|error| damaged(format!("has a damaged row {name}: {error}; restore a backup into an empty folder")))
 }
 
-async fn save_row(
-    connection: &mut SqliteConnection,
-    name: &'static str,
-    row: &impl serde::Serialize,
-) -> io::Result<()> {
-    let text = serde_json::to_string(row).map_err(io::Error::other)?;
-    disk::write_meta(connection, name, &text).await.map_err(io_error)
+fn saved(name: &'static str, row: &impl serde::Serialize) -> io::Result<LogChange> {
+    Ok(LogChange::Meta { name, value: serde_json::to_string(row).map_err(io::Error::other)? })
 }
 
-pub(crate) async fn load(connection: &mut SqliteConnection) -> io::Result<Saved> {
+pub(crate) async fn load(file: &mut dyn LogFile) -> io::Result<Saved> {
     Ok(Saved {
-        vote: load_row::<SavedVote>(connection, "vote").await?.map(Into::into),
-        purged: load_row::<Position>(connection, "purged").await?.map(Into::into),
-        committed: load_row::<Position>(connection, "committed").await?.map(Into::into),
+        vote: load_row::<SavedVote>(file, "vote").await?.map(Into::into),
+        purged: load_row::<Position>(file, "purged").await?.map(Into::into),
+        committed: load_row::<Position>(file, "committed").await?.map(Into::into),
     })
 }
 
 pub(crate) struct Writer {
-    connection: SqliteConnection,
+    file: Box<dyn LogFile>,
     folder: Arc<Folder>,
     shared: Arc<Shared>,
     guarded: Guarded,
@@ -94,14 +85,14 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(
-        connection: SqliteConnection,
+        file: Box<dyn LogFile>,
         folder: Arc<Folder>,
         shared: Arc<Shared>,
         guarded: Guarded,
         committed: Option<LogId>,
         next_index: u64,
     ) -> Writer {
-        Writer { connection, folder, shared, guarded, committed, next_index, unmoved_bytes: 0 }
+        Writer { file, folder, shared, guarded, committed, next_index, unmoved_bytes: 0 }
     }
 
     fn path(&self) -> PathBuf {
@@ -139,36 +130,34 @@ impl Writer {
         let (work, callbacks): (Vec<Step>, Vec<Waiting>) = batch.into_iter().unzip();
         waiting.extend(callbacks);
         let committed = self.shared.committed();
-        let Writer { connection, guarded, next_index, unmoved_bytes, .. } = self;
-        let mut transaction = connection.begin().await.map_err(io_error)?;
+        let Writer { file, guarded, next_index, unmoved_bytes, .. } = self;
+        let mut changes = Vec::new();
         for piece in work {
             match piece {
                 Step::Append(entries) => {
                     *next_index = entries.last().map_or(*next_index, |last| last.index() + 1);
                     let rows = entries.iter().map(LogRow::of).collect::<io::Result<Vec<LogRow>>>()?;
                     *unmoved_bytes += rows.iter().map(LogRow::size).sum::<usize>();
-                    log_rows::insert(&mut transaction, rows).await.map_err(io_error)?;
+                    changes.push(LogChange::Append(rows));
                 }
-                Step::Vote(vote) => save_row(&mut transaction, "vote", &SavedVote::from(vote)).await?,
+                Step::Vote(vote) => changes.push(saved("vote", &SavedVote::from(vote))?),
                 Step::Truncate(from) => {
                     *next_index = from.min(*next_index);
-                    log_rows::delete_from(&mut transaction, from).await?;
+                    changes.push(LogChange::Truncate { from });
                 }
                 Step::Purge(upto) => {
                     *next_index = (*next_index).max(upto.index + 1);
-                    save_row(&mut transaction, "purged", &Position::from(upto)).await?;
-                    log_rows::delete_through(&mut transaction, upto.index).await?;
-                    disk::shrink(&mut transaction).await?;
+                    changes.push(saved("purged", &Position::from(upto))?);
+                    changes.push(LogChange::Purge { through: upto.index });
                 }
             }
         }
         // Never ahead of the entries themselves: a restart applies up to it.
         let known = committed.filter(|id| id.index < *next_index);
         if let Some(id) = known.filter(|_| known != self.committed) {
-            save_row(&mut transaction, "committed", &Position::from(id)).await?;
+            changes.push(saved("committed", &Position::from(id))?);
         }
-        let commit = async move { transaction.commit().await.map_err(io_error) };
-        guarded.commit(Durable::LogCommit, commit.boxed()).await?;
+        file.commit(changes, guarded).await?;
         self.committed = known.or(self.committed);
         self.shared.flushed(self.next_index);
         Ok(())
@@ -179,8 +168,7 @@ impl Writer {
             return Ok(());
         }
         self.unmoved_bytes = 0;
-        let Writer { connection, guarded, .. } = self;
-        guarded.commit(Durable::LogCheckpoint, disk::checkpoint_passively(connection).boxed()).await?;
+        self.file.checkpoint(&self.guarded).await?;
         self.guarded.metrics.log_bytes.set(shown(disk::file_size(&self.path())));
         Ok(())
     }
@@ -188,9 +176,9 @@ impl Writer {
     async fn close(mut self) -> io::Result<()> {
         let committed = self.shared.committed();
         if let Some(id) = committed.filter(|id| committed != self.committed && id.index < self.next_index) {
-            save_row(&mut self.connection, "committed", &Position::from(id)).await?;
+            self.file.commit(vec![saved("committed", &Position::from(id))?], &self.guarded).await?;
         }
-        self.connection.close().await.map_err(io_error)
+        self.file.close().await
     }
 }
 

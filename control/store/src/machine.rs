@@ -139,7 +139,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn install_snapshot(&mut self, _: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let (owner, limits) = (self.owner.clone(), self.limits);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = self.folder.blocking(move || {
             let file = match snapshot {
                 SnapshotData::Frozen(frozen) => frozen.write()?,
                 SnapshotData::File(file) => file,
@@ -149,9 +149,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
             for version in &rows {
                 index.restore(&version.key, version.created, version.revision, version.value.clone());
             }
-            Ok::<_, io::Error>((row, rows, index))
+            Ok((row, rows, index))
         });
-        let (row, rows, index) = read.await.map_err(io::Error::other)??;
+        let (row, rows, index) = read.await?;
         self.state.install(rows, row.clone()).await?;
         if let (Ok(stored), Some(since)) = (row.membership(), row.members_since) {
             self.quorum.applied(stored.membership(), since.index);

@@ -151,14 +151,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let unreachable = |why: String| Unreachable::new(&PeerError { member: self.member, why });
-        let written = tokio::task::spawn_blocking(move || match snapshot.snapshot {
-            SnapshotData::Frozen(frozen) => frozen.write(),
-            SnapshotData::File(file) => Ok(file),
-        });
-        let file = match written.await {
-            Ok(Ok(file)) => file,
+        let file = match snapshot.snapshot.into_file().await {
+            Ok(file) => file,
             // A state that history has passed is not an error of the disk: the next try freezes a newer one.
-            Ok(Err(error)) => return Err(unreachable(format!("its snapshot could not be written: {error}")).into()),
             Err(error) => return Err(unreachable(format!("its snapshot could not be written: {error}")).into()),
         };
         // No time limit: how long a snapshot takes depends on its size. The transport notices a dead peer.

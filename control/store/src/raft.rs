@@ -23,19 +23,20 @@ use tandem_api::{Clock, Key, Revision, SystemClock};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    Answer, COMMAND_VERSION, Call, Command, Consistency, Disk, Error, Metrics, NoPeers, OnFailure, Page, PeerError,
-    Peers, Reply, Storage, Stored, SystemDisk, WatchItem, abort_process,
+    Answer, COMMAND_VERSION, Call, Command, Consistency, Disk, Error, Files, Metrics, NoPeers, OnFailure, Page,
+    PeerError, Peers, Reply, SqliteFiles, Storage, Stored, SystemDisk, WatchItem, abort_process,
     codec::{self, Proposal},
     compactor::{self, COMPACTION_INTERVAL, Mark},
     disk::{Folder, Guarded, Owner, data_error, storage_error},
+    files::{LOG_FILE, STATE_FILE},
     history::HistoryLimits,
-    log::{self, LOG_FILE, LogHandle, LogStore, Quorum},
+    log::{self, LogHandle, LogStore, Quorum},
     machine::Machine,
     metrics::shown,
     network::Network,
     replica::Replica,
     snapshot::{self, SnapshotData, SnapshotFile},
-    state::{self, OPS_MAX, Opened, STATE_FILE, StateFile},
+    state::{self, OPS_MAX, Opened, StateFile},
     types::{LogId, TypeConfig},
 };
 
@@ -51,11 +52,20 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a shutdown waits for the files to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Entries after which the state file is checkpointed and the log before it let go.
-const CHECKPOINT_ENTRIES: u64 = 5_000;
+/// How long the log gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Entries after which the state file is checkpointed and the log before it let go.
+    pub checkpoint_entries: u64,
+    /// Entries that stay in the log behind a checkpoint, for members that are a little behind.
+    pub kept_entries: u64,
+}
 
-/// Entries that stay in the log behind a checkpoint, for members that are a little behind.
-const KEPT_ENTRIES: u64 = 1_000;
+impl Default for LogLimits {
+    fn default() -> LogLimits {
+        LogLimits { checkpoint_entries: 5_000, kept_entries: 1_000 }
+    }
+}
 
 /// What a member is opened with. [`OpenOptions::new`] gives everything a value that fits one machine.
 #[derive(Clone)]
@@ -73,10 +83,13 @@ pub struct OpenOptions {
     pub peers: Arc<dyn Peers>,
     pub clock: Arc<dyn Clock>,
     pub disk: Arc<dyn Disk>,
+    pub files: Arc<dyn Files>,
     pub on_failure: OnFailure,
     pub metrics: Metrics,
     /// How often the leader forgets history; `None`: never.
     pub compaction: Option<Duration>,
+    /// When the log before a checkpoint is let go.
+    pub log_limits: LogLimits,
 }
 
 impl OpenOptions {
@@ -90,9 +103,11 @@ impl OpenOptions {
             peers: Arc::new(NoPeers),
             clock: Arc::new(SystemClock),
             disk: Arc::new(SystemDisk),
+            files: Arc::new(SqliteFiles),
             on_failure: abort_process(),
             metrics: Metrics::default(),
             compaction: Some(COMPACTION_INTERVAL),
+            log_limits: LogLimits::default(),
         }
     }
 }
@@ -126,7 +141,7 @@ impl RaftStore {
     /// Opens a member's folder. A single voter leads and has replayed its log when this returns.
     pub async fn open(options: OpenOptions) -> Result<Arc<RaftStore>, Error> {
         let owner = Owner { cluster: options.cluster_id.clone(), node: options.node_id };
-        let folder = Folder::hold(&options.dir)?;
+        let folder = Folder::hold(&options.dir, options.files.clone())?;
         snapshot::remove_leftovers(&folder).map_err(|error| storage_error("clean its folder", error))?;
         let guarded = Guarded {
             disk: options.disk.clone(),
@@ -151,7 +166,7 @@ impl RaftStore {
             row: Arc::new(Mutex::new(state.row)),
         };
         let network = Network(options.peers.clone());
-        let raft = Core::new(options.node_id, Arc::new(config()?), network, log, machine)
+        let raft = Core::new(options.node_id, Arc::new(config(options.log_limits)?), network, log, machine)
             .await
             .map_err(|error| storage_error("start raft", error))?;
         let mut writers = JoinSet::new();
@@ -219,11 +234,9 @@ impl RaftStore {
             }
             Call::Snapshot { vote, file } => {
                 let folder = self.folder.clone();
-                let received = tokio::task::spawn_blocking(move || {
-                    SnapshotFile::receive(&folder, &mut std::fs::File::open(file)?)
-                });
-                let received = received.await.map_err(|error| failed(&error))?;
-                let file = received.map_err(|error| storage_error("keep a snapshot", error))?;
+                let received =
+                    self.folder.blocking(move || SnapshotFile::receive(&folder, &mut std::fs::File::open(file)?));
+                let file = received.await.map_err(|error| storage_error("keep a snapshot", error))?;
                 let meta = file.meta().map_err(|error| storage_error("read a snapshot", error))?;
                 let snapshot = Snapshot { meta, snapshot: SnapshotData::File(file) };
                 let answer = self.raft.install_full_snapshot(vote, snapshot).await;
@@ -274,7 +287,7 @@ impl RaftStore {
     }
 }
 
-fn config() -> Result<Config, Error> {
+fn config(limits: LogLimits) -> Result<Config, Error> {
     let config = Config {
         cluster_name: "tandem".to_owned(),
         heartbeat_interval: 50,
@@ -282,8 +295,8 @@ fn config() -> Result<Config, Error> {
         election_timeout_max: 350,
         // From writing the snapshot to its end; a small one on a slow line takes seconds.
         install_snapshot_timeout: 60_000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(CHECKPOINT_ENTRIES),
-        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.checkpoint_entries),
+        max_in_snapshot_log_to_keep: limits.kept_entries,
         purge_batch_size: 256,
         enable_pre_vote: Some(true),
         // A restarted leader stands for election like everybody: its term is a new one, and so is its fence.

@@ -64,6 +64,16 @@ pub(crate) enum SnapshotData {
     File(SnapshotFile),
 }
 
+impl SnapshotData {
+    /// The snapshot as a file, written now if it was not before.
+    pub(crate) async fn into_file(self) -> io::Result<SnapshotFile> {
+        match self {
+            SnapshotData::Frozen(frozen) => frozen.folder.clone().blocking(move || frozen.write()).await,
+            SnapshotData::File(file) => Ok(file),
+        }
+    }
+}
+
 /// A whole snapshot on disk; removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct SnapshotFile {

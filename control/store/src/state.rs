@@ -7,16 +7,13 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures::{FutureExt, TryStreamExt};
 use parking_lot::Mutex;
-use sqlx::{Connection, Row, SqliteConnection};
 use tandem_api::{Key, Revision};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -27,15 +24,14 @@ use tokio::{
 use crate::{
     Error,
     codec::VersionRow,
-    disk::{self, Durable, Folder, Guarded, Owner, Safety, data_error, io_error},
+    disk::{self, Folder, Guarded, Owner, data_error},
+    files::{STATE_FILE, StateChange, StateRows},
     history::HistoryLimits,
     index::Index,
-    log_rows::{damaged, insert_of, integer, natural},
+    log_rows::damaged,
     metrics::shown,
     types::StateRow,
 };
-
-pub(crate) const STATE_FILE: &str = "state.sqlite";
 
 /// How long a change may wait in memory before it is written to the state file.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,20 +47,6 @@ const WAL_BYTES_MAX: usize = 8 << 20;
 
 /// A revision's versions are numbered within it; more operations than this do not fit into one command.
 pub const OPS_MAX: usize = 1 << 16;
-
-/// `id` is the revision times [`OPS_MAX`] plus the place within the revision: rows lie in the order of history.
-const TABLES: &str = "CREATE TABLE versions (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL,
-    created INTEGER NOT NULL,
-    value BLOB,
-    checksum INTEGER NOT NULL
-)";
-
-const INSERT_SIZES: [usize; 3] = [64, 8, 1];
-
-static INSERTS: LazyLock<[String; 3]> =
-    LazyLock::new(|| INSERT_SIZES.map(|rows| insert_of("versions (id, key, created, value, checksum)", 5, rows)));
 
 /// What has been applied and not yet been written.
 #[derive(Debug, Default)]
@@ -168,11 +150,11 @@ pub(crate) async fn open(
     guarded: Guarded,
     limits: HistoryLimits,
 ) -> Result<Opened, Error> {
-    let mut connection = disk::open(folder, STATE_FILE, owner, Safety::Checkpoints, TABLES).await?;
+    let mut file = folder.files.state(&folder.path, owner).await?;
     let path = folder.path.join(STATE_FILE);
     let unreadable = |error: io::Error| data_error(&path, error.to_string());
-    let row = load_row(&mut connection).await.map_err(unreadable)?;
-    let index = load_index(&mut connection, &row, limits).await.map_err(unreadable)?;
+    let row = load_row(&mut *file).await.map_err(unreadable)?;
+    let index = load_index(&mut *file, &row, limits).await.map_err(unreadable)?;
     let durable = Arc::new(AtomicU64::new(0));
     let (requests, queue) = mpsc::channel(16);
     let shared = Arc::new(Shared {
@@ -181,16 +163,17 @@ pub(crate) async fn open(
         written: Notify::new(),
         durable,
     });
-    let file = Arc::new(StateFile { shared: shared.clone(), requests });
-    let mut flusher = Flusher { connection, path, _folder: folder.clone(), guarded, shared, unmoved_bytes: 0 };
+    let mut flusher =
+        Flusher { file, path, _folder: folder.clone(), guarded, shared: shared.clone(), unmoved_bytes: 0 };
     // What a crash left in the write-ahead file counts as durable only from here on.
     flusher.checkpoint(&row).await.map_err(|error| disk::storage_error("checkpoint the state", error))?;
     let flusher = tokio::spawn(flusher.run(queue));
+    let file = Arc::new(StateFile { shared, requests });
     Ok(Opened { file, index, row, flusher })
 }
 
-async fn load_row(connection: &mut SqliteConnection) -> io::Result<StateRow> {
-    match disk::read_meta(connection, "state").await.map_err(io_error)? {
+async fn load_row(file: &mut dyn StateRows) -> io::Result<StateRow> {
+    match file.row().await? {
         Some(text) => serde_json::from_str(&text).map_err(|error| {
             damaged(format!("has a damaged row state: {error}; restore a backup into an empty folder"))
         }),
@@ -198,32 +181,18 @@ async fn load_row(connection: &mut SqliteConnection) -> io::Result<StateRow> {
     }
 }
 
-async fn load_index(connection: &mut SqliteConnection, row: &StateRow, limits: HistoryLimits) -> io::Result<Index> {
+async fn load_index(file: &mut dyn StateRows, row: &StateRow, limits: HistoryLimits) -> io::Result<Index> {
     let mut index = Index::restored(limits, row.revision, row.horizons);
-    let query = "SELECT id, key, created, value, checksum FROM versions ORDER BY id";
-    let mut rows = sqlx::query(query).fetch(connection);
-    while let Some(found) = rows.try_next().await.map_err(io_error)? {
-        let id = natural(found.try_get(0).map_err(io_error)?)?;
-        let value: Option<Vec<u8>> = found.try_get(3).map_err(io_error)?;
-        let version = VersionRow {
-            key: Key::from_raw(found.try_get::<String, _>(1).map_err(io_error)?),
-            revision: Revision(id / OPS_MAX as u64),
-            created: Revision(natural(found.try_get(2).map_err(io_error)?)?),
-            value: value.map(Bytes::from),
-        };
-        if i64::from(version.checksum()) != found.try_get::<i64, _>(4).map_err(io_error)? {
-            return Err(damaged(format!(
-                "is damaged: {} at revision {} does not have its checksum; restore a backup into an empty folder",
-                version.key, version.revision
-            )));
-        }
+    let mut each = |version: VersionRow| {
         index.restore(&version.key, version.created, version.revision, version.value);
-    }
+        Ok(())
+    };
+    file.scan(&mut each).await?;
     Ok(index)
 }
 
 struct Flusher {
-    connection: SqliteConnection,
+    file: Box<dyn StateRows>,
     path: PathBuf,
     _folder: Arc<Folder>,
     guarded: Guarded,
@@ -285,7 +254,7 @@ impl Flusher {
         }
         queue.close();
         self.shared.written.notify_waiters();
-        if let Err(error) = self.connection.close().await {
+        if let Err(error) = self.file.close().await {
             tracing::warn!(%error, "the state did not close cleanly; nothing is lost");
         }
     }
@@ -300,19 +269,7 @@ impl Flusher {
         if !changed {
             return Ok(row);
         }
-        let mut transaction = self.connection.begin().await.map_err(io_error)?;
-        insert(&mut transaction, rows).await?;
-        for (key, revision) in &dropped {
-            let first = integer(revision.0.saturating_mul(OPS_MAX as u64))?;
-            let query = sqlx::query("DELETE FROM versions WHERE id >= ? AND id < ? AND key = ?");
-            let query = query.bind(first).bind(first + OPS_MAX as i64).bind(key.as_str());
-            query.execute(&mut *transaction).await.map_err(io_error)?;
-        }
-        save_row(&mut transaction, &row).await?;
-        if !dropped.is_empty() {
-            disk::shrink(&mut transaction).await?;
-        }
-        transaction.commit().await.map_err(io_error)?;
+        self.file.write(StateChange { replaces_all: false, rows, dropped, row: saved(&row)? }).await?;
         self.shared.written.notify_waiters();
         self.unmoved_bytes += bytes;
         if self.unmoved_bytes >= WAL_BYTES_MAX {
@@ -331,8 +288,7 @@ impl Flusher {
 
     /// Everything that was written survives a power cut afterwards; `row` is what was written last.
     async fn checkpoint(&mut self, row: &StateRow) -> io::Result<()> {
-        let Flusher { connection, guarded, .. } = self;
-        guarded.commit(Durable::StateCheckpoint, disk::checkpoint(connection).boxed()).await?;
+        self.file.checkpoint(&self.guarded).await?;
         self.unmoved_bytes = 0;
         self.shared.durable.fetch_max(next_index(row), Ordering::SeqCst);
         self.guarded.metrics.state_bytes.set(shown(disk::file_size(&self.path)));
@@ -341,11 +297,8 @@ impl Flusher {
 
     async fn install(&mut self, rows: Vec<VersionRow>, row: StateRow) -> io::Result<()> {
         *self.shared.pending.lock() = Pending { row: row.clone(), ..Pending::default() };
-        let mut transaction = self.connection.begin().await.map_err(io_error)?;
-        sqlx::query("DELETE FROM versions").execute(&mut *transaction).await.map_err(io_error)?;
-        insert(&mut transaction, rows).await?;
-        save_row(&mut transaction, &row).await?;
-        transaction.commit().await.map_err(io_error)?;
+        let change = StateChange { replaces_all: true, rows, dropped: Vec::new(), row: saved(&row)? };
+        self.file.write(change).await?;
         self.checkpoint(&row).await
     }
 }
@@ -354,50 +307,6 @@ fn next_index(row: &StateRow) -> u64 {
     row.applied.map_or(0, |applied| applied.index + 1)
 }
 
-async fn save_row(connection: &mut SqliteConnection, row: &StateRow) -> io::Result<()> {
-    let text = serde_json::to_string(row).map_err(io::Error::other)?;
-    disk::write_meta(connection, "state", &text).await.map_err(io_error)
-}
-
-/// Numbers the versions within each revision.
-#[derive(Debug, Default)]
-struct Position {
-    revision: Revision,
-    next: usize,
-}
-
-impl Position {
-    fn id(&mut self, revision: Revision) -> io::Result<i64> {
-        if revision != self.revision {
-            *self = Position { revision, next: 0 };
-        }
-        let place = self.next;
-        self.next += 1;
-        if place >= OPS_MAX {
-            return Err(io::Error::other("a revision has more versions than the file can number"));
-        }
-        integer(revision.0.saturating_mul(OPS_MAX as u64).saturating_add(place as u64))
-    }
-}
-
-/// `rows` are in the order of their revisions, all of a revision together.
-async fn insert(connection: &mut SqliteConnection, rows: Vec<VersionRow>) -> io::Result<()> {
-    let mut position = Position::default();
-    let mut rows = rows.into_iter();
-    for (size, statement) in INSERT_SIZES.into_iter().zip(INSERTS.iter()) {
-        while rows.len() >= size {
-            let mut query = sqlx::query(statement.as_str());
-            for row in rows.by_ref().take(size) {
-                let (id, checksum) = (position.id(row.revision)?, row.checksum());
-                query = query
-                    .bind(id)
-                    .bind(row.key.as_str().to_owned())
-                    .bind(integer(row.created.0)?)
-                    .bind(row.value.map(Vec::from))
-                    .bind(i64::from(checksum));
-            }
-            query.execute(&mut *connection).await.map_err(io_error)?;
-        }
-    }
-    Ok(())
+fn saved(row: &StateRow) -> io::Result<String> {
+    serde_json::to_string(row).map_err(io::Error::other)
 }

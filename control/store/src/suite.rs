@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::{
-    Metrics, SystemDisk,
+    Metrics, SqliteFiles, SystemDisk,
     disk::{DiskFailure, Folder, Guarded, OnFailure, Owner},
     history::HistoryLimits,
     log::{self, LogStore, Quorum},
@@ -27,7 +27,7 @@ fn guarded() -> Guarded {
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::hold(dir.path()).unwrap();
+        let folder = Folder::hold(dir.path(), Arc::new(SqliteFiles)).unwrap();
         let owner = Owner { cluster: "suite".to_owned(), node: 0 };
         let limits = HistoryLimits::default();
         let quorum = Arc::new(Quorum::new(owner.node));
