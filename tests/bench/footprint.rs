@@ -54,6 +54,7 @@ fn wait(time: Duration) {
 
 struct Process {
     name: String,
+    /// With pages that several processes share counted once in all (PSS): the sum is what the machine lacks.
     resident_bytes: u64,
     /// Hundredths of a second.
     cpu_ticks: u64,
@@ -67,7 +68,8 @@ fn processes(cluster: &Daemon) -> anyhow::Result<BTreeMap<u32, Process>> {
     let mut found = BTreeMap::new();
     for pid in pids.lines().filter_map(|line| line.trim().parse::<u32>().ok()) {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-        let (Ok(name), Ok(stat), Ok(status), Ok(io)) = (read("comm"), read("stat"), read("status"), read("io")) else {
+        let (Ok(name), Ok(stat), Ok(memory), Ok(io)) = (read("comm"), read("stat"), read("smaps_rollup"), read("io"))
+        else {
             continue;
         };
         let field = |text: &str, key: &str| {
@@ -81,7 +83,7 @@ fn processes(cluster: &Daemon) -> anyhow::Result<BTreeMap<u32, Process>> {
             pid,
             Process {
                 name: name.trim().to_owned(),
-                resident_bytes: field(&status, "VmRSS:") * 1024,
+                resident_bytes: field(&memory, "Pss:") * 1024,
                 cpu_ticks,
                 written_bytes: field(&io, "write_bytes:"),
             },

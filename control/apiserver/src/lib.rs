@@ -24,6 +24,7 @@ mod dialer;
 mod discovery;
 pub mod envelope;
 mod health;
+mod heartbeats;
 mod held;
 mod layers;
 mod managed;
@@ -55,7 +56,8 @@ use serde_json::json;
 use tandem_api::{ApiError, Clock, Entropy, Settings};
 use tandem_pki::ServiceAccountKey;
 use tandem_registry::Registry;
-use tandem_store::Storage;
+use tandem_store::{Leadership, Storage};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
@@ -64,6 +66,7 @@ pub use server::serve;
 use crate::{
     call::Call,
     core::Core,
+    heartbeats::Heartbeats,
     layers::{Limits, Metrics},
     objects::Objects,
     request::Target,
@@ -92,6 +95,8 @@ pub struct ReadyCheck {
 /// What the API server is made of.
 pub struct Config {
     pub storage: Arc<dyn Storage>,
+    /// Whether this member leads: only a leader may keep signs of life out of the log.
+    pub leadership: watch::Receiver<Leadership>,
     pub registry: Arc<Registry>,
     pub settings: Settings,
     pub clock: Arc<dyn Clock>,
@@ -116,7 +121,7 @@ impl ApiServer {
     pub fn new(config: Config) -> ApiServer {
         let documents = discovery::Documents::new(&config.registry);
         let core = Core {
-            objects: Objects::new(config.storage),
+            objects: Objects::new(config.storage, Heartbeats::new(config.leadership)),
             registry: config.registry,
             settings: config.settings,
             clock: config.clock,

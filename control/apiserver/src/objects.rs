@@ -5,7 +5,7 @@ use tandem_api::{ApiError, Cause, Key, Object, Reason, Revision};
 use tandem_registry::ResourceDef;
 use tandem_store::{COMMAND_VERSION, Command, Consistency, Error, Op, Page, Reply, Storage, Stored};
 
-use crate::envelope;
+use crate::{envelope, heartbeats::Heartbeats};
 
 /// Kubernetes' limit for one object, in bytes of JSON.
 const OBJECT_MAX_BYTES: usize = 1_536 * 1024;
@@ -16,11 +16,16 @@ const METADATA: &[u8] = b"\"metadata\":{";
 #[derive(Clone)]
 pub(crate) struct Objects {
     storage: Arc<dyn Storage>,
+    heartbeats: Arc<Heartbeats>,
 }
 
 impl Objects {
-    pub(crate) fn new(storage: Arc<dyn Storage>) -> Objects {
-        Objects { storage }
+    pub(crate) fn new(storage: Arc<dyn Storage>, heartbeats: Heartbeats) -> Objects {
+        Objects { storage, heartbeats: Arc::new(heartbeats) }
+    }
+
+    pub(crate) fn heartbeats(&self) -> &Heartbeats {
+        &self.heartbeats
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
@@ -69,7 +74,8 @@ impl Objects {
         at: Consistency,
     ) -> Result<Option<Stored>, ApiError> {
         let key = Objects::key(def, namespace, name);
-        self.storage.get(&key, at).await.map_err(read_error)
+        let found = self.storage.get(&key, at).await.map_err(read_error)?;
+        Ok(found.map(|stored| self.heartbeats.newest(stored)))
     }
 
     pub(crate) async fn page(
@@ -79,7 +85,11 @@ impl Objects {
         from: Option<&Key>,
         limit: usize,
     ) -> Result<Page, ApiError> {
-        self.storage.list(prefix, at, from, limit).await.map_err(read_error)
+        let mut page = self.storage.list(prefix, at, from, limit).await.map_err(read_error)?;
+        if self.heartbeats.covers(prefix) {
+            page.items = page.items.into_iter().map(|stored| self.heartbeats.newest(stored)).collect();
+        }
+        Ok(page)
     }
 
     /// All objects of a resource, as one revision knows them.

@@ -134,6 +134,7 @@ impl Server {
         let store = Arc::new(MemoryStore::new());
         let api = ApiServer::new(Config {
             storage: store.clone(),
+            leadership: tokio::sync::watch::channel(tandem_store::Leadership { leader: true, term: 1 }).1,
             registry: Arc::new(Registry::builtin()),
             settings: Settings::default(),
             clock: clock.clone(),

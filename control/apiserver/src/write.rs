@@ -6,6 +6,8 @@
 //!             └──────────────────────────── again when another writer was faster ───────────────────────────┘
 //! ```
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use tandem_api::{ApiError, Identity, Object, Reason, Revision};
 use tandem_registry::ResourceDef;
@@ -15,6 +17,7 @@ use crate::{
     admission::{self, Effects, Operation, Request},
     core::Core,
     deletion::{self, Propagation, Step},
+    heartbeats,
     managed::{self, Writer},
     objects::{self, Objects},
     options::WriteOptions,
@@ -222,6 +225,9 @@ enum Written {
 }
 
 async fn write(core: &Core, op: Op, effects: Effects) -> Result<Written, ApiError> {
+    if let Op::Delete { key, .. } = &op {
+        core.objects.heartbeats().forget(key);
+    }
     let mut ops = vec![op];
     ops.extend(effects.ops);
     match core.objects.write(ops).await? {
@@ -290,8 +296,18 @@ async fn try_update(
     let key = Objects::key(def, target.namespace, target.name);
     let expect = Expect::At(live.revision().unwrap_or_default());
     let over = deletion::is_over(def, &new);
-    let op =
-        if over { Op::Delete { key, expect } } else { Op::Put { key, value: objects::encode(def, &new)?, expect } };
+    let op = if over {
+        Op::Delete { key, expect }
+    } else {
+        let value = objects::encode(def, &new)?;
+        let revision = live.revision().unwrap_or_default();
+        if heartbeats::is_heartbeat(def, &new, live)
+            && core.objects.heartbeats().keep(&key, revision, value.clone(), Instant::now())
+        {
+            return Ok(Some(new));
+        }
+        Op::Put { key, value, expect }
+    };
     let effects = if over { admission::release(def, live) } else { effects };
     match write(core, op, effects).await? {
         Written::At(revision) => {

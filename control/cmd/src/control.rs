@@ -201,6 +201,7 @@ fn api_server(parts: &Parts, node_ready: Arc<AtomicBool>, images: Arc<KnownImage
     };
     Ok(ApiServer::new(tandem_apiserver::Config {
         storage: parts.store.clone(),
+        leadership: parts.store.leadership(),
         registry: Arc::new(tandem_registry::Registry::builtin()),
         settings: parts.settings.clone(),
         clock: parts.clock.clone(),

@@ -117,7 +117,7 @@ pub struct Context {
 }
 
 /// Nodes send a heartbeat every few seconds; a node is given up after missing several.
-pub const NODE_GRACE: Duration = Duration::from_secs(10);
+pub const NODE_GRACE: Duration = Duration::from_secs(8);
 
 /// Runs all controllers until it is told to stop.
 pub async fn run(context: Context, shutdown: CancellationToken) {

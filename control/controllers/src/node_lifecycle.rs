@@ -10,7 +10,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Node, NodeCondition, Pod, PodCondition, Taint},
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use parking_lot::Mutex;
@@ -42,6 +45,8 @@ const PRESSURES: [(&str, &str); 4] = [
 /// Conditions that nobody knows any more once the node is silent.
 const REPORTED: [&str; 4] = [READY, "MemoryPressure", "DiskPressure", "PIDPressure"];
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// How often within the grace a node is looked at.
+const LOOKS: u32 = 4;
 /// Pods that one plan marks, and deletes.
 const BURST: usize = 500;
 
@@ -72,9 +77,22 @@ impl NodeLifecycle {
         NodeLifecycle { grace, heartbeats: Mutex::new(HashMap::new()) }
     }
 
-    fn heard(&self, cache: &Cache, node: &Node, now: Timestamp) -> Timestamp {
+    /// When the node was last heard of. Renewals of a Lease are not all written down, so a cache may be behind:
+    /// before a node counts as silent, its Lease is read.
+    async fn listen(&self, input: &Input<'_>, node: &Node) -> Result<Timestamp, Error> {
         let name = object::name(&node.metadata);
-        let lease = cache.leases.get(&Key::new(LEASES, name)).and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
+        let cached = input.cache.leases.get(&Key::new(LEASES, name));
+        let heard = self.heard(node, cached.as_deref(), input.now);
+        if !object::until(object::after(heard, seconds(self.grace / LOOKS)), input.now).is_zero() {
+            return Ok(heard);
+        }
+        let leases = kube::Api::<Lease>::namespaced(input.client.clone(), LEASES);
+        Ok(self.heard(node, leases.get_opt(name).await?.as_ref(), input.now))
+    }
+
+    fn heard(&self, node: &Node, lease: Option<&Lease>, now: Timestamp) -> Timestamp {
+        let name = object::name(&node.metadata);
+        let lease = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
         let reported = condition(node, READY).and_then(|ready| ready.last_heartbeat_time.clone());
         let beat = lease.map(|time| time.0).max(reported.map(|time| time.0));
         let mut heartbeats = self.heartbeats.lock();
@@ -116,7 +134,7 @@ impl Controller for NodeLifecycle {
     }
 
     async fn view(&self, input: &Input<'_>, node: Arc<Node>) -> Result<View, Error> {
-        let heard = self.heard(input.cache, &node, input.now);
+        let heard = self.listen(input, &node).await?;
         let name = object::name(&node.metadata);
         let silent = object::until(object::after(heard, seconds(self.grace)), input.now).is_zero();
         let mut pods = if silent || is_unwell(&node) { input.cache.pods.all() } else { Vec::new() };
@@ -159,7 +177,7 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     let rest = object::until(deadline, now);
     let is_silent = rest.is_zero();
     if !is_silent {
-        plan.requeue_after(rest);
+        plan.requeue_after(rest.min(view.grace / LOOKS));
     }
     let known = status_of(node, READY);
     if is_silent && known != "Unknown" {

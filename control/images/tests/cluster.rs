@@ -41,6 +41,7 @@ async fn start() -> Cluster {
     let pki = Pki::open(&folder.path().join("pki"), SystemClock.now()).unwrap();
     let api = ApiServer::new(tandem_apiserver::Config {
         storage: Arc::new(MemoryStore::new()),
+        leadership: tokio::sync::watch::channel(tandem_store::Leadership::default()).1,
         registry: Arc::new(tandem_registry::Registry::builtin()),
         settings: Settings::default(),
         clock: Arc::new(SystemClock),

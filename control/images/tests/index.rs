@@ -15,6 +15,7 @@ use tandem_store::MemoryStore;
 async fn objects() -> ObjectIndex {
     let api = ApiServer::new(tandem_apiserver::Config {
         storage: Arc::new(MemoryStore::new()),
+        leadership: tokio::sync::watch::channel(tandem_store::Leadership::default()).1,
         registry: Arc::new(Registry::builtin()),
         settings: Settings::default(),
         clock: Arc::new(SystemClock),

@@ -90,6 +90,16 @@ pub struct Hooks {
     pub cells: fn(&Object, Timestamp) -> Vec<Value>,
     /// Whether clients may set `status` when they create the object (nodes register with theirs).
     pub keeps_status: bool,
+    /// How an object of this kind says that its writer lives, where it does.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// A field that is written again and again only to show that its writer lives: what it was before, nobody asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Heartbeat {
+    /// Elsewhere the field means more: a lock, an election.
+    pub namespace: &'static str,
+    pub field: &'static [&'static str],
 }
 
 impl std::fmt::Debug for Hooks {
@@ -108,6 +118,7 @@ impl Hooks {
         fields: |_| Vec::new(),
         cells: crate::columns::name_and_creation,
         keeps_status: false,
+        heartbeat: None,
     };
 }
 

@@ -28,6 +28,6 @@ pub mod selectors;
 mod strategy;
 pub mod validate;
 
-pub use def::{Column, Conversion, Hooks, KindName, NameRule, ResourceDef, Scope, StorageName, Subresource};
+pub use def::{Column, Conversion, Heartbeat, Hooks, KindName, NameRule, ResourceDef, Scope, StorageName, Subresource};
 pub use registry::{Group, Registry};
 pub use schema::Schema;

@@ -207,3 +207,29 @@ async fn status_is_a_door_of_its_own() {
     body["status"]["replicas"] = 7.into();
     assert_eq!(server.put(&uri, &body).await.json()["status"]["replicas"], 2);
 }
+
+#[tokio::test]
+async fn a_node_that_renews_its_lease_writes_nothing() {
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let server = Server::start().await;
+    let lease = |second: u32| {
+        json!({
+            "metadata": { "name": "n1" },
+            "spec": { "holderIdentity": "n1", "renewTime": format!("2026-01-01T00:00:{second:02}.000000Z") }
+        })
+    };
+    let made = server.create(LEASES, &lease(0)).await;
+    let uri = format!("{LEASES}/n1");
+    let renewed = server.put(&uri, &lease(3)).await.json();
+    assert_eq!(renewed["spec"]["renewTime"], "2026-01-01T00:00:03.000000Z");
+    assert_eq!(renewed["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    let read = server.get(&uri).await.json();
+    assert_eq!(read["spec"], renewed["spec"]);
+    assert_eq!(server.get(LEASES).await.json()["items"][0]["spec"], renewed["spec"]);
+
+    let mut handed = lease(4);
+    handed["spec"]["holderIdentity"] = "n2".into();
+    let written = server.put(&uri, &handed).await.json();
+    assert_ne!(written["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    assert_eq!(server.get(&uri).await.json()["spec"], handed["spec"]);
+}

@@ -4,7 +4,7 @@ use serde_json::json;
 use tandem_api::Object;
 
 use crate::{
-    Hooks, NameRule, columns,
+    Heartbeat, Hooks, NameRule, columns,
     json::{Fields, FieldsExt},
     validate,
 };
@@ -25,8 +25,12 @@ pub(super) const PRIORITY_CLASS: Hooks = Hooks {
 };
 pub(super) const RUNTIME_CLASS: Hooks =
     Hooks { validate: validate::policy::runtime_class, cells: columns::policy::runtime_class, ..Hooks::NONE };
-pub(super) const LEASE: Hooks =
-    Hooks { validate: validate::policy::lease, cells: columns::policy::lease, ..Hooks::NONE };
+pub(super) const LEASE: Hooks = Hooks {
+    validate: validate::policy::lease,
+    cells: columns::policy::lease,
+    heartbeat: Some(Heartbeat { namespace: "kube-node-lease", field: &["spec", "renewTime"] }),
+    ..Hooks::NONE
+};
 pub(super) const SIGNING_REQUEST: Hooks = Hooks {
     validate: validate::policy::signing_request,
     fields: |request| vec![("spec.signerName", request.str_at(&["spec", "signerName"]).unwrap_or_default().to_owned())],
