@@ -27,7 +27,8 @@ const CLIENTS: usize = 64;
 const VALUE_BYTES: usize = 256;
 
 /// Durable creates through the API, beside etcd's puts on the same disk; one client and many.
-pub(crate) fn writes(report: &mut Report, cluster: &Daemon) -> anyhow::Result<()> {
+/// `store` is what the store alone wrote with as many writers.
+pub(crate) fn writes(report: &mut Report, cluster: &Daemon, store: f64) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut etcd = Etcd::start(cluster, folder.path())?;
     let mut rates = Vec::new();
@@ -45,6 +46,9 @@ pub(crate) fn writes(report: &mut Report, cluster: &Daemon) -> anyhow::Result<()
         report.figure(&format!("API creates/s, {clients} clients"), ours, "/s", Goal::None);
         report.figure(&format!("etcd puts/s, {clients} clients, same run"), theirs, "/s", Goal::None);
         report.figure(&format!("API creates per etcd put, {clients} clients"), ours / theirs, "", Goal::AtLeast(0.5));
+        if clients == CLIENTS {
+            report.figure("store alone per etcd put, 64 clients", store / theirs, "", Goal::AtLeast(1.0));
+        }
         rates.push(ours);
     }
     report.figure("API creates, 64 clients to one", rates[1] / rates[0], "", Goal::None);

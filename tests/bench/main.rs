@@ -7,6 +7,7 @@ mod footprint;
 mod pods;
 mod report;
 mod serving;
+mod store;
 
 use report::Report;
 use tandem_tests::{cluster::Daemon, machine::Network};
@@ -14,11 +15,12 @@ use tandem_tests::{cluster::Daemon, machine::Network};
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
     report.machine();
+    let store = store::alone(&mut report)?;
     let network = Network::new();
     let cluster = footprint::starts(&mut report, &network)?;
     footprint::idle(&mut report, &cluster)?;
     upload(&cluster)?;
-    api::writes(&mut report, &cluster)?;
+    api::writes(&mut report, &cluster, store)?;
     pods::creation(&mut report, &cluster)?;
     serving::requests(&mut report, &cluster)?;
     report.end();

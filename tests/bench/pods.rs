@@ -70,7 +70,18 @@ async fn create(client: &Client, name: &str, image: &str, port: i32) -> anyhow::
     .await
     .with_context(|| format!("{name} is not ready"))??;
     let took = began.elapsed();
-    pods.delete(name, &DeleteParams::default().grace_period(0)).await?;
+    pods.delete(name, &DeleteParams::default().grace_period(1)).await?;
+    // Its node has taken it down when the object is gone: nothing of it runs beside the next one.
+    timeout(PATIENCE, async {
+        while let Some(event) = events.try_next().await? {
+            if matches!(event, WatchEvent::Deleted(_)) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the watch ended before {name} was gone")
+    })
+    .await
+    .with_context(|| format!("{name} is not gone"))??;
     Ok(took)
 }
 

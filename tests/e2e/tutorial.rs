@@ -50,4 +50,5 @@ fn the_tutorial_runs_on_containers_and_components() {
     run(&cluster, "tutorial.txt", "tutorial", &component);
     run(&cluster, "workloads.txt", "workloads", &[]);
     run(&cluster, "clients.txt", "clients", &[]);
+    run(&cluster, "rbac.txt", "rbac", &[]);
 }

@@ -3,6 +3,7 @@
 
 mod address;
 mod certificate;
+mod escalation;
 mod namespace;
 mod node;
 mod pod;
@@ -97,6 +98,7 @@ pub(crate) async fn mutate(
     {
         address::keep(object, old);
     }
+    escalation::prevent(core, request, object, old).await?;
     node::restrict(request, object, old)
 }
 

@@ -1,10 +1,14 @@
-//! What may be asked by whom: default deny, a compiled-in rule table, the node authorizer.
+//! What may be asked by whom: default deny, a compiled-in rule table, roles and bindings, the node authorizer.
 
+pub(crate) mod defaults;
+mod follow;
 mod node;
+pub(crate) mod rbac;
 mod rules;
 
 use tandem_api::{ApiError, Identity, Reason, groups};
 
+pub(crate) use follow::Follower;
 pub(crate) use rules::rules_of;
 
 use crate::{
@@ -99,6 +103,9 @@ pub(crate) enum Decision {
 
 pub(crate) async fn decide(core: &Core, identity: &Identity, asked: &Attributes) -> Result<Decision, ApiError> {
     if identity.in_group(groups::MASTERS) || rules::allow(identity, asked) {
+        return Ok(Decision::Allowed);
+    }
+    if core.grants.grants(core).await?.allow(identity, asked) {
         return Ok(Decision::Allowed);
     }
     match identity.node_name() {

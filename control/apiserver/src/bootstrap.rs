@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tandem_api::{ApiError, Identity, Object, Reason, WASM_RUNTIME_CLASS};
 
 use crate::{
+    authz::{defaults, rbac},
     core::Core,
     options::WriteOptions,
     write::{self, Author, Ownership, Target},
@@ -89,5 +90,7 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
             },
         }),
     ));
+    objects.extend(defaults::roles().into_iter().map(|role| (rbac::GROUP, "clusterroles", role)));
+    objects.extend(defaults::bindings().into_iter().map(|binding| (rbac::GROUP, "clusterrolebindings", binding)));
     objects
 }

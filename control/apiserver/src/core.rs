@@ -6,7 +6,7 @@ use tandem_registry::{Registry, ResourceDef, Schema};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    ImageKinds, NodeDialer, ReadyCheck, discovery,
+    ImageKinds, NodeDialer, ReadyCheck, authz, discovery,
     layers::{Limits, Metrics},
     objects::Objects,
     request,
@@ -17,6 +17,7 @@ pub(crate) struct Core {
     pub(crate) objects: Objects,
     pub(crate) registry: Arc<Registry>,
     pub(crate) settings: Settings,
+    pub(crate) grants: authz::Follower,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) service_account_key: Option<Arc<ServiceAccountKey>>,

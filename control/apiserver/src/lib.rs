@@ -124,6 +124,7 @@ impl ApiServer {
             objects: Objects::new(config.storage, Heartbeats::new(config.leadership)),
             registry: config.registry,
             settings: config.settings,
+            grants: authz::Follower::default(),
             clock: config.clock,
             entropy: config.entropy,
             service_account_key: config.service_account_key,

@@ -9,6 +9,7 @@ mod layers;
 mod lists;
 mod objects;
 mod patches;
+mod rbac;
 mod socket;
 mod subresources;
 mod watches;

@@ -13,6 +13,7 @@ mod action;
 mod backends;
 mod cache;
 mod certificate_signer;
+mod clusterrole_aggregation;
 mod deployment;
 mod driver;
 mod endpoints;
@@ -133,6 +134,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(node_ipam::NodeRanges { settings });
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);
+    running.add(clusterrole_aggregation::AggregatedRoles);
     running.add(certificate_signer::CertificateSigner { signer: running.context.signer.clone() });
     let collector = gc::Collector::default();
     running.follow(collector.clone());

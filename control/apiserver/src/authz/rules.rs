@@ -1,8 +1,8 @@
-//! The compiled-in rule table: who may do what until RBAC objects are served.
+//! The compiled-in rule table: what the parts of the control plane may do, and everybody, whatever roles there are.
 
 use tandem_api::{Identity, groups};
 
-use super::Attributes;
+use super::{Attributes, rbac::PolicyRule};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
@@ -192,6 +192,12 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("pod-garbage-collector"), &["update", "patch"], CORE, &["pods/status"]),
     rule(Subject::Controller("pod-garbage-collector"), READ, CORE, &["nodes"]),
     rule(Subject::Controller("pod-garbage-collector"), WRITE, EVENTS, &["events"]),
+    rule(
+        Subject::Controller("clusterrole-aggregation"),
+        &["get", "list", "watch", "update", "patch", "escalate"],
+        &["rbac.authorization.k8s.io"],
+        &["clusterroles"],
+    ),
     // The image registry keeps what its images are called as objects.
     rule(Subject::Controller("image"), ALL, &["tandem.dev"], &["images"]),
 ];
@@ -234,7 +240,21 @@ impl Rule {
     }
 }
 
-fn covers(pattern: &str, path: &str) -> bool {
+impl From<&Rule> for PolicyRule {
+    fn from(rule: &Rule) -> PolicyRule {
+        let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        PolicyRule {
+            verbs: owned(rule.verbs),
+            api_groups: owned(rule.groups),
+            resources: owned(rule.resources),
+            resource_names: Vec::new(),
+            paths: owned(rule.paths),
+        }
+    }
+}
+
+/// Whether a path is the pattern's, whose trailing `*` matches what follows.
+pub(super) fn covers(pattern: &str, path: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => path.starts_with(prefix),
         None => path == pattern,

@@ -6,7 +6,7 @@ use tandem_registry::ResourceDef;
 
 use crate::{
     authn::{self, service_account},
-    authz::{self, Attributes, Decision},
+    authz::{self, Attributes, Decision, rbac::PolicyRule},
     call::Call,
     core::Core,
     decode::{self, Expected},
@@ -40,7 +40,9 @@ pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Resul
             check_namespace(call, &review)?;
             access(core, &subject(&review), &review).await?
         }
-        "selfsubjectrulesreviews" => rules(&call.identity, review.str_at(&["spec", "namespace"]).unwrap_or_default()),
+        "selfsubjectrulesreviews" => {
+            rules(core, &call.identity, review.str_at(&["spec", "namespace"]).unwrap_or_default()).await?
+        }
         "tokenreviews" => token(core, &review).await,
         _ => return Err(request::not_found()),
     };
@@ -102,27 +104,32 @@ async fn access(core: &Core, identity: &Identity, review: &Object) -> Result<Val
     })
 }
 
-fn rules(identity: &Identity, namespace: &str) -> Value {
+async fn rules(core: &Core, identity: &Identity, namespace: &str) -> Result<Value, ApiError> {
     if identity.in_group(groups::MASTERS) {
-        return json!({
+        return Ok(json!({
             "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
             "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
             "incomplete": false,
-        });
+        }));
     }
+    let grants = core.grants.grants(core).await?;
+    let here = |only: &str| only == namespace;
+    let compiled_in = authz::rules_of(identity).filter(|rule| rule.namespace.is_none_or(here)).map(PolicyRule::from);
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
-    for rule in authz::rules_of(identity) {
-        if rule.namespace.is_some_and(|only| only != namespace) {
-            continue;
-        }
-        if rule.paths.is_empty() {
-            resources.push(json!({ "verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources }));
-        } else {
+    for rule in compiled_in.chain(grants.rules_of(identity, Some(namespace)).cloned()) {
+        if !rule.paths.is_empty() {
             paths.push(json!({ "verbs": rule.verbs, "nonResourceURLs": rule.paths }));
+        } else if rule.resource_names.is_empty() {
+            resources.push(json!({ "verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources }));
+        } else {
+            resources.push(json!({
+                "verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources,
+                "resourceNames": rule.resource_names,
+            }));
         }
     }
     let incomplete = identity.node_name().is_some();
-    json!({ "resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete })
+    Ok(json!({ "resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete }))
 }
 
 async fn token(core: &Core, review: &Object) -> Value {

@@ -1,0 +1,86 @@
+use expect_test::expect;
+use tandem_api::Identity;
+
+use super::*;
+
+const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
+const BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+const CLUSTER_ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+
+fn jane() -> Identity {
+    Identity::user("jane", &["devs"])
+}
+
+fn role(name: &str, verbs: &[&str], resources: &[&str]) -> Value {
+    json!({ "metadata": { "name": name }, "rules": [{ "apiGroups": [""], "resources": resources, "verbs": verbs }] })
+}
+
+fn binding(name: &str, kind: &str, role: &str, user: &str) -> Value {
+    json!({
+        "metadata": { "name": name },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role },
+        "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user }],
+    })
+}
+
+#[tokio::test]
+async fn a_binding_counts_at_once_and_so_does_its_end() {
+    let server = Server::start().await;
+    let pods = || ask("GET", "/api/v1/namespaces/default/pods").by(jane());
+    assert_eq!(server.send(pods()).await.code, 403);
+    server.create(ROLES, &role("reader", &["get", "list"], &["pods"])).await;
+    server.create(BINDINGS, &binding("jane", "Role", "reader", "jane")).await;
+    assert_eq!(server.send(pods()).await.code, 200);
+    assert_eq!(server.send(ask("GET", "/api/v1/namespaces/kube-system/pods").by(jane())).await.code, 403);
+    assert_eq!(server.send(ask("GET", "/api/v1/pods").by(jane())).await.code, 403);
+    server.put(&format!("{ROLES}/reader"), &role("reader", &["get"], &["pods"])).await;
+    assert_eq!(server.send(pods()).await.code, 403);
+    server.put(&format!("{ROLES}/reader"), &role("reader", &["*"], &["*"])).await;
+    assert_eq!(server.send(pods()).await.code, 200);
+    server.delete(&format!("{BINDINGS}/jane")).await;
+    assert_eq!(server.send(pods()).await.code, 403);
+}
+
+#[tokio::test]
+async fn default_roles_can_be_bound() {
+    let server = Server::start().await;
+    server.create(BINDINGS, &binding("jane", "ClusterRole", "edit", "jane")).await;
+    let made = ask("POST", &in_default("configmaps")).json(&config_map("a")).by(jane());
+    assert_eq!(server.send(made).await.code, 201);
+    let role = ask("POST", ROLES).json(&role("r", &["get"], &["pods"])).by(jane());
+    expect![[r#"403 Forbidden: roles.rbac.authorization.k8s.io is forbidden: User "jane" cannot create resource "roles" in API group "rbac.authorization.k8s.io" in the namespace "default""#]]
+        .assert_eq(&server.send(role).await.status());
+    assert_eq!(server.get(&format!("{CLUSTER_ROLES}/admin")).await.code, 200);
+    let review = json!({ "spec": { "namespace": "default" } });
+    let rules = ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews").json(&review).by(jane());
+    let rules = server.send(rules).await.json();
+    let listed = rules["status"]["resourceRules"].as_array().unwrap();
+    assert!(listed.iter().any(|rule| rule["resources"] == json!(["cronjobs", "jobs"])), "{rules}");
+}
+
+#[tokio::test]
+async fn nobody_hands_out_what_he_does_not_hold() {
+    let server = Server::start().await;
+    server.create(BINDINGS, &binding("jane", "ClusterRole", "admin", "jane")).await;
+    let send = |uri: &str, body: &Value| server.send(ask("POST", uri).json(body).by(jane()));
+    assert_eq!(send(ROLES, &role("within", &["get"], &["pods"])).await.code, 201);
+    expect![[r#"
+        403 Forbidden: roles.rbac.authorization.k8s.io "beyond" is forbidden: user "jane" (groups=["devs", "system:authenticated"]) is attempting to grant RBAC permissions not currently held:
+        {APIGroups:[""], Resources:["nodes"], Verbs:["get"]}"#]]
+    .assert_eq(&send(ROLES, &role("beyond", &["get"], &["pods", "nodes"])).await.status());
+    let bound = send(BINDINGS, &binding("up", "ClusterRole", "cluster-admin", "jane")).await.status();
+    assert!(bound.contains("attempting to grant RBAC permissions not currently held"), "{bound}");
+    assert_eq!(send(BINDINGS, &binding("same", "ClusterRole", "view", "joe")).await.code, 201);
+    expect![[r#"404 NotFound: roles.rbac.authorization.k8s.io "none" not found"#]]
+        .assert_eq(&send(BINDINGS, &binding("none", "Role", "none", "joe")).await.status());
+
+    // Who may escalate and bind, may.
+    let free = json!({
+        "metadata": { "name": "free" },
+        "rules": [{ "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "clusterroles"], "verbs": ["escalate", "bind"] }],
+    });
+    server.create(ROLES, &free).await;
+    server.create(BINDINGS, &binding("free", "Role", "free", "jane")).await;
+    assert_eq!(send(ROLES, &role("beyond", &["get"], &["nodes"])).await.code, 201);
+    assert_eq!(send(BINDINGS, &binding("up", "ClusterRole", "cluster-admin", "jane")).await.code, 201);
+}
