@@ -106,7 +106,7 @@ impl Objects {
     /// Everything happens, at one revision, or nothing.
     pub(crate) async fn write(&self, ops: Vec<Op>) -> Result<Reply, ApiError> {
         let command = Command { version: COMMAND_VERSION, fence: None, ops };
-        self.storage.write(command).await.map_err(write_error)
+        self.storage.write(command).await.map_err(read_error)
     }
 
     /// The object of a stored value, in the row's shape, with its revision.
@@ -196,23 +196,20 @@ pub(crate) fn read_error(error: Error) -> ApiError {
             error
         }
         Error::Unavailable(why) => {
-            ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}"))
+            ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}")).retry_after(1)
         }
+        Error::Denied(_) | Error::Removed { .. } => {
+            ApiError::new(Reason::ServiceUnavailable, error.to_string()).retry_after(1)
+        }
+        // Whether it happened is not known: clients must look before they try again.
+        Error::Unknown(why) => ApiError::new(
+            Reason::Timeout,
+            format!("Timeout: request did not complete within the allowed duration: {why}"),
+        ),
         Error::Data { .. } | Error::Storage { .. } => {
             tracing::error!(%error, "the store failed");
             ApiError::internal(error)
         }
-    }
-}
-
-fn write_error(error: Error) -> ApiError {
-    match error {
-        // Whether it happened is not known: clients must look before they try again.
-        Error::Unavailable(why) => ApiError::new(
-            Reason::Timeout,
-            format!("Timeout: request did not complete within the allowed duration: {why}"),
-        ),
-        other => read_error(other),
     }
 }
 

@@ -17,11 +17,18 @@ const SILENCE: Duration = Duration::from_millis(50);
 type Outcome = Result<(), Error>;
 type Case = fn(Arc<dyn Storage>) -> BoxFuture<'static, Outcome>;
 
+/// Which member of its cluster a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Leader,
+    Follower,
+}
+
 /// Runs every case on a store of its own.
 ///
 /// # Panics
 /// When the store breaks a promise.
-pub async fn run<F, Made>(factory: F)
+pub async fn run<F, Made>(place: Place, factory: F)
 where
     F: Fn() -> Made,
     Made: Future<Output = Arc<dyn Storage>>,
@@ -32,7 +39,13 @@ where
         ("compare and swap", |store| compare_and_swap(store).boxed()),
         ("one of many swaps wins", |store| one_swap_wins(store).boxed()),
         ("batches happen whole or not at all", |store| batches(store).boxed()),
-        ("an old fence is refused", |store| fences(store).boxed()),
+        (
+            "an old fence is refused",
+            match place {
+                Place::Leader => |store| fences(store).boxed(),
+                Place::Follower => |store| fences_elsewhere(store).boxed(),
+            },
+        ),
         ("an unknown version is refused", |store| versions(store).boxed()),
         ("listings are ordered and paged", |store| paging(store).boxed()),
         ("pages hold together while writes go on", |store| stable_pages(store).boxed()),
@@ -232,12 +245,27 @@ async fn batches(store: Arc<dyn Storage>) -> Outcome {
     Ok(())
 }
 
-async fn fences(store: Arc<dyn Storage>) -> Outcome {
+/// The term in which `store` lives, found out by a fence that has passed.
+async fn term(store: &Arc<dyn Storage>) -> Result<u64, Error> {
     let fenced = store.write(put("a", "1", Expect::Any).fenced(0)).await?;
     let Reply::Fenced { term } = fenced else { panic!("expected Fenced, got {fenced:?}") };
     assert!(term > 0);
     assert_eq!(store.revision(), Revision::ZERO);
+    Ok(term)
+}
+
+async fn fences(store: Arc<dyn Storage>) -> Outcome {
+    let term = term(&store).await?;
     assert_eq!(write(&store, put("a", "1", Expect::Any).fenced(term)).await?, Revision(1));
+    Ok(())
+}
+
+/// A leader's work is the leader's own: another member neither does it nor forwards it.
+async fn fences_elsewhere(store: Arc<dyn Storage>) -> Outcome {
+    let term = term(&store).await?;
+    let refused = store.write(put("a", "1", Expect::Any).fenced(term)).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert_eq!(store.get(&key("a"), Consistency::Linearizable).await?, None);
     Ok(())
 }
 

@@ -8,22 +8,32 @@
 //!
 //! The store never parses a value, and `apply` reads no clock, no randomness and no environment.
 
+mod answer;
 mod apply;
+mod changes;
+mod cluster;
 mod codec;
 mod command;
 mod compactor;
 pub mod conformance;
 mod disk;
+mod drivers;
 mod files;
+mod handover;
+mod hash;
 mod history;
 mod index;
+mod leader;
 mod log;
 mod log_rows;
 mod log_writer;
 mod machine;
+mod members;
 mod memory;
 mod metrics;
 mod network;
+mod open;
+mod quorum;
 mod raft;
 mod replica;
 mod snapshot;
@@ -33,20 +43,29 @@ mod state_rows;
 mod suite;
 mod types;
 mod watch;
+pub mod wire;
 
+pub use changes::PROMOTION_LAG_MAX;
+pub use cluster::LEADER_WAIT;
 pub use command::{COMMAND_VERSION, Command, Expect, Op, Reply, Stored};
 pub use compactor::COMPACTION_INTERVAL;
 pub use disk::{Disk, DiskFailure, Durable, FORMAT, Guarded, OnFailure, Owner, SystemDisk, abort_process};
 pub use files::{Files, LogChange, LogFile, LogRows, SqliteFiles, StateChange, StateRows, VersionRow};
+pub use handover::HANDOVER_TIMEOUT;
+pub use hash::StateHash;
 pub use history::{HISTORY_BYTES_MAX, HISTORY_EVENTS_MAX};
+pub use leader::{CHANGE_TIMEOUT, Reads, WRITE_TIMEOUT, WRITES_MAX};
 pub use log::LOG_CACHE_BYTES_MAX;
 pub use log_rows::LogRow;
+pub use members::{Change, MEMBERS_MAX, Member, Role, Standing};
 pub use memory::{MEMORY_TERM, MemoryStore};
 pub use metrics::Metrics;
-pub use network::{Answer, Call, NoPeers, PeerError, Peers};
-pub use raft::{COMMAND_BYTES_MAX, Leadership, LogLimits, OpenOptions, RaftStore, WRITE_TIMEOUT};
+pub use network::{Answer, Call, NoPeers, PeerError, Peers, Refusal, Written};
+pub use open::{Begin, LogLimits, OpenOptions};
+pub use quorum::QUORUM_SILENCE;
+pub use raft::{COMMAND_BYTES_MAX, Leadership, RaftStore};
 pub use state::{FLUSH_INTERVAL, OPS_MAX, PENDING_BYTES_MAX};
-pub use types::TypeConfig;
+pub use types::{Aim, Node, TypeConfig};
 pub use watch::{PROGRESS_INTERVAL, WATCH_LAG_MAX};
 
 use bytes::Bytes;
@@ -104,9 +123,18 @@ pub enum Error {
     Compacted { requested: Revision, compacted: Revision },
     #[error("revision {requested} is not here yet; this member is at {current}")]
     TooNew { requested: Revision, current: Revision },
-    /// No leader, or no quorum: the write may or may not happen.
+    /// No leader, or no quorum. Nothing was done.
     #[error("the store has no leader that can commit: {0}")]
     Unavailable(String),
+    /// It was begun, and nobody knows whether it happened or still will.
+    #[error("the store does not know whether it happened: {0}")]
+    Unknown(String),
+    /// A change of members that must not be.
+    #[error("{0}")]
+    Denied(String),
+    /// This member was removed from its cluster.
+    #[error("member {member} was removed from its cluster; empty its folder and join as a new member")]
+    Removed { member: u64 },
     /// The watcher fell behind by more than its buffer and was cut off.
     #[error("the watch fell too far behind")]
     Overrun,

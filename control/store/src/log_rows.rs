@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt};
 use openraft::{EntryPayload, entry::RaftEntry};
+use serde::{Deserialize, Serialize};
 use sqlx::{Connection, Row, SqliteConnection, sqlite::SqliteRow};
 
 use crate::{
@@ -47,13 +48,13 @@ pub(crate) fn insert_of(target: &str, columns: usize, rows: usize) -> String {
     text
 }
 
-/// An entry as it lies on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An entry as it lies on disk, and as it goes to other members: one checksum from end to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRow {
     pub position: i64,
     pub term: i64,
     pub kind: i64,
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     /// Over all of the above.
     pub checksum: u32,
 }
@@ -87,10 +88,10 @@ impl LogRow {
 
     pub(crate) fn of(entry: &Entry) -> io::Result<LogRow> {
         let (kind, payload) = match &entry.payload {
-            EntryPayload::Blank => (BLANK, Vec::new()),
-            EntryPayload::Normal(proposal) => (COMMAND, codec::encode(&proposal.0)),
+            EntryPayload::Blank => (BLANK, Bytes::new()),
+            EntryPayload::Normal(proposal) => (COMMAND, Bytes::from(codec::encode(&proposal.0))),
             EntryPayload::Membership(membership) => {
-                (MEMBERS, serde_json::to_vec(&Members::from(membership)).map_err(io::Error::other)?)
+                (MEMBERS, serde_json::to_vec(&Members::from(membership)).map_err(io::Error::other)?.into())
             }
         };
         let Position { term, index } = entry.log_id().into();
@@ -110,7 +111,7 @@ impl LogRow {
         let payload = match kind {
             BLANK => EntryPayload::Blank,
             COMMAND => {
-                let command = codec::decode(Bytes::from(payload)).map_err(|error| match error {
+                let command = codec::decode(payload).map_err(|error| match error {
                     codec::DecodeError::Newer { .. } => refused(format!("{error}; run the newer release")),
                     codec::DecodeError::Damaged(_) => refused(error.to_string()),
                 })?;
@@ -132,7 +133,7 @@ impl LogRow {
             position: row.try_get(0)?,
             term: row.try_get(1)?,
             kind: row.try_get(2)?,
-            payload: row.try_get(3)?,
+            payload: row.try_get::<Vec<u8>, _>(3)?.into(),
             checksum: row.try_get(4)?,
         })
     }
@@ -144,7 +145,7 @@ async fn insert(connection: &mut SqliteConnection, rows: Vec<LogRow>) -> Result<
         while rows.len() >= size {
             let mut query = sqlx::query(statement.as_str());
             for LogRow { position, term, kind, payload, checksum } in rows.by_ref().take(size) {
-                query = query.bind(position).bind(term).bind(kind).bind(payload).bind(i64::from(checksum));
+                query = query.bind(position).bind(term).bind(kind).bind(Vec::from(payload)).bind(i64::from(checksum));
             }
             query.execute(&mut *connection).await?;
         }
@@ -229,19 +230,18 @@ mod tests {
     use std::collections::BTreeMap;
 
     use expect_test::{expect, expect_file};
-    use openraft::BasicNode;
     use tandem_api::Key;
 
     use super::*;
-    use crate::{Command, Expect};
+    use crate::{Command, Expect, types::Node};
 
-    fn entry(index: u64, payload: EntryPayload<Proposal, u64, BasicNode>) -> Entry {
+    fn entry(index: u64, payload: EntryPayload<Proposal, u64, Node>) -> Entry {
         Entry { log_id: Position { term: 3, index }.into(), payload }
     }
 
     fn samples() -> [Entry; 3] {
         let command = Command::put(Key::from_raw("/core/pods/default/a"), Bytes::from_static(b"v"), Expect::Absent);
-        let members: BTreeMap<u64, BasicNode> = BTreeMap::from([(1, BasicNode::new("10.0.0.1:6443"))]);
+        let members: BTreeMap<u64, Node> = BTreeMap::from([(1, Node::at("10.0.0.1:6443"))]);
         [
             entry(0, EntryPayload::Membership(members.into())),
             entry(1, EntryPayload::Blank),
@@ -267,7 +267,7 @@ mod tests {
     fn rows_that_cannot_be_read_say_what_to_do() {
         let sealed = |kind, payload: Vec<u8>| {
             let checksum = checksum(7, 3, kind, &payload);
-            LogRow { position: 7, term: 3, kind, payload, checksum }
+            LogRow { position: 7, term: 3, kind, payload: payload.into(), checksum }
         };
         let newer = sealed(COMMAND, vec![0, 9]);
         let foreign = sealed(5, Vec::new());

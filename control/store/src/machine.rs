@@ -25,6 +25,9 @@ use crate::{
     types::{LogId, Members, SnapshotMeta, StateRow, StoredMembership, TypeConfig},
 };
 
+/// Raft over this state machine.
+pub(crate) type Core = openraft::Raft<TypeConfig, Machine>;
+
 type SnapshotOf = Snapshot<
     openraft::alias::CommittedLeaderIdOf<TypeConfig>,
     openraft::alias::NodeIdOf<TypeConfig>,
@@ -69,7 +72,7 @@ impl Machine {
     async fn apply_entry(
         &self,
         id: LogId,
-        payload: EntryPayload<crate::codec::Proposal, u64, openraft::BasicNode>,
+        payload: EntryPayload<crate::codec::Proposal, u64, crate::types::Node>,
     ) -> Reply {
         let mut row = self.row.lock().clone();
         row.applied = Some(id.into());

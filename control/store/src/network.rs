@@ -4,7 +4,7 @@ use std::{future::Future, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use openraft::{
-    BasicNode, OptionalSend,
+    OptionalSend,
     errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2},
     raft::{
@@ -13,33 +13,91 @@ use openraft::{
     },
     storage::Snapshot,
 };
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
+    Change, Command, Member, Reply,
+    hash::StateHash,
     snapshot::SnapshotData,
-    types::{TypeConfig, Vote},
+    types::{Node, TypeConfig, Vote},
 };
 
 /// What one member asks of another.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Call {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
     Transfer(TransferLeaderRequest<TypeConfig>),
-    /// The bytes of the file are to be given to [`crate::RaftStore::answer`] of the other member.
+    /// The bytes of the file follow the call.
     Snapshot {
         vote: openraft::alias::VoteOf<TypeConfig>,
         file: PathBuf,
     },
+    /// To the leader: carry out a command, which has no fence.
+    Write(Arc<Command>),
+    /// To the leader: up to which entry must a read be applied, to see everything that was acknowledged before?
+    ReadIndex,
+    /// To the leader: change who belongs to the cluster.
+    Change(Change),
+    /// To the leader: who belongs to the cluster, and how far is everyone?
+    Members,
+    /// The hash of what this member has applied.
+    Hash,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Answer {
     Append(AppendEntriesResponse<TypeConfig>),
     Vote(VoteResponse<TypeConfig>),
     PreVote(VoteResponse<TypeConfig>),
     Transfer(TransferLeaderResponse<TypeConfig>),
     Snapshot(SnapshotResponse<TypeConfig>),
+    Write(Written),
+    ReadIndex(u64),
+    /// The id of the member that was joined, promoted or removed.
+    Change(u64),
+    Members(Vec<Member>),
+    Hash(StateHash),
+    Refused(Refusal),
+}
+
+/// How a forwarded command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    pub reply: Reply,
+    /// The entry that holds the command: who has applied it sees what it did.
+    pub index: u64,
+}
+
+/// Why a call was not carried out, or is not known to have been.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    // The first two are how versions talk to each other: their places and fields stay as they are in all of them.
+    #[error("it speaks version {known} of the protocol between members")]
+    Version { known: u8 },
+    #[error("it does not know calls of kind {kind}; run the same release on all members")]
+    Kind { kind: u8 },
+    #[error("the call was damaged on its way: {0}")]
+    Damaged(String),
+    #[error("member {here} lives at that address")]
+    WrongMember { here: u64 },
+    /// Nothing was done.
+    #[error("it does not lead")]
+    NotLeader,
+    /// Nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It was begun, and may or may not happen.
+    #[error("{0}")]
+    Unknown(String),
+    /// Nothing was done, and asking again would not help.
+    #[error("{0}")]
+    Denied(String),
+    /// Who asks was removed from the cluster.
+    #[error("member {member} was removed from the cluster")]
+    Removed { member: u64 },
 }
 
 /// A member could not be asked, or did not answer.
@@ -48,9 +106,24 @@ pub enum Answer {
 pub struct PeerError {
     pub member: u64,
     pub why: String,
+    /// Whether the call may have reached the member, so that it may have been carried out.
+    pub sent: bool,
 }
 
-/// Carries calls to other members. An answer of another kind than the call counts as no answer.
+impl PeerError {
+    /// The call was not sent: nothing of it can have happened.
+    pub fn unsent(member: u64, why: impl Into<String>) -> PeerError {
+        PeerError { member, why: why.into(), sent: false }
+    }
+
+    /// The call was sent, at least in part, and no answer came.
+    pub fn unanswered(member: u64, why: impl Into<String>) -> PeerError {
+        PeerError { member, why: why.into(), sent: true }
+    }
+}
+
+/// Carries calls to other members. An answer of another kind than the call counts as no answer. Dropping the future
+/// takes back what was not sent yet.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
     async fn call(&self, member: u64, address: &str, call: Call) -> Result<Answer, PeerError>;
@@ -63,42 +136,55 @@ pub struct NoPeers;
 #[async_trait]
 impl Peers for NoPeers {
     async fn call(&self, member: u64, _: &str, _: Call) -> Result<Answer, PeerError> {
-        Err(PeerError { member, why: "this member was started without a network to others".to_owned() })
+        Err(PeerError::unsent(member, "this member was started without a network to others"))
     }
 }
 
 #[derive(Clone)]
-pub(crate) struct Network(pub(crate) Arc<dyn Peers>);
+pub(crate) struct Network {
+    pub(crate) peers: Arc<dyn Peers>,
+    /// Told when another member says that this one was removed.
+    pub(crate) removed: watch::Sender<bool>,
+}
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
-    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
-        Peer { peers: self.0.clone(), member: target, address: node.addr.clone() }
+    async fn new_client(&mut self, target: u64, node: &Node) -> Peer {
+        let Network { peers, removed } = self.clone();
+        Peer { peers, removed, member: target, address: node.address.clone() }
     }
 }
 
 pub(crate) struct Peer {
     peers: Arc<dyn Peers>,
+    removed: watch::Sender<bool>,
     member: u64,
     address: String,
 }
 
 impl Peer {
     async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, Unreachable<TypeConfig>> {
-        let unreachable = |why: &str| {
-            let error = PeerError { member: self.member, why: why.to_owned() };
-            Unreachable::new(&error)
-        };
         match tokio::time::timeout(option.hard_ttl(), self.peers.call(self.member, &self.address, call)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Unreachable::new(&error)),
-            Err(_) => Err(unreachable("no answer in time")),
+            Ok(answered) => self.heard(answered),
+            Err(_) => Err(Unreachable::new(&PeerError::unanswered(self.member, "no answer in time"))),
         }
     }
 
+    fn heard(&self, answered: Result<Answer, PeerError>) -> Result<Answer, Unreachable<TypeConfig>> {
+        let refusal = match answered {
+            Ok(Answer::Refused(refusal)) => refusal,
+            Ok(answer) => return Ok(answer),
+            Err(error) => return Err(Unreachable::new(&error)),
+        };
+        if matches!(refusal, Refusal::Removed { .. }) {
+            self.removed.send_if_modified(|removed| !std::mem::replace(removed, true));
+        }
+        Err(Unreachable::new(&PeerError::unanswered(self.member, refusal.to_string())))
+    }
+
     fn mistaken(&self) -> Unreachable<TypeConfig> {
-        Unreachable::new(&PeerError { member: self.member, why: "it answered something else".to_owned() })
+        Unreachable::new(&PeerError::unanswered(self.member, "it answered something else"))
     }
 }
 
@@ -150,7 +236,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let unreachable = |why: String| Unreachable::new(&PeerError { member: self.member, why });
+        let unreachable = |why: String| Unreachable::new(&PeerError::unsent(self.member, why));
         let file = match snapshot.snapshot.into_file().await {
             Ok(file) => file,
             // A state that history has passed is not an error of the disk: the next try freezes a newer one.
@@ -160,10 +246,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let call = Call::Snapshot { vote, file: file.path().to_owned() };
         tokio::select! {
             closed = cancel => Err(closed.into()),
-            answer = self.peers.call(self.member, &self.address, call) => match answer {
-                Ok(Answer::Snapshot(answer)) => Ok(answer),
-                Ok(_) => Err(self.mistaken().into()),
-                Err(error) => Err(Unreachable::new(&error).into()),
+            answered = self.peers.call(self.member, &self.address, call) => match self.heard(answered)? {
+                Answer::Snapshot(answer) => Ok(answer),
+                _ => Err(self.mistaken().into()),
             },
         }
     }

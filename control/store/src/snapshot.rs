@@ -20,6 +20,7 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tandem_api::Key;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     codec::VersionRow,
@@ -99,22 +100,47 @@ pub(crate) fn remove_leftovers(folder: &Folder) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file so that it is there whole, also after a power cut, or not at all.
+/// A file that is being written: there whole in the end, also after a power cut, or not at all.
+struct Partial {
+    path: PathBuf,
+    partial: PathBuf,
+}
+
+impl Partial {
+    fn create(folder: &Folder) -> io::Result<(Partial, File)> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = folder.path.join(format!("{PREFIX}{number}"));
+        let partial = folder.path.join(format!("{PREFIX}{number}.partial"));
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+        Ok((Partial { path, partial }, file))
+    }
+
+    fn finish(self, folder: &Folder, file: &File) -> io::Result<SnapshotFile> {
+        file.sync_all()?;
+        std::fs::rename(&self.partial, &self.path)?;
+        folder.sync()?;
+        Ok(SnapshotFile { path: self.path.clone() })
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Renamed when all went well; otherwise half a file is of no use, and the next start would remove it.
+        drop(std::fs::remove_file(&self.partial));
+    }
+}
+
+/// Writes a snapshot. Blocks.
 fn write_whole(
     folder: &Folder,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<SnapshotFile> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = folder.path.join(format!("{PREFIX}{number}"));
-    let partial = folder.path.join(format!("{PREFIX}{number}.partial"));
-    let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+    let (partial, file) = Partial::create(folder)?;
     let mut writer = BufWriter::new(file);
     write(&mut writer)?;
-    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&partial, &path)?;
-    folder.sync()?;
-    Ok(SnapshotFile { path })
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    partial.finish(folder, &file)
 }
 
 fn put(writer: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
@@ -169,9 +195,28 @@ impl SnapshotFile {
         &self.path
     }
 
-    /// Keeps what a peer sends. Blocks.
-    pub(crate) fn receive(folder: &Folder, from: &mut impl Read) -> io::Result<SnapshotFile> {
-        write_whole(folder, |writer| io::copy(from, writer).map(drop))
+    /// Keeps a snapshot that lies elsewhere. Blocks.
+    pub(crate) fn copy(folder: &Folder, path: &Path) -> io::Result<SnapshotFile> {
+        let mut from = File::open(path)?;
+        write_whole(folder, |writer| io::copy(&mut from, writer).map(drop))
+    }
+
+    /// Keeps what comes over a connection, which are so many bytes.
+    pub(crate) async fn receive(
+        folder: &Arc<Folder>,
+        from: impl AsyncRead + Send + Unpin,
+        bytes: u64,
+    ) -> io::Result<SnapshotFile> {
+        let (partial, file) = Partial::create(folder)?;
+        let mut file = tokio::fs::File::from_std(file);
+        let received = tokio::io::copy(&mut from.take(bytes), &mut file).await?;
+        if received < bytes {
+            return Err(damaged(format!("the snapshot ended after {received} of {bytes} bytes")));
+        }
+        file.flush().await?;
+        let file = file.into_std().await;
+        let within = folder.clone();
+        folder.blocking(move || partial.finish(&within, &file)).await
     }
 
     /// What raft wants to know of a snapshot before it is installed. Blocks shortly.

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use openraft::{BasicNode, alias, impls::leader_id_std};
+use openraft::{alias, impls::leader_id_std};
 use serde::{Deserialize, Serialize};
 use tandem_api::Revision;
 
@@ -21,7 +21,7 @@ openraft::declare_raft_types!(
         D = Proposal,
         R = Reply,
         NodeId = u64,
-        Node = BasicNode,
+        Node = Node,
         LeaderId = leader_id_std::LeaderId<Self::Term, Self::NodeId>,
 );
 
@@ -30,7 +30,36 @@ pub(crate) type Entry = alias::EntryOf<TypeConfig>;
 pub(crate) type Vote = alias::VoteOf<TypeConfig>;
 pub(crate) type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
-pub(crate) type Membership = openraft::Membership<u64, BasicNode>;
+pub(crate) type RaftMetrics = openraft::RaftMetrics<TypeConfig>;
+pub(crate) type Membership = openraft::Membership<u64, Node>;
+
+/// What is known of a member beside its id. It lies in the log with the list of members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    /// Where other members reach it.
+    pub address: String,
+    pub aim: Aim,
+}
+
+/// What a member that does not vote yet is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Aim {
+    /// It listens and never votes, unless it is promoted.
+    #[default]
+    Listen,
+    /// It votes as soon as it has caught up.
+    Vote,
+    /// It takes the place of another member as soon as it has caught up.
+    Replace(u64),
+}
+
+impl Node {
+    /// A member without a name, as the first one is begun.
+    pub(crate) fn at(address: impl Into<String>) -> Node {
+        Node { address: address.into(), ..Node::default() }
+    }
+}
 
 /// Where an entry stands in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,13 +109,21 @@ impl From<SavedVote> for Vote {
 pub(crate) struct Members {
     voters: Vec<BTreeSet<u64>>,
     addresses: BTreeMap<u64, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    names: BTreeMap<u64, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    aims: BTreeMap<u64, Aim>,
 }
 
 impl From<&Membership> for Members {
     fn from(membership: &Membership) -> Members {
+        let named = membership.nodes().filter(|(_, node)| !node.name.is_empty());
+        let aiming = membership.nodes().filter(|(_, node)| node.aim != Aim::default());
         Members {
             voters: membership.get_joint_config().clone(),
-            addresses: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+            addresses: membership.nodes().map(|(id, node)| (*id, node.address.clone())).collect(),
+            names: named.map(|(id, node)| (*id, node.name.clone())).collect(),
+            aims: aiming.map(|(id, node)| (*id, node.aim)).collect(),
         }
     }
 }
@@ -96,9 +133,13 @@ impl Members {
         if self.voters.is_empty() && self.addresses.is_empty() {
             return Ok(Membership::default());
         }
-        let nodes: BTreeMap<u64, BasicNode> =
-            self.addresses.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
-        Membership::new(self.voters, nodes).map_err(|_| "the list of members contradicts itself")
+        let Members { voters, addresses, mut names, aims } = self;
+        let node = |(id, address)| {
+            let name = names.remove(&id).unwrap_or_default();
+            (id, Node { name, address, aim: aims.get(&id).copied().unwrap_or_default() })
+        };
+        let nodes: BTreeMap<u64, Node> = addresses.into_iter().map(node).collect();
+        Membership::new(voters, nodes).map_err(|_| "the list of members contradicts itself")
     }
 }
 
@@ -136,6 +177,7 @@ mod tests {
             members: Arc::new(Members {
                 voters: vec![BTreeSet::from([1]), BTreeSet::from([1, 2])],
                 addresses: BTreeMap::from([(1, "10.0.0.1:6443".to_owned()), (2, String::new())]),
+                ..Members::default()
             }),
             members_since: Some(Position { term: 2, index: 44 }),
             revision: Revision(61),
@@ -148,6 +190,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<StateRow>(lines.next().unwrap()).unwrap(), row);
         assert_eq!(serde_json::from_str::<SavedVote>(lines.next().unwrap()).unwrap(), vote);
         assert_eq!(Members::from(&row.membership().unwrap().membership().clone()), *row.members);
+    }
+
+    /// Names and aims came later: a list without them is written as it was before.
+    #[test]
+    fn the_list_of_members_with_names_is_frozen() {
+        let members = Members {
+            voters: vec![BTreeSet::from([1])],
+            addresses: BTreeMap::from([(1, "10.0.0.1:6443".to_owned()), (9, "10.0.0.2:6443".to_owned())]),
+            names: BTreeMap::from([(9, "b".to_owned())]),
+            aims: BTreeMap::from([(9, Aim::Replace(1))]),
+        };
+        let shown = serde_json::to_string(&members).unwrap() + "\n";
+        expect_file!["../tests/golden/members-v1.json"].assert_eq(&shown);
+        assert_eq!(serde_json::from_str::<Members>(&shown).unwrap(), members);
+        assert_eq!(Members::from(&members.clone().restore().unwrap()), members);
     }
 
     #[test]

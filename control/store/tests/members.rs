@@ -1,77 +1,26 @@
-//! Several members in one process, joined by function calls instead of connections.
+//! Several members: how they follow, take over, and catch up.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use parking_lot::Mutex;
-use support::{eventually, key};
+use support::{
+    cluster::{Cluster, Fault, leader_of},
+    eventually, key,
+};
 use tandem_api::{Key, Revision};
 use tandem_store::{
-    Answer, Call, Command, Consistency, Error, Expect, OpenOptions, PeerError, Peers, RaftStore, Reply, Storage,
-    WatchItem,
+    Aim, Begin, Command, Consistency, Error, Expect, RaftStore, Reply, Storage, WatchItem,
+    conformance::{self, Place},
 };
+use tokio::time::Instant;
 
-/// A network of function calls. Members that were taken out of it can neither ask nor answer.
-#[derive(Default)]
-struct Wires(Mutex<BTreeMap<u64, Arc<RaftStore>>>);
-
-struct Wire {
-    from: u64,
-    wires: Arc<Wires>,
-}
-
-#[async_trait]
-impl Peers for Wire {
-    async fn call(&self, member: u64, _: &str, call: Call) -> Result<Answer, PeerError> {
-        let store = {
-            let members = self.wires.0.lock();
-            members.get(&self.from).and(members.get(&member)).cloned()
-        };
-        let unreachable = |why: String| PeerError { member, why };
-        let store = store.ok_or_else(|| unreachable("cut off".to_owned()))?;
-        store.answer(call).await.map_err(|error| unreachable(error.to_string()))
-    }
-}
-
-struct Cluster {
-    dir: tempfile::TempDir,
-    wires: Arc<Wires>,
-}
-
-impl Cluster {
-    fn new() -> Cluster {
-        Cluster { dir: tempfile::tempdir().unwrap(), wires: Arc::default() }
-    }
-
-    fn path(&self, member: u64) -> std::path::PathBuf {
-        self.dir.path().join(member.to_string())
-    }
-
-    fn options(&self, dir: &Path, member: u64) -> OpenOptions {
-        OpenOptions {
-            node_id: member,
-            bootstrap: member == 1,
-            peers: Arc::new(Wire { from: member, wires: self.wires.clone() }),
-            ..support::options(dir)
-        }
-    }
-
-    async fn open(&self, member: u64) -> Arc<RaftStore> {
-        let store = RaftStore::open(self.options(&self.path(member), member)).await.unwrap();
-        self.wires.0.lock().insert(member, store.clone());
-        store
-    }
-
-    fn cut(&self, member: u64) {
-        self.wires.0.lock().remove(&member);
-    }
-}
+/// Within this time everything ends on a member without a quorum.
+const CUT_OFF_MAX: Duration = Duration::from_secs(2);
 
 async fn put(store: &Arc<RaftStore>, name: &str, value: &str) -> Result<Revision, Error> {
     let reply = store.write(Command::put(key(name), Bytes::from(value.to_owned()), Expect::Any)).await?;
@@ -79,21 +28,9 @@ async fn put(store: &Arc<RaftStore>, name: &str, value: &str) -> Result<Revision
     Ok(revision)
 }
 
-/// What the leader answers, whoever that is and as soon as there is one. `command` can be repeated without harm.
-async fn through_leader(members: &[Arc<RaftStore>], command: Command) -> Reply {
-    let mut reply = None;
-    eventually("a leader that answers", async || {
-        for member in members {
-            match member.write(command.clone()).await {
-                Ok(answer) => reply = Some(answer),
-                Err(Error::Unavailable(_)) => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        reply.is_some()
-    })
-    .await;
-    reply.unwrap()
+async fn value(store: &Arc<RaftStore>, name: &str, at: Consistency) -> Result<Option<String>, Error> {
+    let stored = store.get(&key(name), at).await?;
+    Ok(stored.map(|stored| String::from_utf8(stored.value.to_vec()).unwrap()))
 }
 
 async fn values(store: &Arc<RaftStore>) -> BTreeMap<String, Bytes> {
@@ -102,54 +39,157 @@ async fn values(store: &Arc<RaftStore>) -> BTreeMap<String, Bytes> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_join_follow_and_take_over() {
-    let cluster = Cluster::new();
-    let first = cluster.open(1).await;
-    put(&first, "a", "1").await.unwrap();
-    let (second, third) = (cluster.open(2).await, cluster.open(3).await);
-    for member in [2, 3] {
-        first.add_voter(member, "").await.unwrap();
-    }
+async fn the_leader_of_three_conforms() {
+    conforms(0, Place::Leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_of_three_conforms() {
+    conforms(2, Place::Follower).await;
+}
+
+async fn conforms(member: usize, place: Place) {
+    let last = tokio::sync::Mutex::new(None);
+    conformance::run(place, || async {
+        let mut last = last.lock().await;
+        *last = None;
+        let (_, members) = last.insert(Cluster::of(3).await);
+        members[member].clone() as Arc<dyn Storage>
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_follow_and_take_over() {
+    let (cluster, members) = Cluster::of(3).await;
+    let [first, second, third] = &members[..] else { panic!("three members") };
     let mut watch = second.watch(&Key::prefix("", "pods", None), Revision::ZERO).unwrap();
-    let newest = put(&first, "b", "2").await.unwrap();
-    for follower in [&second, &third] {
-        let read = follower.get(&key("b"), Consistency::AtLeast(newest)).await.unwrap();
-        assert_eq!(read.map(|stored| stored.value), Some(Bytes::from_static(b"2")));
-        let refused = put(follower, "c", "3").await;
-        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    for (count, member) in members.iter().enumerate() {
+        let name = count.to_string();
+        assert_eq!(put(member, &name, "x").await.unwrap(), Revision(count as u64 + 1));
+        assert_eq!(value(member, &name, Consistency::Any).await.unwrap().as_deref(), Some("x"), "its own write");
+        for reader in &members {
+            assert_eq!(value(reader, &name, Consistency::Linearizable).await.unwrap().as_deref(), Some("x"));
+        }
     }
     let mut seen = Vec::new();
-    while seen.len() < 2 {
+    while seen.len() < 3 {
         if let WatchItem::Event(event) = watch.next().await.unwrap().unwrap() {
             seen.push(event.revision.0);
         }
     }
-    assert_eq!(seen, [1, 2]);
+    assert_eq!(seen, [1, 2, 3]);
 
-    // The leader is cut off: another one takes over, and the old one can neither read nor write for sure any more.
+    // The leader is cut off: another one takes over, and refuses the work of the old one.
     let term = first.leadership().borrow().term;
-    cluster.cut(1);
+    cluster.isolate(first.id());
     let followers = [second.clone(), third.clone()];
-    let fenced =
-        through_leader(&followers, Command::put(key("c"), Bytes::from_static(b"old"), Expect::Any).fenced(term));
-    let fenced = fenced.await;
+    let new = leader_of(&followers).await;
+    put(&new, "taken over", "x").await.unwrap();
+    let fenced = Command::put(key("c"), Bytes::from_static(b"old"), Expect::Any).fenced(term);
+    let fenced = new.write(fenced).await.unwrap();
     assert!(matches!(fenced, Reply::Fenced { term: newer } if newer > term), "{fenced:?}");
-    through_leader(&followers, Command::put(key("c"), Bytes::from_static(b"3"), Expect::Any)).await;
-    let stale = first.get(&key("c"), Consistency::Linearizable).await;
-    assert!(matches!(stale, Err(Error::Unavailable(_))), "{stale:?}");
 
-    // It comes back from its disk and catches up.
-    first.shutdown().await.unwrap();
-    support::released(first, &cluster.path(1)).await;
-    let first = cluster.open(1).await;
-    eventually("the old leader to catch up", async || first.revision() == Revision(3)).await;
-    assert_eq!(values(&first).await.get(key("c").as_str()), Some(&Bytes::from_static(b"3")));
+    // Back again, it follows.
+    cluster.heal();
+    eventually("the old leader to catch up", async || first.revision() == new.revision()).await;
+    assert_eq!(values(first).await, values(&new).await);
+    assert!(!first.leadership().borrow().leader);
+}
+
+/// What a leader that is alone could still answer may be old: it must say that it does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_answers_nothing_stale_and_does_not_hang() {
+    let (cluster, members) = Cluster::of(3).await;
+    put(&members[0], "a", "old").await.unwrap();
+    let old = &members[0];
+    cluster.isolate(old.id());
+    let pending = put(old, "pending", "x");
+    let begun = Instant::now();
+    let pending = pending.await;
+    assert!(matches!(pending, Err(Error::Unknown(_) | Error::Unavailable(_))), "{pending:?}");
+    assert!(begun.elapsed() < CUT_OFF_MAX, "{:?}", begun.elapsed());
+    eventually("it to notice", async || !old.has_quorum()).await;
+    put(&leader_of(&members[1..]).await, "a", "new").await.unwrap();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let read = value(old, "a", Consistency::Linearizable).await;
+        assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+        let written = put(old, "a", "lost").await;
+        assert!(matches!(written, Err(Error::Unavailable(_))), "nothing was sent: {written:?}");
+        assert!(begun.elapsed() < 2 * CUT_OFF_MAX, "{:?}", begun.elapsed());
+    }
+    assert_eq!(value(old, "a", Consistency::Any).await.unwrap().as_deref(), Some("old"));
+    cluster.heal();
+    eventually("a quorum", async || old.has_quorum()).await;
+    assert_eq!(value(old, "a", Consistency::Linearizable).await.unwrap().as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_is_cut_off_says_so_in_time() {
+    let (cluster, members) = Cluster::of(3).await;
+    let follower = &members[2];
+    eventually("a quorum", async || follower.has_quorum()).await;
+    cluster.isolate(follower.id());
+    let (write, read) = (put(follower, "a", "x"), value(follower, "a", Consistency::Linearizable));
+    let begun = Instant::now();
+    let (write, read) = tokio::join!(write, read);
+    assert!(matches!(write, Err(Error::Unknown(_))), "it may have arrived: {write:?}");
+    assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+    assert!(begun.elapsed() < CUT_OFF_MAX, "{:?}", begun.elapsed());
+    put(&members[0], "a", "y").await.unwrap();
+    cluster.heal();
+    eventually("a quorum", async || follower.has_quorum()).await;
+    assert_eq!(value(follower, "a", Consistency::Linearizable).await.unwrap().as_deref(), Some("y"));
+}
+
+/// Whether a forwarded write happened is said truly: it did, it did not, or nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarded_write_is_refused_only_when_it_did_not_happen() {
+    let (cluster, members) = Cluster::of(3).await;
+    let (leader, follower) = (&members[0], &members[1]);
+    cluster.break_wire(follower.id(), leader.id(), Fault::NoReply);
+    let once = |value: &str| Command::put(key("a"), Bytes::from(value.to_owned()), Expect::Absent);
+    let written = follower.write(once("1")).await;
+    assert!(matches!(written, Err(Error::Unknown(_))), "{written:?}");
+    assert_eq!(leader.revision(), Revision(1), "it did happen, and once");
+    cluster.heal();
+    // Its expectation shows who asks again that it happened.
+    let repeated = follower.write(once("1")).await.unwrap();
+    assert!(matches!(repeated, Reply::Mismatch { op: 0, current: Some(_) }), "{repeated:?}");
+
+    let fenced = follower.write(once("2").fenced(leader.leadership().borrow().term)).await;
+    assert!(matches!(fenced, Err(Error::Unavailable(_))), "a leader's work is never forwarded: {fenced:?}");
+    assert_eq!(leader.revision(), Revision(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_shuts_down_hands_over_without_a_gap() {
+    let (cluster, mut members) = Cluster::of(3).await;
+    let mut longest = Duration::ZERO;
+    for round in 0..3u64 {
+        let leader = leader_of(&members).await;
+        members.retain(|member| member.id() != leader.id());
+        let id = leader.id();
+        let writer = members[0].clone();
+        let stopping = tokio::spawn(async move { leader.shutdown().await.map(|()| leader) });
+        for count in 0..20 {
+            let begun = Instant::now();
+            put(&writer, "a", &format!("{round}-{count}")).await.unwrap();
+            longest = longest.max(begun.elapsed());
+        }
+        let leader = stopping.await.unwrap().unwrap();
+        cluster.stop(leader).await;
+        members.push(cluster.open(id, Begin::Never).await);
+        eventually("it to be back", async || members[2].has_quorum()).await;
+    }
+    // Shorter than the shortest election timeout: nobody waited for one.
+    assert!(longest < Duration::from_millis(250), "the longest write took {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_missed_too_much_gets_a_snapshot() {
-    let cluster = Cluster::new();
-    let first = cluster.open(1).await;
+    let (cluster, first) = Cluster::begin().await;
     for round in 0..80u64 {
         let writes = (0..100).map(|count| {
             let first = first.clone();
@@ -158,8 +198,7 @@ async fn a_member_that_missed_too_much_gets_a_snapshot() {
         futures::future::join_all(writes).await;
     }
     eventually("the log to be let go", async || support::first_log_entry(&cluster.path(1)).await > 0).await;
-    let second = cluster.open(2).await;
-    first.add_voter(2, "").await.unwrap();
+    let second = cluster.join(&first, Aim::Vote).await;
     eventually("the new member to catch up", async || second.revision() == first.revision()).await;
     assert_eq!(values(&second).await, values(&first).await);
     let early = second.watch(&Key::prefix("", "pods", None), Revision(1)).err();
@@ -169,15 +208,14 @@ async fn a_member_that_missed_too_much_gets_a_snapshot() {
     let expected = values(&first).await;
 
     // What was installed is on its disk, and nothing of the transfer is left there.
-    second.shutdown().await.unwrap();
-    cluster.cut(2);
-    support::released(second, &cluster.path(2)).await;
-    let mut files: Vec<String> = std::fs::read_dir(cluster.path(2))
+    let id = second.id();
+    cluster.stop(second).await;
+    let mut files: Vec<String> = std::fs::read_dir(cluster.path(id))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     files.sort();
     assert_eq!(files, ["lock", "log.sqlite", "state.sqlite"]);
-    let second = cluster.open(2).await;
+    let second = cluster.open(id, Begin::Never).await;
     eventually("the member to be as before", async || values(&second).await == expected).await;
 }

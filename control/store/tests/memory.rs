@@ -6,5 +6,5 @@ use tandem_store::{MemoryStore, Storage, conformance};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {
-    conformance::run(|| async { Arc::new(MemoryStore::new()) as Arc<dyn Storage> }).await;
+    conformance::run(conformance::Place::Leader, || async { Arc::new(MemoryStore::new()) as Arc<dyn Storage> }).await;
 }

@@ -30,7 +30,7 @@ async fn value(store: &Arc<RaftStore>, name: &str, at: Consistency) -> Option<St
 async fn conforms() {
     let dir = tempfile::tempdir().unwrap();
     let next = std::sync::atomic::AtomicU64::new(0);
-    conformance::run(|| {
+    conformance::run(conformance::Place::Leader, || {
         let path = dir.path().join(next.fetch_add(1, std::sync::atomic::Ordering::SeqCst).to_string());
         async move { open(&path).await as Arc<dyn Storage> }
     })
@@ -153,11 +153,11 @@ async fn a_failed_fsync_is_told_and_never_acknowledged() {
     put(&store, "a", "kept").await;
     disk.fail_next(Durable::LogCommit);
     let refused = store.write(Command::put(key("b"), Bytes::from_static(b"x"), Expect::Any)).await;
-    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Unavailable(_) | Error::Unknown(_))), "{refused:?}");
     let failure = failures.recv().await.unwrap();
     assert!(failure.contains("cannot write the log in") && failure.contains("log.sqlite"), "{failure}");
     let later = store.write(Command::put(key("c"), Bytes::from_static(b"x"), Expect::Any)).await;
-    assert!(matches!(later, Err(Error::Unavailable(_))), "{later:?}");
+    assert!(matches!(later, Err(Error::Unavailable(_) | Error::Unknown(_))), "{later:?}");
 
     let store = reopened(store, dir.path()).await;
     assert_eq!(value(&store, "a", Consistency::Linearizable).await.as_deref(), Some("kept"));

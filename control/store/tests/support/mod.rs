@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod cluster;
+
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Write},

@@ -1,0 +1,323 @@
+//! Opening a member's folder: both files, raft over them, and the tasks that run beside it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use openraft::{Config, SnapshotPolicy};
+use parking_lot::Mutex;
+use tandem_api::{Clock, SystemClock};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    Disk, Error, Files, Leadership, Metrics, NoPeers, OnFailure, Peers, RaftStore, Reads, SqliteFiles, Standing,
+    SystemDisk, abort_process,
+    changes::{CHANGES_MAX, Changes},
+    cluster::Cluster,
+    compactor::COMPACTION_INTERVAL,
+    disk::{Folder, Guarded, Owner, data_error, storage_error},
+    drivers::{Compaction, Report},
+    files::{LOG_FILE, STATE_FILE},
+    history::HistoryLimits,
+    leader::{Leader, WRITES_MAX},
+    log::{self, LogHandle, LogStore, Quorum},
+    machine::{Core, Machine},
+    network::Network,
+    quorum,
+    replica::Replica,
+    snapshot,
+    state::{self, Opened},
+    types::{LogId, Node},
+};
+
+/// How long a single member may take to lead and to have replayed its log.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the log gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Entries after which the state file is checkpointed and the log before it let go.
+    pub checkpoint_entries: u64,
+    /// Entries that stay in the log behind a checkpoint, for members that are a little behind.
+    pub kept_entries: u64,
+}
+
+impl Default for LogLimits {
+    fn default() -> LogLimits {
+        LogLimits { checkpoint_entries: 5_000, kept_entries: 1_000 }
+    }
+}
+
+/// What a member is opened with. [`OpenOptions::new`] gives everything a value that fits one machine.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// The store's own folder; made where it does not exist.
+    pub dir: PathBuf,
+    /// Never used again for another folder, and never 0.
+    pub node_id: u64,
+    /// The id that the data folder has for its cluster: the files of another one are refused.
+    pub cluster_id: String,
+    /// Where other members reach this one.
+    pub address: String,
+    /// Its name among the members; matters only where an empty folder begins a new cluster.
+    pub name: String,
+    pub begin: Begin,
+    pub reads: Reads,
+    pub peers: Arc<dyn Peers>,
+    pub clock: Arc<dyn Clock>,
+    pub disk: Arc<dyn Disk>,
+    pub files: Arc<dyn Files>,
+    /// When the log before a checkpoint is let go.
+    pub log_limits: LogLimits,
+    pub on_failure: OnFailure,
+    pub metrics: Metrics,
+    /// How often the leader forgets history; `None`: never.
+    pub compaction: Option<Duration>,
+}
+
+impl OpenOptions {
+    pub fn new(dir: impl Into<PathBuf>, node_id: u64, cluster_id: impl Into<String>) -> OpenOptions {
+        OpenOptions {
+            dir: dir.into(),
+            node_id,
+            cluster_id: cluster_id.into(),
+            address: String::new(),
+            name: String::new(),
+            begin: Begin::Cluster,
+            reads: Reads::default(),
+            peers: Arc::new(NoPeers),
+            clock: Arc::new(SystemClock),
+            disk: Arc::new(SystemDisk),
+            files: Arc::new(SqliteFiles),
+            log_limits: LogLimits::default(),
+            on_failure: abort_process(),
+            metrics: Metrics::default(),
+            compaction: Some(COMPACTION_INTERVAL),
+        }
+    }
+}
+
+/// What an empty folder means. One that holds something goes on from there, whatever is said here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// A new cluster, with this member as its only voter.
+    Cluster,
+    /// A new member, whose id was given out just now ([`Change::Join`]) and was never used before.
+    Member,
+    /// A loss: the member has heard of its cluster before ([`Standing::Waiting`] is over), and must not vote again as who
+    /// it was. Opening it fails.
+    Never,
+}
+
+impl RaftStore {
+    /// Opens a member's folder. A single voter leads and has replayed its log when this returns.
+    pub async fn open(options: OpenOptions) -> Result<Arc<RaftStore>, Error> {
+        let folder = Folder::hold(&options.dir, options.files.clone())?;
+        snapshot::remove_leftovers(&folder).map_err(|error| storage_error("clean its folder", error))?;
+        let guarded = Guarded {
+            disk: options.disk.clone(),
+            on_failure: options.on_failure.clone(),
+            metrics: options.metrics.clone(),
+        };
+        let owner = Owner { cluster: options.cluster_id.clone(), node: options.node_id };
+        let alone = Arc::new(Quorum::new(options.node_id));
+        let limits = HistoryLimits::default();
+        let (state, log, ends) = open_files(&folder, &owner, &guarded, &alone, limits).await?;
+        if options.begin == Begin::Never && ends.is_new {
+            drop(log);
+            return Err(lost(&folder.path, options.node_id));
+        }
+        if let (Ok(stored), Some(since)) = (state.row.membership(), state.row.members_since) {
+            alone.applied(stored.membership(), since.index);
+        }
+        let machine = Machine {
+            replica: Arc::new(Replica::new(state.index, options.metrics.clone())),
+            state: state.file,
+            folder,
+            owner,
+            guarded,
+            limits,
+            quorum: alone,
+            row: Arc::new(Mutex::new(state.row)),
+        };
+        let (removed, _) = watch::channel(false);
+        let network = Network { peers: options.peers.clone(), removed: removed.clone() };
+        let raft = Core::new(options.node_id, Arc::new(config(options.log_limits)?), network, log, machine.clone())
+            .await
+            .map_err(|error| storage_error("start raft", error))?;
+        let mut writers = JoinSet::new();
+        for writer in [ends.writer, state.flusher] {
+            writers.spawn(async move {
+                if let Err(error) = writer.await {
+                    tracing::error!(%error, "a writer of the store ended badly");
+                }
+            });
+        }
+        lead_alone(&raft, &options).await?;
+        let store = started(options, machine, raft, removed, writers);
+        store.await_own_leadership().await;
+        Ok(Arc::new(store))
+    }
+}
+
+/// Starts what runs beside raft.
+fn started(
+    options: OpenOptions,
+    machine: Machine,
+    raft: Core,
+    removed: watch::Sender<bool>,
+    writers: JoinSet<()>,
+) -> RaftStore {
+    let (quorum_told, quorum) = watch::channel(false);
+    let (leadership_told, leadership) = watch::channel(Leadership::default());
+    let (members_told, members) = watch::channel(Vec::new());
+    let (standing_told, standing) = watch::channel(Standing::Waiting);
+    let (changes, queue) = mpsc::channel(CHANGES_MAX);
+    let (reads, waiting) = Cluster::reads();
+    let cluster = Cluster {
+        node: options.node_id,
+        peers: options.peers,
+        leader: Leader {
+            raft: raft.clone(),
+            reads: options.reads,
+            metrics: options.metrics.clone(),
+            quorum: quorum.clone(),
+            changes,
+            writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
+        },
+        alone: machine.quorum.clone(),
+        removed: removed.clone(),
+        reads,
+    };
+    let closing = Arc::new(AtomicBool::new(false));
+    let mut drivers = JoinSet::new();
+    drivers.spawn(Changes { raft: raft.clone(), queue }.run());
+    drivers.spawn(cluster.clone().confirm_reads(waiting));
+    drivers.spawn(quorum::observe(cluster.clone(), quorum_told));
+    let report = Report {
+        raft: raft.clone(),
+        leadership: leadership_told,
+        members: members_told,
+        standing: standing_told,
+        removed: removed.subscribe(),
+        metrics: options.metrics,
+        closing: closing.clone(),
+        guarded: machine.guarded.clone(),
+        path: machine.folder.path.clone(),
+    };
+    drivers.spawn(report.run());
+    if let Some(interval) = options.compaction {
+        let replica = machine.replica.clone();
+        drivers.spawn(Compaction { raft, replica, clock: options.clock, interval }.run(leadership.clone()));
+    }
+    RaftStore {
+        node: options.node_id,
+        cluster,
+        replica: machine.replica,
+        state: machine.state,
+        folder: machine.folder,
+        leadership,
+        members,
+        standing,
+        quorum,
+        closing,
+        drivers: Mutex::new(drivers),
+        writers: Mutex::new(writers),
+    }
+}
+
+fn lost(path: &Path, node: u64) -> Error {
+    let why = format!(
+        "is empty, but member {node} was here before: it must not vote again as who it was; remove that member and join as a new one"
+    );
+    data_error(path, why)
+}
+
+fn config(limits: LogLimits) -> Result<Config, Error> {
+    let config = Config {
+        cluster_name: "tandem".to_owned(),
+        heartbeat_interval: 50,
+        election_timeout_min: 250,
+        election_timeout_max: 350,
+        // From writing the snapshot to its end; a small one on a slow line takes seconds.
+        install_snapshot_timeout: 60_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.checkpoint_entries),
+        max_in_snapshot_log_to_keep: limits.kept_entries,
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        // A restarted leader stands for election like everybody: its term is a new one, and so is its fence.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| storage_error("configure raft", error))
+}
+
+/// Opens both files, or neither: a folder that is refused is let go at once.
+async fn open_files(
+    folder: &Arc<Folder>,
+    owner: &Owner,
+    guarded: &Guarded,
+    quorum: &Arc<Quorum>,
+    limits: HistoryLimits,
+) -> Result<(Opened, LogStore, LogHandle), Error> {
+    let state = state::open(folder, owner, guarded.clone(), limits).await?;
+    let durable = Some(state.file.durable());
+    let applied = state.row.applied.map(Into::into);
+    let refused = match log::open(folder, owner, guarded.clone(), quorum.clone(), durable).await {
+        Ok((log, ends)) => match check_together(&folder.path, applied, &ends) {
+            Ok(()) => return Ok((state, log, ends)),
+            Err(error) => {
+                drop(log);
+                drop(ends.writer.await);
+                error
+            }
+        },
+        Err(error) => error,
+    };
+    drop(state.file);
+    drop(state.flusher.await);
+    Err(refused)
+}
+
+/// The state must begin where the log does, or earlier in it.
+fn check_together(path: &Path, applied: Option<LogId>, log: &LogHandle) -> Result<(), Error> {
+    let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+    if next(applied) < next(log.purged) {
+        let why = format!(
+            "is behind its log: entries {} to {} are missing; restore a backup into an empty folder",
+            next(applied),
+            next(log.purged) - 1
+        );
+        return Err(data_error(&path.join(STATE_FILE), why));
+    }
+    if applied.is_some() && log.last.is_none() && log.purged.is_none() {
+        return Err(data_error(&path.join(LOG_FILE), "is empty while the state is not; restore both from one backup"));
+    }
+    Ok(())
+}
+
+/// Makes a new member a cluster of one, and lets a single voter win its election at once.
+async fn lead_alone(raft: &Core, options: &OpenOptions) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Unavailable(error.to_string());
+    let initialized = raft.is_initialized().await.map_err(|error| failed(&error))?;
+    if !initialized {
+        if options.begin != Begin::Cluster {
+            return Ok(());
+        }
+        let first = Node { name: options.name.clone(), ..Node::at(options.address.clone()) };
+        let members = std::collections::BTreeMap::from([(options.node_id, first)]);
+        raft.initialize(members).await.map_err(|error| failed(&error))?;
+    } else if raft.voter_ids().eq([options.node_id]) {
+        raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
+    } else {
+        return Ok(());
+    }
+    raft.wait_for_recovery(Some(RECOVERY_TIMEOUT)).await.map_err(|error| failed(&error))?;
+    Ok(())
+}

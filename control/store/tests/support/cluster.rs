@@ -1,0 +1,173 @@
+//! Several members in one process. Every call goes through its encoding, as it does over a connection.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tandem_store::{
+    Aim, Answer, Begin, Call, Change, Member, OpenOptions, PeerError, Peers, RaftStore, Role,
+    wire::{self, Route},
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{eventually, options, released};
+
+/// What goes wrong on the way from one member to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing arrives, and nobody hears of it.
+    Lost,
+    /// Forwarded commands arrive, and their answers are lost with the connection.
+    NoReply,
+}
+
+#[derive(Default)]
+pub(crate) struct Wires {
+    members: Mutex<BTreeMap<u64, Arc<RaftStore>>>,
+    faults: Mutex<BTreeMap<(u64, u64), Fault>>,
+}
+
+pub(crate) struct Wire {
+    from: u64,
+    wires: Arc<Wires>,
+}
+
+#[async_trait]
+impl Peers for Wire {
+    async fn call(&self, member: u64, _: &str, call: Call) -> Result<Answer, PeerError> {
+        let unsent = |why: &str| PeerError::unsent(member, why);
+        let unanswered = |why: String| PeerError::unanswered(member, why);
+        let route = Route { from: self.from, to: member };
+        let (head, _) = wire::encode_call(route, &call).map_err(|error| unsent(&error.to_string()))?;
+        if self.fault(member) == Some(Fault::Lost) {
+            return std::future::pending().await;
+        }
+        let store = self.wires.members.lock().get(&member).cloned().ok_or_else(|| unsent("nobody listens"))?;
+        let answer = match &call {
+            Call::Snapshot { file, .. } => store.serve(&head, tokio::fs::File::open(file).await.unwrap()).await,
+            _ => store.serve(&head, tokio::io::empty()).await,
+        };
+        match (self.fault(member), call) {
+            (Some(Fault::Lost), _) => std::future::pending().await,
+            (Some(Fault::NoReply), Call::Write(_)) => Err(unanswered("the connection was cut".to_owned())),
+            _ => wire::decode_answer(&answer).map_err(|error| unanswered(error.to_string())),
+        }
+    }
+}
+
+impl Wire {
+    fn fault(&self, member: u64) -> Option<Fault> {
+        self.wires.faults.lock().get(&(self.from, member)).copied()
+    }
+}
+
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    wires: Arc<Wires>,
+    /// Elections are about time: one cluster of a test program runs at once.
+    _turn: SemaphorePermit<'static>,
+}
+
+static TURN: Semaphore = Semaphore::const_new(1);
+
+impl Cluster {
+    /// A cluster of one, and its member.
+    pub(crate) async fn begin() -> (Cluster, Arc<RaftStore>) {
+        let turn = TURN.acquire().await.unwrap();
+        // In memory: these tests are about members, and others about the disk.
+        let memory = std::path::Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("tdt-store").tempdir_in(base).unwrap();
+        let cluster = Cluster { dir, wires: Arc::default(), _turn: turn };
+        let first = cluster.open(1, Begin::Cluster).await;
+        (cluster, first)
+    }
+
+    /// A cluster of so many voters. The first one leads.
+    pub(crate) async fn of(voters: usize) -> (Cluster, Vec<Arc<RaftStore>>) {
+        let (cluster, first) = Cluster::begin().await;
+        let mut members = vec![first];
+        while members.len() < voters {
+            members.push(cluster.join(&members[0], Aim::Vote).await);
+        }
+        settled(&members[0], voters).await;
+        (cluster, members)
+    }
+
+    pub(crate) fn path(&self, member: u64) -> PathBuf {
+        self.dir.path().join(member.to_string())
+    }
+
+    pub(crate) fn options(&self, member: u64, begin: Begin) -> OpenOptions {
+        OpenOptions {
+            node_id: member,
+            name: format!("m{member}"),
+            address: member.to_string(),
+            begin,
+            peers: Arc::new(Wire { from: member, wires: self.wires.clone() }),
+            ..options(&self.path(member))
+        }
+    }
+
+    pub(crate) async fn open(&self, member: u64, begin: Begin) -> Arc<RaftStore> {
+        let store = RaftStore::open(self.options(member, begin)).await.unwrap();
+        self.wires.members.lock().insert(member, store.clone());
+        store
+    }
+
+    /// A new member, through `via`, which may be any other.
+    pub(crate) async fn join(&self, via: &Arc<RaftStore>, aim: Aim) -> Arc<RaftStore> {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let name = format!("new-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+        let id = via.change(Change::Join { name: name.clone(), address: name, aim }).await.unwrap();
+        self.open(id, Begin::Member).await
+    }
+
+    /// Takes a member's process away: it answers nobody, and neither can it ask.
+    pub(crate) async fn stop(&self, store: Arc<RaftStore>) {
+        let id = store.id();
+        self.wires.members.lock().remove(&id);
+        store.shutdown().await.unwrap();
+        released(store, &self.path(id)).await;
+    }
+
+    pub(crate) fn break_wire(&self, from: u64, to: u64, fault: Fault) {
+        self.wires.faults.lock().insert((from, to), fault);
+    }
+
+    /// Cuts a member off from all others, in both directions.
+    pub(crate) fn isolate(&self, member: u64) {
+        let others: BTreeSet<u64> = self.wires.members.lock().keys().copied().collect();
+        for other in others.into_iter().filter(|other| *other != member) {
+            self.break_wire(member, other, Fault::Lost);
+            self.break_wire(other, member, Fault::Lost);
+        }
+    }
+
+    pub(crate) fn heal(&self) {
+        self.wires.faults.lock().clear();
+    }
+}
+
+/// Waits until so many members vote, and nothing is left to change.
+pub(crate) async fn settled(through: &Arc<RaftStore>, voters: usize) -> Vec<Member> {
+    let mut members = Vec::new();
+    eventually("the members to be settled", async || {
+        members = through.list_members().await;
+        members.len() == voters && members.iter().all(|member| member.role != Role::Learner)
+    })
+    .await;
+    members
+}
+
+/// The member that leads, as soon as there is one.
+pub(crate) async fn leader_of(members: &[Arc<RaftStore>]) -> Arc<RaftStore> {
+    let leads = |store: &&Arc<RaftStore>| store.leadership().borrow().leader && store.has_quorum();
+    eventually("a leader", async || members.iter().any(|store| leads(&store))).await;
+    members.iter().find(leads).unwrap().clone()
+}
