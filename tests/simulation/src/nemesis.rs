@@ -1,0 +1,242 @@
+//! What goes wrong, and how it is mended: one fault at a time or two, each for a while.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    bugs::Bug,
+    cluster::Cluster,
+    twins::Crash,
+    world::{self, Dice, pass_ms},
+};
+
+macro_rules! faults {
+    ($($fault:ident = $name:literal,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault {
+            $($fault,)*
+        }
+
+        impl Fault {
+            pub const ALL: &[Fault] = &[$(Fault::$fault,)*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Fault::$fault => $name,)*
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    MinorityPartition = "minority partition",
+    LeaderPartition = "leader partition",
+    AsymmetricPartition = "asymmetric partition",
+    RingPartition = "ring partition",
+    Loss = "loss",
+    Delay = "delay",
+    Duplication = "duplication",
+    Reordering = "reordering",
+    Kill = "kill",
+    KillLeader = "kill of the leader",
+    PowerCut = "power cut",
+    PowerCutOfAll = "power cut of all",
+    Restart = "restart",
+    LongAbsence = "long absence",
+    SlowDisk = "slow disk",
+    FullDisk = "full disk",
+    FailedSync = "failed sync of a disk",
+    Suspension = "suspension of all",
+    WrongClock = "wrong clock",
+    NewMember = "new member",
+}
+
+/// The most members that a run grows to.
+const MEMBERS_MAX: u64 = 5;
+
+pub struct Nemesis {
+    cluster: Arc<Cluster>,
+    dice: Dice,
+    /// Shuffled, and used up before one comes again.
+    next: Vec<Fault>,
+    pub faults: u64,
+}
+
+impl Nemesis {
+    pub fn new(cluster: &Arc<Cluster>, number: u64) -> Nemesis {
+        let dice = cluster.dice(&format!("nemesis {number}"));
+        Nemesis { cluster: cluster.clone(), dice, next: Vec::new(), faults: 0 }
+    }
+
+    fn draw(&mut self) -> Fault {
+        if self.next.is_empty() {
+            let mut faults = Fault::ALL.to_vec();
+            while !faults.is_empty() {
+                let place = usize::try_from(self.dice.below(faults.len() as u64)).unwrap_or(0);
+                self.next.push(faults.swap_remove(place));
+            }
+        }
+        self.next.pop().unwrap_or(Fault::Kill)
+    }
+
+    /// Causes faults until `until`; each is mended before the next.
+    pub async fn run(mut self, until: Duration) -> u64 {
+        while world::now() < until {
+            pass_ms(self.dice.between(200, 2_500)).await;
+            let fault = self.draw();
+            self.cluster.journal.hit(fault.name());
+            self.cluster.journal.step(fault.name(), &[]);
+            self.faults += 1;
+            self.cause(fault).await;
+        }
+        self.faults
+    }
+
+    fn victim(&mut self) -> u64 {
+        let ids = self.cluster.ids();
+        *self.dice.pick(&ids)
+    }
+
+    async fn hold(&mut self, most_ms: u64) {
+        pass_ms(self.dice.between(300, most_ms)).await;
+    }
+
+    async fn cause(&mut self, fault: Fault) {
+        match fault {
+            Fault::MinorityPartition => {
+                let victim = self.victim();
+                self.partition(|from, to| (from == victim) != (to == victim)).await;
+            }
+            Fault::LeaderPartition => {
+                let Some(leader) = self.cluster.leader() else { return };
+                self.partition(|from, to| (from == leader) != (to == leader)).await;
+            }
+            Fault::AsymmetricPartition => {
+                let (victim, deaf) = (self.victim(), self.dice.percent(50));
+                self.partition(|from, to| if deaf { to == victim } else { from == victim }).await;
+            }
+            Fault::RingPartition => self.ring().await,
+            Fault::Loss => self.weather(|weather, dice| weather.loss = dice.between(5, 40)).await,
+            Fault::Delay => self.weather(|weather, dice| weather.delay_us = dice.between(5_000, 120_000)).await,
+            Fault::Duplication => self.weather(|weather, dice| weather.duplication = dice.between(10, 60)).await,
+            Fault::Reordering => self.weather(|weather, dice| weather.jitter_us = dice.between(5_000, 150_000)).await,
+            Fault::Kill | Fault::KillLeader | Fault::PowerCut | Fault::LongAbsence => self.end_one(fault).await,
+            Fault::PowerCutOfAll => self.end_all().await,
+            Fault::Restart => {
+                let victim = self.victim();
+                self.cluster.stop(victim).await;
+            }
+            Fault::SlowDisk | Fault::FullDisk | Fault::FailedSync => self.spoil_disk(fault).await,
+            Fault::Suspension => {
+                let time_ms = self.dice.between(200, 5_000);
+                world::jump(Duration::from_millis(time_ms));
+            }
+            Fault::WrongClock => {
+                let (victim, by_ms) = (self.victim(), self.dice.below(7_200_000));
+                let by_ms = i64::try_from(by_ms).unwrap_or(0) - 3_600_000;
+                self.cluster.with(victim, |member| member.day.set_wrong(by_ms));
+            }
+            Fault::NewMember => self.grow().await,
+        }
+    }
+
+    async fn partition(&mut self, blocked: impl Fn(u64, u64) -> bool) {
+        let ids = 1..=MEMBERS_MAX;
+        let pairs: Vec<(u64, u64)> = ids
+            .clone()
+            .flat_map(|from| ids.clone().map(move |to| (from, to)))
+            .filter(|(from, to)| from != to && blocked(*from, *to))
+            .collect();
+        self.cluster.network.change(|weather| weather.blocked.extend(pairs.iter().copied()));
+        self.hold(5_000).await;
+        self.cluster.network.change(|weather| pairs.iter().for_each(|pair| drop(weather.blocked.remove(pair))));
+    }
+
+    /// Each reaches its two neighbours only; of three, two don't reach each other.
+    async fn ring(&mut self) {
+        let ids = self.cluster.ids();
+        let shift = self.dice.below(ids.len() as u64);
+        let place = |id: u64| ids.iter().position(|other| *other == id).map_or(0, |place| place as u64);
+        let count = ids.len() as u64;
+        self.partition(|from, to| {
+            let (left, right) = ((place(from) + shift) % count, (place(to) + shift) % count);
+            let apart = left.abs_diff(right);
+            if count <= 3 { apart == 2 } else { apart != 1 && apart != count - 1 }
+        })
+        .await;
+    }
+
+    async fn weather(&mut self, worsen: impl FnOnce(&mut crate::network::Weather, &mut Dice)) {
+        let dice = &mut self.dice;
+        self.cluster.network.change(|weather| worsen(weather, dice));
+        self.hold(6_000).await;
+        self.cluster.network.change(|weather| {
+            (weather.loss, weather.duplication, weather.delay_us, weather.jitter_us) = (0, 0, 0, 0);
+        });
+    }
+
+    async fn end_one(&mut self, fault: Fault) {
+        let victim = match fault {
+            Fault::KillLeader => self.cluster.leader().unwrap_or(1),
+            _ => self.victim(),
+        };
+        let how = if fault == Fault::PowerCut { Crash::Power } else { Crash::Process };
+        self.cluster.keep_down(victim, true);
+        self.cluster.crash(victim, how);
+        if self.cluster.bug == Some(Bug::ReusedId) && victim != 1 {
+            self.cluster.with(victim, |member| member.disk.wipe());
+        }
+        self.hold(if fault == Fault::LongAbsence { 9_000 } else { 2_500 }).await;
+        self.cluster.keep_down(victim, false);
+    }
+
+    async fn end_all(&mut self) {
+        for id in self.cluster.ids() {
+            self.cluster.crash(id, Crash::Power);
+        }
+        self.hold(1_000).await;
+    }
+
+    async fn spoil_disk(&mut self, fault: Fault) {
+        let victim = self.victim();
+        let slowness = Duration::from_millis(self.dice.between(20, 600));
+        let Some(disk) = self.cluster.with(victim, |member| member.disk.clone()) else { return };
+        match fault {
+            Fault::SlowDisk => disk.set_slowness(slowness),
+            Fault::FullDisk => disk.set_full(true),
+            _ => return disk.fail_next_sync(),
+        }
+        self.hold(5_000).await;
+        disk.set_slowness(Duration::ZERO);
+        disk.set_full(false);
+    }
+
+    /// One member more, as a listener first and then as a voter.
+    async fn grow(&mut self) {
+        let new = self.cluster.ids().last().map_or(1, |last| last + 1);
+        if new > MEMBERS_MAX {
+            return;
+        }
+        self.cluster.start(new);
+        add(&self.cluster, new).await;
+    }
+}
+
+/// Makes a member that runs a voter, however long it takes.
+pub async fn add(cluster: &Arc<Cluster>, new: u64) {
+    loop {
+        if let Some((store, gone)) = cluster.leader().and_then(|leader| cluster.store(leader)) {
+            let added = tokio::select! {
+                biased;
+                () = gone.cancelled() => false,
+                added = tokio::time::timeout(Duration::from_secs(5), store.add_voter(new, "")) => matches!(added, Ok(Ok(()))),
+            };
+            if added {
+                cluster.journal.hit("member added");
+                cluster.journal.step("member added", &[new]);
+                return;
+            }
+        }
+        pass_ms(200).await;
+    }
+}
