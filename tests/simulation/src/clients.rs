@@ -21,7 +21,7 @@ const RESOURCES: [&str; 2] = ["pods", "configmaps"];
 /// Few keys, so that clients meet on them.
 const KEYS: u64 = 12;
 
-pub struct Client {
+pub(crate) struct Client {
     cluster: Arc<Cluster>,
     number: u64,
     dice: Dice,
@@ -43,13 +43,13 @@ fn item(stored: &Stored) -> Item {
 }
 
 impl Client {
-    pub fn new(cluster: &Arc<Cluster>, number: u64) -> Client {
+    pub(crate) fn new(cluster: &Arc<Cluster>, number: u64) -> Client {
         let mut dice = cluster.dice(&format!("client {number}"));
         let member = dice.between(1, cluster.setup.members);
         Client { cluster: cluster.clone(), number, dice, member, written: 0, told: 0 }
     }
 
-    pub async fn run(mut self, mut busy: tokio::sync::watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut busy: tokio::sync::watch::Receiver<bool>) {
         while *busy.borrow_and_update() {
             pass_ms(self.dice.between(10, 160)).await;
             match self.dice.below(100) {
@@ -208,7 +208,7 @@ impl Client {
     }
 
     /// A write that must succeed in the end, by any member: whether it did.
-    pub async fn insist(&mut self) -> bool {
+    pub(crate) async fn insist(&mut self) -> bool {
         let (key, value) = (self.key(), self.value());
         let command = Command::put(key.clone(), Bytes::copy_from_slice(value.as_bytes()), Expect::Any);
         let begun = self.cluster.moment();
@@ -224,7 +224,7 @@ impl Client {
 
 /// A controller on one member: while the member leads, it works, and its work carries the term as fence. Some of it is
 /// slow, and arrives when another one leads.
-pub async fn work(cluster: Arc<Cluster>, member: u64, busy: tokio::sync::watch::Receiver<bool>) {
+pub(crate) async fn work(cluster: Arc<Cluster>, member: u64, busy: tokio::sync::watch::Receiver<bool>) {
     let mut dice = cluster.dice(&format!("worker {member}"));
     let mut done = 0;
     while *busy.borrow() {
@@ -271,7 +271,7 @@ pub async fn work(cluster: Arc<Cluster>, member: u64, busy: tokio::sync::watch::
 }
 
 /// Follows everything below `prefix`, at first on `member`. One that is `sticky` stays with its member.
-pub async fn follow(cluster: Arc<Cluster>, name: String, member: u64, prefix: Key, sticky: bool) {
+pub(crate) async fn follow(cluster: Arc<Cluster>, name: String, member: u64, prefix: Key, sticky: bool) {
     let mut dice = cluster.dice(&name);
     let (mut member, mut after) = (member, 0);
     loop {

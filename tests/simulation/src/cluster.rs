@@ -29,12 +29,12 @@ const SUPERVISION_MS: u64 = 200;
 
 /// The day of a member: simulated time, and how far its clock was set wrong.
 #[derive(Debug, Default)]
-pub struct Day {
+pub(crate) struct Day {
     wrong_ms: AtomicI64,
 }
 
 impl Day {
-    pub fn set_wrong(&self, by_ms: i64) {
+    pub(crate) fn set_wrong(&self, by_ms: i64) {
         self.wrong_ms.store(by_ms, Ordering::Relaxed);
     }
 }
@@ -47,9 +47,9 @@ impl Clock for Day {
     }
 }
 
-pub struct Member {
-    pub disk: Arc<TwinDisk>,
-    pub day: Arc<Day>,
+pub(crate) struct Member {
+    pub(crate) disk: Arc<TwinDisk>,
+    pub(crate) day: Arc<Day>,
     /// Counts the member's processes.
     starts: u64,
     /// Whether it is to be started again when it is down.
@@ -59,18 +59,20 @@ pub struct Member {
 
 /// How a run's members are set up.
 #[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    pub members: u64,
-    pub limits: LogLimits,
-    pub compaction: Duration,
+pub(crate) struct Setup {
+    pub(crate) members: u64,
+    /// How far the run grows while there are faults.
+    pub(crate) members_max: u64,
+    pub(crate) limits: LogLimits,
+    pub(crate) compaction: Duration,
 }
 
-pub struct Cluster {
-    pub setup: Setup,
-    pub network: Arc<Network>,
-    pub journal: Arc<Journal>,
-    pub history: Mutex<History>,
-    pub bug: Option<Bug>,
+pub(crate) struct Cluster {
+    pub(crate) setup: Setup,
+    pub(crate) network: Arc<Network>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) history: Mutex<History>,
+    pub(crate) bug: Option<Bug>,
     members: Mutex<BTreeMap<u64, Member>>,
     moments: AtomicU64,
     seed: u64,
@@ -78,7 +80,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(seed: u64, setup: Setup, journal: Arc<Journal>, bug: Option<Bug>, dir: PathBuf) -> Arc<Cluster> {
+    pub(crate) fn new(seed: u64, setup: Setup, journal: Arc<Journal>, bug: Option<Bug>, dir: PathBuf) -> Arc<Cluster> {
         Arc::new(Cluster {
             setup,
             network: Network::new(Dice::new(seed, "network"), journal.clone(), bug),
@@ -93,37 +95,37 @@ impl Cluster {
     }
 
     /// The next moment of the run's history.
-    pub fn moment(&self) -> u64 {
+    pub(crate) fn moment(&self) -> u64 {
         self.moments.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn dice(&self, part: &str) -> Dice {
+    pub(crate) fn dice(&self, part: &str) -> Dice {
         Dice::new(self.seed, part)
     }
 
     /// Who was ever started.
-    pub fn ids(&self) -> Vec<u64> {
+    pub(crate) fn ids(&self) -> Vec<u64> {
         self.members.lock().keys().copied().collect()
     }
 
-    pub fn with<T>(&self, member: u64, look: impl FnOnce(&mut Member) -> T) -> Option<T> {
+    pub(crate) fn with<T>(&self, member: u64, look: impl FnOnce(&mut Member) -> T) -> Option<T> {
         self.members.lock().get_mut(&member).map(look)
     }
 
     /// The member's process, if one runs and has opened its files.
-    pub fn store(&self, member: u64) -> Option<(Arc<RaftStore>, CancellationToken)> {
+    pub(crate) fn store(&self, member: u64) -> Option<(Arc<RaftStore>, CancellationToken)> {
         let Seat { store, gone } = self.network.seat(member)?;
         Some((store?, gone))
     }
 
     /// Who says that it leads.
-    pub fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let leads = |id: &u64| self.store(*id).is_some_and(|(store, _)| store.leadership().borrow().leader);
         self.ids().into_iter().find(leads)
     }
 
     /// Starts members that should run and don't, until the run ends.
-    pub async fn supervise(self: Arc<Cluster>) {
+    pub(crate) async fn supervise(self: Arc<Cluster>) {
         loop {
             let down: Vec<u64> = {
                 let members = self.members.lock();
@@ -137,7 +139,7 @@ impl Cluster {
     }
 
     /// Starts a process of the member, on the disk that it has.
-    pub fn start(self: &Arc<Cluster>, id: u64) {
+    pub(crate) fn start(self: &Arc<Cluster>, id: u64) {
         let gone = CancellationToken::new();
         let options = {
             let mut members = self.members.lock();
@@ -201,7 +203,7 @@ impl Cluster {
     }
 
     /// Ends the member's process. It comes back unless [`Cluster::keep_down`] says otherwise.
-    pub fn crash(&self, id: u64, how: Crash) {
+    pub(crate) fn crash(&self, id: u64, how: Crash) {
         let Some(Seat { store, gone }) = self.network.seat(id) else { return };
         if gone.is_cancelled() {
             return;
@@ -218,12 +220,12 @@ impl Cluster {
         }
     }
 
-    pub fn keep_down(&self, id: u64, down: bool) {
+    pub(crate) fn keep_down(&self, id: u64, down: bool) {
         self.with(id, |member| member.wanted = !down);
     }
 
     /// Asks the member's process to end, and waits for it.
-    pub async fn stop(&self, id: u64) {
+    pub(crate) async fn stop(&self, id: u64) {
         let Some((store, gone)) = self.store(id) else { return };
         self.journal.step("stop", &[id]);
         if let Err(error) = store.shutdown().await

@@ -25,5 +25,6 @@ pub mod invariants;
 pub mod nemesis;
 mod network;
 pub mod run;
+pub mod seeds;
 mod twins;
 pub mod world;

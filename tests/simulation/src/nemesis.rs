@@ -51,19 +51,19 @@ faults! {
     NewMember = "new member",
 }
 
-/// The most members that a run grows to.
-const MEMBERS_MAX: u64 = 5;
+/// Members that there are at most.
+pub(crate) const MEMBERS_MAX: u64 = 5;
 
-pub struct Nemesis {
+pub(crate) struct Nemesis {
     cluster: Arc<Cluster>,
     dice: Dice,
     /// Shuffled, and used up before one comes again.
     next: Vec<Fault>,
-    pub faults: u64,
+    faults: u64,
 }
 
 impl Nemesis {
-    pub fn new(cluster: &Arc<Cluster>, number: u64) -> Nemesis {
+    pub(crate) fn new(cluster: &Arc<Cluster>, number: u64) -> Nemesis {
         let dice = cluster.dice(&format!("nemesis {number}"));
         Nemesis { cluster: cluster.clone(), dice, next: Vec::new(), faults: 0 }
     }
@@ -80,7 +80,7 @@ impl Nemesis {
     }
 
     /// Causes faults until `until`; each is mended before the next.
-    pub async fn run(mut self, until: Duration) -> u64 {
+    pub(crate) async fn run(mut self, until: Duration) -> u64 {
         while world::now() < until {
             pass_ms(self.dice.between(200, 2_500)).await;
             let fault = self.draw();
@@ -149,7 +149,7 @@ impl Nemesis {
             .collect();
         self.cluster.network.change(|weather| weather.blocked.extend(pairs.iter().copied()));
         self.hold(5_000).await;
-        self.cluster.network.change(|weather| pairs.iter().for_each(|pair| drop(weather.blocked.remove(pair))));
+        self.cluster.network.change(|weather| weather.blocked.retain(|pair| !pairs.contains(pair)));
     }
 
     /// Each reaches its two neighbours only; of three, two don't reach each other.
@@ -214,7 +214,7 @@ impl Nemesis {
     /// One member more, as a listener first and then as a voter.
     async fn grow(&mut self) {
         let new = self.cluster.ids().last().map_or(1, |last| last + 1);
-        if new > MEMBERS_MAX {
+        if new > self.cluster.setup.members_max {
             return;
         }
         self.cluster.start(new);
@@ -223,7 +223,7 @@ impl Nemesis {
 }
 
 /// Makes a member that runs a voter, however long it takes.
-pub async fn add(cluster: &Arc<Cluster>, new: u64) {
+pub(crate) async fn add(cluster: &Arc<Cluster>, new: u64) {
     loop {
         if let Some((store, gone)) = cluster.leader().and_then(|leader| cluster.store(leader)) {
             let added = tokio::select! {

@@ -22,25 +22,25 @@ const DEAD: Duration = Duration::from_secs(3);
 
 /// What the network does to calls and answers, in percent and microseconds.
 #[derive(Clone, Debug, Default)]
-pub struct Weather {
+pub(crate) struct Weather {
     /// From whom to whom nothing gets through.
-    pub blocked: BTreeSet<(u64, u64)>,
-    pub loss: u64,
-    pub duplication: u64,
-    pub delay_us: u64,
+    pub(crate) blocked: BTreeSet<(u64, u64)>,
+    pub(crate) loss: u64,
+    pub(crate) duplication: u64,
+    pub(crate) delay_us: u64,
     /// Some calls take up to so much longer than the others, and are overtaken by them.
-    pub jitter_us: u64,
+    pub(crate) jitter_us: u64,
 }
 
 /// One process of a member, as others reach it.
 #[derive(Clone)]
-pub struct Seat {
-    pub store: Option<Arc<RaftStore>>,
+pub(crate) struct Seat {
+    pub(crate) store: Option<Arc<RaftStore>>,
     /// Cancelled when the process ends.
-    pub gone: CancellationToken,
+    pub(crate) gone: CancellationToken,
 }
 
-pub struct Network {
+pub(crate) struct Network {
     seats: Mutex<BTreeMap<u64, Seat>>,
     weather: Mutex<Weather>,
     dice: Mutex<Dice>,
@@ -49,24 +49,24 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn new(dice: Dice, journal: Arc<Journal>, bug: Option<Bug>) -> Arc<Network> {
+    pub(crate) fn new(dice: Dice, journal: Arc<Journal>, bug: Option<Bug>) -> Arc<Network> {
         Arc::new(Network { seats: Mutex::default(), weather: Mutex::default(), dice: Mutex::new(dice), journal, bug })
     }
 
-    pub fn change(&self, change: impl FnOnce(&mut Weather)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.weather.lock());
     }
 
-    pub fn sit(&self, member: u64, seat: Seat) {
+    pub(crate) fn sit(&self, member: u64, seat: Seat) {
         self.seats.lock().insert(member, seat);
     }
 
-    pub fn seat(&self, member: u64) -> Option<Seat> {
+    pub(crate) fn seat(&self, member: u64) -> Option<Seat> {
         self.seats.lock().get(&member).cloned()
     }
 
     /// The wire of one process of a member.
-    pub fn wire(self: &Arc<Network>, from: u64, gone: CancellationToken) -> Arc<dyn Peers> {
+    pub(crate) fn wire(self: &Arc<Network>, from: u64, gone: CancellationToken) -> Arc<dyn Peers> {
         Arc::new(Wire { from, gone, network: self.clone() })
     }
 

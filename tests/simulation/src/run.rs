@@ -65,7 +65,8 @@ fn setup(seed: u64) -> Setup {
     let mut dice = Dice::new(seed, "setup");
     let checkpoint_entries = dice.between(50, 800);
     Setup {
-        members: *dice.pick(&[1, 3, 3, 3, 3, 5]),
+        members: *dice.pick(&[1, 3, 3, 3, 3, 3]),
+        members_max: *dice.pick(&[3, 3, 3, 4, 4, 5]),
         limits: LogLimits { checkpoint_entries, kept_entries: dice.between(5, checkpoint_entries) },
         compaction: Duration::from_millis(dice.between(1_500, 20_000)),
     }
@@ -87,7 +88,7 @@ async fn simulate(seed: u64, bug: Option<Bug>, journal: Arc<Journal>, dir: &Path
     for number in 0..CLIENTS {
         working.spawn(Client::new(&cluster, number).run(busy.clone()));
     }
-    for member in 1..=5 {
+    for member in 1..=nemesis::MEMBERS_MAX {
         working.spawn(clients::work(cluster.clone(), member, busy.clone()));
         let name = format!("follower of {member}");
         background.spawn(clients::follow(cluster.clone(), name, member, Key::from_raw(""), true));

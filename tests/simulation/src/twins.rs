@@ -24,7 +24,7 @@ use crate::{
 
 /// How a member ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Crash {
+pub(crate) enum Crash {
     /// The process ends; the machine keeps what it wrote.
     Process,
     /// The machine ends; it keeps what was synced, and perhaps a part of the rest.
@@ -87,7 +87,7 @@ impl<I: Default, C> Default for File<I, C> {
 
 /// The disk of one member. It outlives the member's processes; `epoch` says which of them may use it.
 #[derive(Debug)]
-pub struct TwinDisk {
+pub(crate) struct TwinDisk {
     state: Mutex<DiskState>,
     journal: Arc<Journal>,
     bug: Option<Bug>,
@@ -110,7 +110,7 @@ fn off() -> io::Error {
 }
 
 impl TwinDisk {
-    pub fn new(dice: Dice, journal: Arc<Journal>, bug: Option<Bug>) -> Arc<TwinDisk> {
+    pub(crate) fn new(dice: Dice, journal: Arc<Journal>, bug: Option<Bug>) -> Arc<TwinDisk> {
         let state = DiskState {
             epoch: 0,
             log: File::default(),
@@ -124,14 +124,14 @@ impl TwinDisk {
     }
 
     /// The files for the next process of the member.
-    pub fn attach(self: &Arc<TwinDisk>) -> TwinFiles {
+    pub(crate) fn attach(self: &Arc<TwinDisk>) -> TwinFiles {
         let mut state = self.state.lock();
         state.epoch += 1;
         TwinFiles { disk: self.clone(), epoch: state.epoch }
     }
 
     /// From now on the present process reaches nothing any more.
-    pub fn crash(&self, how: Crash) {
+    pub(crate) fn crash(&self, how: Crash) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         state.epoch += 1;
@@ -163,22 +163,22 @@ impl TwinDisk {
     }
 
     /// Everything is gone, as with a new disk.
-    pub fn wipe(&self) {
+    pub(crate) fn wipe(&self) {
         let mut state = self.state.lock();
         state.epoch += 1;
         (state.log, state.state) = (File::default(), File::default());
     }
 
-    pub fn set_slowness(&self, slowness: Duration) {
+    pub(crate) fn set_slowness(&self, slowness: Duration) {
         self.state.lock().slowness = slowness;
     }
 
-    pub fn set_full(&self, full: bool) {
+    pub(crate) fn set_full(&self, full: bool) {
         self.state.lock().full = full;
     }
 
     /// The next sync fails, and what it was to sync is lost.
-    pub fn fail_next_sync(&self) {
+    pub(crate) fn fail_next_sync(&self) {
         self.state.lock().failing = true;
     }
 
@@ -234,7 +234,7 @@ fn survivors(dice: &mut Dice, unsynced: usize) -> (usize, bool) {
 
 /// The disk as one process of a member sees it.
 #[derive(Clone, Debug)]
-pub struct TwinFiles {
+pub(crate) struct TwinFiles {
     disk: Arc<TwinDisk>,
     epoch: u64,
 }
