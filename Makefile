@@ -31,7 +31,9 @@ test: setup-test
 
 # The same faults again and again: what fails once in many runs is found here.
 ROUNDS ?= 5
+SEEDS ?= 10000
 test-long: test
+	TANDEM_SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --test seeds -- --nocapture
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done
 
 bench:

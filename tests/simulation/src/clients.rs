@@ -13,7 +13,7 @@ use crate::{
     bugs::Bug,
     cluster::Cluster,
     history::{Change, Delivered, Freshness, Item, Outcome, Read, Seen, Text, Watch, Write},
-    world::{Dice, pass_ms},
+    world::{self, Dice, pass_ms},
 };
 
 const RESOURCES: [&str; 2] = ["pods", "configmaps"];
@@ -51,13 +51,21 @@ impl Client {
 
     pub(crate) async fn run(mut self, mut busy: tokio::sync::watch::Receiver<bool>) {
         while *busy.borrow_and_update() {
-            pass_ms(self.dice.between(10, 160)).await;
+            self.think().await;
             match self.dice.below(100) {
                 0..60 => self.write().await,
                 60..80 => self.get().await,
                 _ => self.list().await,
             }
         }
+    }
+
+    /// Until the next beat after a while.
+    async fn think(&mut self) {
+        let while_ms = self.dice.between(20, 330);
+        let ready_ms = u64::try_from(world::now().as_millis()).unwrap_or(0) + while_ms;
+        let beat_ms = self.cluster.setup.beat_ms;
+        pass_ms(while_ms + beat_ms - ready_ms % beat_ms).await;
     }
 
     fn key(&mut self) -> Key {

@@ -63,6 +63,8 @@ pub(crate) struct Setup {
     pub(crate) members: u64,
     /// How far the run grows while there are faults.
     pub(crate) members_max: u64,
+    /// Clients begin together at such intervals: several writes share a commit then.
+    pub(crate) beat_ms: u64,
     pub(crate) limits: LogLimits,
     pub(crate) compaction: Duration,
 }

@@ -32,7 +32,7 @@ const HEALING_MAX: Duration = Duration::from_secs(30);
 /// When a run has not brought together enough writes by then, it ends without.
 const WORK_MAX: Duration = Duration::from_secs(180);
 
-const CLIENTS: u64 = 10;
+const CLIENTS: u64 = 24;
 
 /// What became of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -66,7 +66,8 @@ fn setup(seed: u64) -> Setup {
     let checkpoint_entries = dice.between(50, 800);
     Setup {
         members: *dice.pick(&[1, 3, 3, 3, 3, 3]),
-        members_max: *dice.pick(&[3, 3, 3, 4, 4, 5]),
+        members_max: *dice.pick(&[3, 3, 3, 3, 4, 5]),
+        beat_ms: dice.between(15, 60),
         limits: LogLimits { checkpoint_entries, kept_entries: dice.between(5, checkpoint_entries) },
         compaction: Duration::from_millis(dice.between(1_500, 20_000)),
     }
