@@ -45,7 +45,10 @@ impl RaftStore {
 
     async fn answered(&self, from: u64, call: Call) -> Result<Answer, Refusal> {
         match call {
-            Call::Append(request) => self.raft().append_entries(request).await.map(Answer::Append).map_err(stopping),
+            Call::Append(request) => {
+                self.heard.note();
+                self.raft().append_entries(request).await.map(Answer::Append).map_err(stopping)
+            }
             Call::Transfer(request) => {
                 self.raft().handle_transfer_leader(request).await.map(Answer::Transfer).map_err(stopping)
             }
@@ -63,7 +66,7 @@ impl RaftStore {
                     Call::Write(command) if command.fence.is_some() => {
                         Err(Refusal::Denied("a leader's work is not forwarded".to_owned()))
                     }
-                    Call::Hash => Ok(Answer::Hash(self.hash())),
+                    Call::Hash => Ok(Answer::Hash(self.hashes())),
                     call => Ok(self.cluster.leader.carry_out(call).await),
                 }
             }

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -15,7 +15,9 @@ use sqlx::{
     sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use crate::{Error, files::Files, metrics::Metrics};
+use tokio::time::Instant;
+
+use crate::{Error, files::Files, metrics::Metrics, timing::Latencies};
 
 /// The layout of both files that this release writes, and the newest that it reads.
 pub const FORMAT: i64 = 1;
@@ -79,6 +81,7 @@ pub struct Guarded {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) on_failure: OnFailure,
     pub(crate) metrics: Metrics,
+    pub(crate) latencies: Arc<Latencies>,
 }
 
 impl Guarded {
@@ -86,7 +89,11 @@ impl Guarded {
     pub async fn commit(&self, what: Durable, commit: BoxFuture<'_, io::Result<()>>) -> io::Result<()> {
         let begun = Instant::now();
         let ended = self.disk.commit(what, commit).await;
-        self.metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
+        let took = begun.elapsed();
+        self.metrics.fsync_seconds.observe(took.as_secs_f64());
+        if what == Durable::LogCommit {
+            self.latencies.note(took);
+        }
         ended
     }
 

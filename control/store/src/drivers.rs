@@ -83,10 +83,6 @@ impl Report {
         } else {
             standing(metrics.id, &metrics.committed_membership_config)
         };
-        if found == Standing::Removed {
-            // Nobody votes for it any more, and nobody should be asked to.
-            self.raft.runtime_config().elect(false);
-        }
         let told = self.standing.send_if_modified(|before| std::mem::replace(before, found) != found);
         if told && found == Standing::Removed {
             tracing::warn!(member = metrics.id, "this member was removed from its cluster; it can join as a new one");

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use tandem_api::{Key, Revision};
 
 use crate::{
-    Error, Event, Stored,
+    Error, Event, StateHash, Stored,
     apply::{Change, Outcome},
+    hash::Running,
     history::{History, HistoryLimits},
 };
 
@@ -94,6 +95,7 @@ pub(crate) struct Index {
     history: History,
     /// Versions superseded up to here have been forgotten.
     trimmed: Revision,
+    hash: Running,
 }
 
 impl Index {
@@ -104,7 +106,7 @@ impl Index {
     /// An index that continues at `revision` with `horizons`; the versions follow through [`Index::restore`].
     pub(crate) fn restored(limits: HistoryLimits, revision: Revision, horizons: Horizons) -> Index {
         let history = History::new(limits, horizons.watches);
-        Index { history, revision, horizons, trimmed: horizons.lists, keys: BTreeMap::new() }
+        Index { history, revision, horizons, trimmed: horizons.lists, ..Index::default() }
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -146,6 +148,16 @@ impl Index {
         }
     }
 
+    /// Everything up to this entry of the log has been applied.
+    pub(crate) fn reached(&mut self, index: u64) {
+        self.hash.reached(index);
+    }
+
+    /// The hashes of the state that are remembered, the present one last.
+    pub(crate) fn hashes(&self) -> Vec<StateHash> {
+        self.hash.all()
+    }
+
     /// Puts back a version that was read from disk; versions come in the order of their revisions.
     pub(crate) fn restore(&mut self, key: &Key, created: Revision, revision: Revision, value: Option<Bytes>) {
         let forgotten = value.is_none() && revision <= self.horizons.lists;
@@ -157,10 +169,16 @@ impl Index {
 
     fn supersede(&mut self, key: &Key, version: Version) {
         let (revision, value) = (version.revision, version.value.clone());
+        if let Some(value) = &value {
+            self.hash.add(key, revision, value);
+        }
         let previous = match self.keys.get_mut(key) {
             Some(versions) => {
                 let old = std::mem::replace(&mut versions.present, version);
                 let previous = old.present().map(|present| present.stored(key));
+                if let Some(Stored { revision, value, .. }) = &previous {
+                    self.hash.remove(key, *revision, value);
+                }
                 // A read at the horizon itself still needs what was superseded after it.
                 if revision > self.horizons.lists {
                     versions.older.push(old);

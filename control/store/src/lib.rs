@@ -41,6 +41,7 @@ mod state;
 mod state_rows;
 #[cfg(test)]
 mod suite;
+mod timing;
 mod types;
 mod watch;
 pub mod wire;
@@ -52,7 +53,7 @@ pub use compactor::COMPACTION_INTERVAL;
 pub use disk::{Disk, DiskFailure, Durable, FORMAT, Guarded, OnFailure, Owner, SystemDisk, abort_process};
 pub use files::{Files, LogChange, LogFile, LogRows, SqliteFiles, StateChange, StateRows, VersionRow};
 pub use handover::HANDOVER_TIMEOUT;
-pub use hash::StateHash;
+pub use hash::{HASH_INTERVAL, HASH_MARK_ENTRIES, HASH_MARKS_MAX, StateHash, first_difference};
 pub use history::{HISTORY_BYTES_MAX, HISTORY_EVENTS_MAX};
 pub use leader::{CHANGE_TIMEOUT, Reads, WRITE_TIMEOUT, WRITES_MAX};
 pub use log::LOG_CACHE_BYTES_MAX;
@@ -65,6 +66,7 @@ pub use open::{Begin, LogLimits, OpenOptions};
 pub use quorum::QUORUM_SILENCE;
 pub use raft::{COMMAND_BYTES_MAX, Leadership, RaftStore};
 pub use state::{FLUSH_INTERVAL, OPS_MAX, PENDING_BYTES_MAX};
+pub use timing::{ELECTION_TIMEOUT_LIMIT, ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN};
 pub use types::{Aim, Node, TypeConfig};
 pub use watch::{PROGRESS_INTERVAL, WATCH_LAG_MAX};
 

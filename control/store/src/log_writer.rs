@@ -164,6 +164,8 @@ impl Writer {
     }
 
     async fn move_wal(&mut self) -> io::Result<()> {
+        let wal = self.folder.path.join(format!("{LOG_FILE}-wal"));
+        self.guarded.metrics.wal_bytes.set(shown(disk::file_size(&wal)));
         if self.unmoved_bytes < WAL_BYTES_MAX {
             return Ok(());
         }

@@ -77,8 +77,12 @@ impl Machine {
         let mut row = self.row.lock().clone();
         row.applied = Some(id.into());
         let (reply, rows, dropped) = match payload {
-            EntryPayload::Blank => (Reply::Done { revision: row.revision }, Vec::new(), Vec::new()),
+            EntryPayload::Blank => {
+                self.replica.pass(id.index);
+                (Reply::Done { revision: row.revision }, Vec::new(), Vec::new())
+            }
             EntryPayload::Membership(membership) => {
+                self.replica.pass(id.index);
                 self.quorum.applied(&membership, id.index);
                 row.members = Arc::new(Members::from(&membership));
                 row.members_since = row.applied;
@@ -86,7 +90,7 @@ impl Machine {
             }
             EntryPayload::Normal(proposal) => {
                 let Applied { outcome, dropped, revision, horizons } =
-                    self.replica.apply(id.leader_id.term, &proposal.0);
+                    self.replica.apply(id.leader_id.term, id.index, &proposal.0);
                 (row.revision, row.horizons) = (revision, horizons);
                 let rows = outcome.changes.into_iter().map(version_row).collect();
                 (outcome.reply, rows, dropped)
@@ -152,6 +156,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             for version in &rows {
                 index.restore(&version.key, version.created, version.revision, version.value.clone());
             }
+            index.reached(row.applied.map_or(0, |applied| applied.index));
             Ok((row, rows, index))
         });
         let (row, rows, index) = read.await?;

@@ -43,7 +43,7 @@ impl Storage for MemoryStore {
     }
 
     async fn write(&self, command: Command) -> Result<Reply, Error> {
-        Ok(self.replica.apply(MEMORY_TERM, &command).outcome.reply)
+        Ok(self.replica.apply(MEMORY_TERM, 0, &command).outcome.reply)
     }
 
     fn watch(&self, prefix: &Key, after: Revision) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error> {

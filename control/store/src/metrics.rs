@@ -22,6 +22,12 @@ pub struct Metrics {
     pub(crate) log_bytes: Gauge,
     pub(crate) state_bytes: Gauge,
     pub(crate) watchers: Gauge,
+    pub(crate) differing_members: Gauge,
+    /// Bytes of the log's write-ahead file, as of the last commit.
+    pub(crate) wal_bytes: Gauge,
+    /// Entries that the member that is farthest behind lacks, on the leader.
+    pub(crate) lag: Gauge,
+    pub(crate) quorum: Gauge,
 }
 
 impl Default for Metrics {
@@ -38,6 +44,10 @@ impl Default for Metrics {
             log_bytes: Gauge::default(),
             state_bytes: Gauge::default(),
             watchers: Gauge::default(),
+            differing_members: Gauge::default(),
+            wal_bytes: Gauge::default(),
+            lag: Gauge::default(),
+            quorum: Gauge::default(),
         }
     }
 }
@@ -57,6 +67,10 @@ impl Metrics {
             log_bytes,
             state_bytes,
             watchers,
+            differing_members,
+            wal_bytes,
+            lag,
+            quorum,
         } = metrics.clone();
         registry.register_with_unit("fsync_duration", "Time of one durable commit", Unit::Seconds, fsync_seconds);
         registry.register_with_unit(
@@ -72,6 +86,11 @@ impl Metrics {
         registry.register_with_unit("log_size", "Size of the log's file", Unit::Bytes, log_bytes);
         registry.register_with_unit("state_size", "Size of the state's file", Unit::Bytes, state_bytes);
         registry.register("watchers", "Open watches", watchers);
+        let help = "Members that have applied something else than the leader, which compares";
+        registry.register("differing_members", help, differing_members);
+        registry.register_with_unit("wal_size", "Size of the log's write-ahead file", Unit::Bytes, wal_bytes);
+        registry.register("lag_entries", "Entries that the slowest member lacks, on the leader", lag);
+        registry.register("quorum", "1 when a quorum has lately confirmed a leader", quorum);
         metrics
     }
 }

@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    Change, Command, Member, Reply,
-    hash::StateHash,
+    Change, Command, Member, Reply, StateHash,
     snapshot::SnapshotData,
     types::{Node, TypeConfig, Vote},
 };
@@ -43,7 +42,7 @@ pub enum Call {
     Change(Change),
     /// To the leader: who belongs to the cluster, and how far is everyone?
     Members,
-    /// The hash of what this member has applied.
+    /// The hashes of what this member has applied lately.
     Hash,
 }
 
@@ -59,7 +58,8 @@ pub enum Answer {
     /// The id of the member that was joined, promoted or removed.
     Change(u64),
     Members(Vec<Member>),
-    Hash(StateHash),
+    /// The present one last.
+    Hash(Vec<StateHash>),
     Refused(Refusal),
 }
 

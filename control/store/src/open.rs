@@ -23,6 +23,7 @@ use crate::{
     disk::{Folder, Guarded, Owner, data_error, storage_error},
     drivers::{Compaction, Report},
     files::{LOG_FILE, STATE_FILE},
+    hash,
     history::HistoryLimits,
     leader::{Leader, WRITES_MAX},
     log::{self, LogHandle, LogStore, Quorum},
@@ -32,6 +33,7 @@ use crate::{
     replica::Replica,
     snapshot,
     state::{self, Opened},
+    timing::{ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN, Elections, Heard},
     types::{LogId, Node},
 };
 
@@ -123,6 +125,7 @@ impl RaftStore {
             disk: options.disk.clone(),
             on_failure: options.on_failure.clone(),
             metrics: options.metrics.clone(),
+            latencies: Arc::default(),
         };
         let owner = Owner { cluster: options.cluster_id.clone(), node: options.node_id };
         let alone = Arc::new(Quorum::new(options.node_id));
@@ -199,6 +202,18 @@ fn started(
     drivers.spawn(Changes { raft: raft.clone(), queue }.run());
     drivers.spawn(cluster.clone().confirm_reads(waiting));
     drivers.spawn(quorum::observe(cluster.clone(), quorum_told));
+    let (differing_told, differing) = watch::channel(Vec::new());
+    let hashed = machine.replica.clone();
+    drivers.spawn(hash::compare(cluster.clone(), move || hashed.hashes(), differing_told));
+    let heard = Arc::new(Heard::default());
+    let elections = Elections {
+        node: options.node_id,
+        raft: raft.clone(),
+        latencies: machine.guarded.latencies.clone(),
+        heard: heard.clone(),
+        standing: standing.clone(),
+    };
+    drivers.spawn(elections.run());
     let report = Report {
         raft: raft.clone(),
         leadership: leadership_told,
@@ -225,6 +240,8 @@ fn started(
         members,
         standing,
         quorum,
+        differing,
+        heard,
         closing,
         drivers: Mutex::new(drivers),
         writers: Mutex::new(writers),
@@ -238,12 +255,16 @@ fn lost(path: &Path, node: u64) -> Error {
     data_error(path, why)
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn config(limits: LogLimits) -> Result<Config, Error> {
     let config = Config {
         cluster_name: "tandem".to_owned(),
         heartbeat_interval: 50,
-        election_timeout_min: 250,
-        election_timeout_max: 350,
+        election_timeout_min: milliseconds(ELECTION_TIMEOUT_MIN),
+        election_timeout_max: milliseconds(ELECTION_TIMEOUT_MAX),
         // From writing the snapshot to its end; a small one on a slow line takes seconds.
         install_snapshot_timeout: 60_000,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.checkpoint_entries),

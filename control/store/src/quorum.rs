@@ -5,7 +5,12 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{cluster::Cluster, leader::CONFIRMATION_TIMEOUT};
+use crate::{
+    cluster::Cluster,
+    leader::CONFIRMATION_TIMEOUT,
+    members::{listed, metrics_of},
+    metrics::shown,
+};
 
 /// How long no quorum may have confirmed the leader before this member counts as cut off.
 pub const QUORUM_SILENCE: Duration = CONFIRMATION_TIMEOUT;
@@ -47,6 +52,9 @@ pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>) {
         }
         let here = Instant::now() < stale_at;
         told.send_if_modified(|before| std::mem::replace(before, here) != here);
+        let slowest = listed(&metrics_of(cluster.raft())).into_iter().filter_map(|member| member.lag).max();
+        cluster.leader.metrics.quorum.set(i64::from(here));
+        cluster.leader.metrics.lag.set(shown(slowest.unwrap_or(0)));
         // A voter that is alone has a quorum as long as nothing changes: no look, no wake-up.
         let pause = async {
             match confirmed {

@@ -15,17 +15,17 @@ use tandem_api::{Key, Revision};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    Answer, COMMAND_VERSION, Call, Change, Command, Consistency, Error, Member, Page, Reply, Standing, Storage, Stored,
-    WatchItem,
+    Answer, COMMAND_VERSION, Call, Change, Command, Consistency, Error, Member, Page, Reply, Standing, StateHash,
+    Storage, Stored, WatchItem,
     cluster::{Cluster, mistaken},
     codec,
     disk::{Folder, storage_error},
     handover,
-    hash::StateHash,
     machine::Core,
     members::{listed, metrics_of},
     replica::Replica,
     state::{OPS_MAX, StateFile},
+    timing::Heard,
 };
 
 /// Bytes that one command may take in the log.
@@ -52,6 +52,8 @@ pub struct RaftStore {
     pub(crate) members: watch::Receiver<Vec<Member>>,
     pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) quorum: watch::Receiver<bool>,
+    pub(crate) differing: watch::Receiver<Vec<u64>>,
+    pub(crate) heard: Arc<Heard>,
     pub(crate) closing: Arc<AtomicBool>,
     /// Ended when the store is dropped.
     pub(crate) drivers: Mutex<JoinSet<()>>,
@@ -118,9 +120,14 @@ impl RaftStore {
         handover::hand_over(self.raft()).await
     }
 
-    /// The hash of what is applied here.
-    pub fn hash(&self) -> StateHash {
-        self.replica.hash()
+    /// Hashes of what was applied here lately, the present one last.
+    pub fn hashes(&self) -> Vec<StateHash> {
+        self.replica.hashes()
+    }
+
+    /// The members that had applied something else when this one, which led, compared them with itself.
+    pub fn differing(&self) -> watch::Receiver<Vec<u64>> {
+        self.differing.clone()
     }
 
     /// A voter that is alone has won its election before `open` returns; wait until its watchers are told as well.

@@ -14,9 +14,8 @@ use tandem_api::{Key, Revision};
 use tokio::sync::watch;
 
 use crate::{
-    Command, Consistency, Error, Event, FRESHNESS_WAIT, Page, Stored, WatchItem,
+    Command, Consistency, Error, Event, FRESHNESS_WAIT, Page, StateHash, Stored, WatchItem,
     apply::{Change, Outcome, apply},
-    hash::StateHash,
     history::{Found, Group, HistoryLimits},
     index::{Horizons, Index, Slice},
     metrics::{Metrics, shown},
@@ -102,11 +101,12 @@ impl Replica {
         Replica::new(Index::new(limits), metrics)
     }
 
-    /// Applies the next command of the log. Only one caller may do so.
-    pub(crate) fn apply(&self, term: u64, command: &Command) -> Applied {
+    /// Applies the next command of the log, which stands there at `index`. Only one caller may do so.
+    pub(crate) fn apply(&self, term: u64, index: u64, command: &Command) -> Applied {
         let mut state = self.state.write();
         let outcome = apply(&state, term, command);
         state.commit(&outcome);
+        state.reached(index);
         let (dropped, _) = trimmed(&mut state, TRIM_PER_COMMAND);
         let applied = Applied { outcome, dropped, revision: state.revision(), horizons: state.horizons() };
         drop(state);
@@ -240,9 +240,14 @@ impl Replica {
         self.news.of(group)
     }
 
-    /// Over everything that is applied.
-    pub(crate) fn hash(&self) -> StateHash {
-        StateHash::default()
+    /// Passes an entry of the log that changes nothing here.
+    pub(crate) fn pass(&self, index: u64) {
+        self.state.write().reached(index);
+    }
+
+    /// The hashes of the state that are remembered, the present one last.
+    pub(crate) fn hashes(&self) -> Vec<StateHash> {
+        self.state.read().hashes()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -188,6 +188,7 @@ async fn load_index(file: &mut dyn StateRows, row: &StateRow, limits: HistoryLim
         Ok(())
     };
     file.scan(&mut each).await?;
+    index.reached(row.applied.map_or(0, |applied| applied.index));
     Ok(index)
 }
 

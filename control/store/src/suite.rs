@@ -21,7 +21,7 @@ struct Builder;
 
 fn guarded() -> Guarded {
     let on_failure: OnFailure = Arc::new(|failure: &DiskFailure| panic!("{failure}"));
-    Guarded { disk: Arc::new(SystemDisk), on_failure, metrics: Metrics::default() }
+    Guarded { disk: Arc::new(SystemDisk), on_failure, metrics: Metrics::default(), latencies: Arc::default() }
 }
 
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {

@@ -219,3 +219,46 @@ async fn a_member_that_missed_too_much_gets_a_snapshot() {
     let second = cluster.open(id, Begin::Never).await;
     eventually("the member to be as before", async || values(&second).await == expected).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_applied_the_same_have_the_same_hash() {
+    let (cluster, members) = Cluster::of(3).await;
+    for count in 0..300u64 {
+        put(&members[0], &(count % 7).to_string(), &count.to_string()).await.unwrap();
+    }
+    members[0].write(Command::delete(key("3"), Expect::Any)).await.unwrap();
+    let hashes = || members.iter().map(|member| member.hashes()).collect::<Vec<_>>();
+    eventually("all to be at the same entry", async || {
+        let hashes = hashes();
+        hashes.iter().all(|hash| hash.last().unwrap().index == hashes[0].last().unwrap().index)
+    })
+    .await;
+    let found = hashes();
+    assert!(found[0].len() > 1, "one is remembered on the way: {found:?}");
+    for other in &found[1..] {
+        assert_eq!(tandem_store::first_difference(&found[0], other), None);
+        assert_eq!(found[0].last(), other.last());
+    }
+    // A restart counts it anew from what is on disk.
+    let (id, before) = (members[2].id(), found[2].last().copied());
+    let mut members = members;
+    cluster.stop(members.pop().unwrap()).await;
+    let again = cluster.open(id, Begin::Never).await;
+    eventually("it to have caught up", async || again.revision() == members[0].revision()).await;
+    assert_eq!(again.hashes().last().map(|hash| hash.hash), before.map(|hash| hash.hash));
+}
+
+/// With disks on which no vote is saved within the shortest timeout, an election must still end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn elections_end_also_on_slow_disks() {
+    let (cluster, members) = Cluster::of_slow(3, Duration::from_millis(200)).await;
+    for count in 0..5 {
+        put(&members[0], "a", &count.to_string()).await.unwrap();
+    }
+    let term = members[0].leadership().borrow().term;
+    cluster.isolate(members[0].id());
+    let new = leader_of(&members[1..]).await;
+    let needed = new.leadership().borrow().term - term;
+    assert!(needed <= 2, "it took {needed} elections");
+    put(&new, "a", "after").await.unwrap();
+}

@@ -225,10 +225,15 @@ async fn metrics_are_shown() {
         "tandem_store_commit_duration_seconds_count 2",
         "# TYPE tandem_store_fsync_duration_seconds histogram",
         "# TYPE tandem_store_state_size_bytes gauge",
+        "tandem_store_quorum 1",
+        "tandem_store_differing_members 0",
+        "tandem_store_lag_entries 0",
     ];
     for line in wanted {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
+    let wal = text.lines().find_map(|line| line.strip_prefix("tandem_store_wal_size_bytes ")).unwrap();
+    assert!(wal.parse::<u64>().unwrap() > 0, "the log's write-ahead file is never empty while it is open");
     drop(watch);
 }
 

@@ -101,7 +101,7 @@ fn answers() -> Vec<Answer> {
         Answer::ReadIndex(11),
         Answer::Change(300),
         Answer::Members(vec![member]),
-        Answer::Hash(StateHash { index: 9, hash: u64::MAX }),
+        Answer::Hash(vec![StateHash { index: 9, hash: u64::MAX }]),
     ];
     let refusals = [
         Refusal::Version { known: 1 },

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use tandem_store::{
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{eventually, options, released};
+use super::{TestDisk, eventually, options, released};
 
 /// What goes wrong on the way from one member to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ impl Wire {
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     wires: Arc<Wires>,
+    /// What each durable commit takes.
+    latency: Duration,
     /// Elections are about time: one cluster of a test program runs at once.
     _turn: SemaphorePermit<'static>,
 }
@@ -78,19 +81,27 @@ static TURN: Semaphore = Semaphore::const_new(1);
 impl Cluster {
     /// A cluster of one, and its member.
     pub(crate) async fn begin() -> (Cluster, Arc<RaftStore>) {
+        Cluster::begin_slow(Duration::ZERO).await
+    }
+
+    async fn begin_slow(latency: Duration) -> (Cluster, Arc<RaftStore>) {
         let turn = TURN.acquire().await.unwrap();
         // In memory: these tests are about members, and others about the disk.
         let memory = std::path::Path::new("/dev/shm");
         let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("tdt-store").tempdir_in(base).unwrap();
-        let cluster = Cluster { dir, wires: Arc::default(), _turn: turn };
+        let cluster = Cluster { dir, wires: Arc::default(), latency, _turn: turn };
         let first = cluster.open(1, Begin::Cluster).await;
         (cluster, first)
     }
 
     /// A cluster of so many voters. The first one leads.
     pub(crate) async fn of(voters: usize) -> (Cluster, Vec<Arc<RaftStore>>) {
-        let (cluster, first) = Cluster::begin().await;
+        Cluster::of_slow(voters, Duration::ZERO).await
+    }
+
+    pub(crate) async fn of_slow(voters: usize, latency: Duration) -> (Cluster, Vec<Arc<RaftStore>>) {
+        let (cluster, first) = Cluster::begin_slow(latency).await;
         let mut members = vec![first];
         while members.len() < voters {
             members.push(cluster.join(&members[0], Aim::Vote).await);
@@ -109,6 +120,7 @@ impl Cluster {
             name: format!("m{member}"),
             address: member.to_string(),
             begin,
+            disk: Arc::new(TestDisk::slow(self.latency)),
             peers: Arc::new(Wire { from: member, wires: self.wires.clone() }),
             ..options(&self.path(member))
         }
