@@ -34,6 +34,7 @@ ROUNDS ?= 5
 SEEDS ?= 10000
 test-long: test
 	TANDEM_SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --test seeds -- --nocapture
+	TANDEM_POWER_CUTS=100 cargo test --workspace --test power
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done
 
 bench:
