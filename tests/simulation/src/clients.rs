@@ -31,8 +31,23 @@ pub(crate) struct Client {
     told: u64,
 }
 
-/// The member went away, or could not say.
-struct NoAnswer;
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoAnswer {
+    /// The member said that nothing was done.
+    Nothing,
+    /// The member went away, or could not say.
+    Unknown,
+}
+
+impl From<Error> for NoAnswer {
+    fn from(error: Error) -> NoAnswer {
+        match error {
+            Error::Unavailable(_) | Error::Denied(_) => NoAnswer::Nothing,
+            _ => NoAnswer::Unknown,
+        }
+    }
+}
 
 fn text(bytes: &Bytes) -> Text {
     String::from_utf8_lossy(bytes).into()
@@ -45,7 +60,7 @@ fn item(stored: &Stored) -> Item {
 impl Client {
     pub(crate) fn new(cluster: &Arc<Cluster>, number: u64) -> Client {
         let mut dice = cluster.dice(&format!("client {number}"));
-        let member = dice.between(1, cluster.setup.members);
+        let member = *dice.pick(&cluster.ids());
         Client { cluster: cluster.clone(), number, dice, member, written: 0, told: 0 }
     }
 
@@ -87,11 +102,11 @@ impl Client {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let Some((store, gone)) = self.cluster.store(self.member) else { return Err(NoAnswer) };
+        let Some((store, gone)) = self.cluster.store(self.member) else { return Err(NoAnswer::Nothing) };
         tokio::select! {
             biased;
-            () = gone.cancelled() => Err(NoAnswer),
-            answer = ask(store) => answer.map_err(|_| NoAnswer),
+            () = gone.cancelled() => Err(NoAnswer::Unknown),
+            answer = ask(store) => answer.map_err(NoAnswer::from),
         }
     }
 
@@ -132,9 +147,10 @@ impl Client {
         let (command, changes) = self.command();
         let begun = self.cluster.moment();
         let mut answer = self.ask(async |store| store.write(command.clone()).await).await;
-        if answer.is_err() {
+        if let Err(why) = answer {
             self.go_elsewhere();
-            if self.cluster.bug == Some(Bug::RepeatedWrite) {
+            if self.cluster.bug == Some(Bug::RepeatedWrite) && why == NoAnswer::Unknown {
+                pass_ms(self.dice.between(50, 800)).await;
                 answer = self.ask(async |store| store.write(command.clone()).await).await;
             }
         }
@@ -144,6 +160,8 @@ impl Client {
     fn record_write(&mut self, begun: u64, changes: Vec<(Text, Option<Text>)>, answer: Result<Reply, NoAnswer>) {
         let ended = if answer.is_ok() { self.cluster.moment() } else { u64::MAX };
         let outcome = match answer {
+            Err(NoAnswer::Unknown) => Outcome::Unknown,
+            Err(NoAnswer::Nothing) => Outcome::Refused,
             Ok(Reply::Done { revision }) => {
                 self.told = self.told.max(revision.0);
                 Outcome::Done(revision.0)
@@ -153,7 +171,6 @@ impl Client {
                 Outcome::Refused
             }
             Ok(Reply::Fenced { .. } | Reply::Unsupported { .. }) => Outcome::Refused,
-            Err(NoAnswer) => Outcome::Unknown,
         };
         let code = match outcome {
             Outcome::Done(revision) => revision,
@@ -189,7 +206,7 @@ impl Client {
                 self.told = self.told.max(found.as_ref().map_or(0, |found| found.revision));
                 self.record_read(begun, asked, Seen::Key { key: key.as_str().into(), found });
             }
-            Err(NoAnswer) => self.go_elsewhere(),
+            Err(_) => self.go_elsewhere(),
         }
     }
 
@@ -205,7 +222,7 @@ impl Client {
                 let seen = Seen::List { prefix: prefix.as_str().into(), revision: page.revision.0, items };
                 self.record_read(begun, asked, seen);
             }
-            Err(NoAnswer) => self.go_elsewhere(),
+            Err(_) => self.go_elsewhere(),
         }
     }
 
@@ -235,7 +252,7 @@ impl Client {
 pub(crate) async fn work(cluster: Arc<Cluster>, member: u64, busy: tokio::sync::watch::Receiver<bool>) {
     let mut dice = cluster.dice(&format!("worker {member}"));
     let mut done = 0;
-    while *busy.borrow() {
+    while *busy.borrow() && cluster.ids().contains(&member) {
         let Some((store, gone)) = cluster.store(member) else {
             pass_ms(100).await;
             continue;
@@ -259,18 +276,18 @@ pub(crate) async fn work(cluster: Arc<Cluster>, member: u64, busy: tokio::sync::
         let Some((store, gone)) = cluster.store(through) else { continue };
         let answer = tokio::select! {
             biased;
-            () = gone.cancelled() => None,
-            answer = store.write(Command { fence, ..command }) => answer.ok(),
+            () = gone.cancelled() => Err(NoAnswer::Unknown),
+            answer = store.write(Command { fence, ..command }) => answer.map_err(NoAnswer::from),
         };
-        let ended = if answer.is_some() { cluster.moment() } else { u64::MAX };
+        let ended = if answer.is_ok() { cluster.moment() } else { u64::MAX };
         let outcome = match answer {
-            Some(Reply::Done { revision }) => Outcome::Done(revision.0),
-            Some(Reply::Fenced { .. }) => {
+            Ok(Reply::Done { revision }) => Outcome::Done(revision.0),
+            Ok(Reply::Fenced { .. }) => {
                 cluster.journal.hit("fenced work");
                 Outcome::Refused
             }
-            Some(_) => Outcome::Refused,
-            None => Outcome::Unknown,
+            Ok(_) | Err(NoAnswer::Nothing) => Outcome::Refused,
+            Err(NoAnswer::Unknown) => Outcome::Unknown,
         };
         let changes = vec![(key.as_str().into(), Some(value))];
         let work = Some((member, leadership.term));

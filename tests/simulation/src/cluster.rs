@@ -13,7 +13,8 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tandem_api::Clock;
-use tandem_store::{DiskFailure, Error, LogLimits, OnFailure, OpenOptions, RaftStore};
+use tandem_store::{Begin, DiskFailure, Error, LogLimits, OnFailure, OpenOptions, RaftStore, Standing};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,6 +24,9 @@ use crate::{
     twins::{Crash, TwinDisk},
     world::{self, Dice, Journal, pass_ms},
 };
+
+/// The member that begins the cluster; the others get their ids from it.
+pub(crate) const FIRST: u64 = 1;
 
 /// How often it is looked whether a member that should run does.
 const SUPERVISION_MS: u64 = 200;
@@ -52,9 +56,19 @@ pub(crate) struct Member {
     pub(crate) day: Arc<Day>,
     /// Counts the member's processes.
     starts: u64,
+    /// It has heard of its cluster: an empty disk is a loss from now on.
+    known: bool,
     /// Whether it is to be started again when it is down.
     wanted: bool,
     running: bool,
+}
+
+pub(crate) struct Changing(Arc<AtomicU64>);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a run's members are set up.
@@ -77,6 +91,9 @@ pub(crate) struct Cluster {
     pub(crate) bug: Option<Bug>,
     members: Mutex<BTreeMap<u64, Member>>,
     moments: AtomicU64,
+    names: AtomicU64,
+    /// How many changes of members are under way.
+    changes: Arc<AtomicU64>,
     seed: u64,
     dir: PathBuf,
 }
@@ -91,6 +108,8 @@ impl Cluster {
             bug,
             members: Mutex::default(),
             moments: AtomicU64::new(1),
+            names: AtomicU64::new(1),
+            changes: Arc::default(),
             seed,
             dir,
         })
@@ -101,11 +120,26 @@ impl Cluster {
         self.moments.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// A name that no member had before.
+    pub(crate) fn name(&self) -> String {
+        format!("new-{}", self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn is_changing(&self) -> bool {
+        self.changes.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a change of members until it is dropped.
+    pub(crate) fn changing(&self) -> Changing {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        Changing(self.changes.clone())
+    }
+
     pub(crate) fn dice(&self, part: &str) -> Dice {
         Dice::new(self.seed, part)
     }
 
-    /// Who was ever started.
+    /// Who belongs to the cluster, or did until lately.
     pub(crate) fn ids(&self) -> Vec<u64> {
         self.members.lock().keys().copied().collect()
     }
@@ -149,13 +183,21 @@ impl Cluster {
                 disk: TwinDisk::new(self.dice(&format!("disk {id}")), self.journal.clone(), self.bug),
                 day: Arc::default(),
                 starts: 0,
+                known: false,
                 wanted: true,
                 running: false,
             });
             (member.wanted, member.running) = (true, true);
             member.starts += 1;
             OpenOptions {
-                bootstrap: id == 1,
+                begin: match (id, member.known) {
+                    (FIRST, false) => Begin::Cluster,
+                    // The planted bug is to forget that there was a disk.
+                    (_, true) if self.bug != Some(Bug::ReusedId) => Begin::Never,
+                    _ => Begin::Member,
+                },
+                name: format!("member {id}"),
+                address: format!("{id}"),
                 peers: self.network.wire(id, gone.clone()),
                 clock: member.day.clone(),
                 files: Arc::new(member.disk.attach()),
@@ -177,6 +219,7 @@ impl Cluster {
             Ok(store) => {
                 self.journal.step("open", &[id]);
                 self.network.sit(id, Seat { store: Some(store.clone()), gone: gone.clone() });
+                tokio::spawn(self.clone().note_standing(id, store.standing(), gone.clone()));
                 tokio::spawn(self.clone().note_reigns(id, store, gone));
             }
             Err(_) if gone.is_cancelled() => {}
@@ -241,6 +284,30 @@ impl Cluster {
         if !gone.is_cancelled() {
             self.crash(id, Crash::Process);
         }
+    }
+
+    /// What a member writes down before anything else: that it belongs to a cluster.
+    async fn note_standing(
+        self: Arc<Cluster>,
+        id: u64,
+        mut standing: watch::Receiver<Standing>,
+        gone: CancellationToken,
+    ) {
+        let heard = tokio::select! {
+            biased;
+            () = gone.cancelled() => false,
+            heard = standing.wait_for(|standing| *standing != Standing::Waiting) => heard.is_ok(),
+        };
+        if heard {
+            self.with(id, |member| member.known = true);
+        }
+    }
+
+    /// The member is gone for good.
+    pub(crate) fn retire(&self, id: u64) {
+        self.crash(id, Crash::Process);
+        self.members.lock().remove(&id);
+        self.journal.step("retire", &[id]);
     }
 
     async fn note_reigns(self: Arc<Cluster>, id: u64, store: Arc<RaftStore>, gone: CancellationToken) {

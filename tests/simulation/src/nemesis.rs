@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tandem_store::{Aim, Change, Error, Member, Role};
+
 use crate::{
     bugs::Bug,
     cluster::Cluster,
@@ -49,23 +51,25 @@ faults! {
     Suspension = "suspension of all",
     WrongClock = "wrong clock",
     NewMember = "new member",
+    Replacement = "replacement of a member",
+    Removal = "removal of a member",
+    HandOver = "handover",
 }
 
-/// Members that there are at most.
-pub(crate) const MEMBERS_MAX: u64 = 5;
+/// How often a removal is tried.
+const TRIES_MAX: usize = 20;
 
 pub(crate) struct Nemesis {
     cluster: Arc<Cluster>,
     dice: Dice,
     /// Shuffled, and used up before one comes again.
     next: Vec<Fault>,
-    faults: u64,
 }
 
 impl Nemesis {
     pub(crate) fn new(cluster: &Arc<Cluster>, number: u64) -> Nemesis {
         let dice = cluster.dice(&format!("nemesis {number}"));
-        Nemesis { cluster: cluster.clone(), dice, next: Vec::new(), faults: 0 }
+        Nemesis { cluster: cluster.clone(), dice, next: Vec::new() }
     }
 
     fn draw(&mut self) -> Fault {
@@ -80,16 +84,14 @@ impl Nemesis {
     }
 
     /// Causes faults until `until`; each is mended before the next.
-    pub(crate) async fn run(mut self, until: Duration) -> u64 {
+    pub(crate) async fn run(mut self, until: Duration) {
         while world::now() < until {
             pass_ms(self.dice.between(200, 2_500)).await;
             let fault = self.draw();
             self.cluster.journal.hit(fault.name());
             self.cluster.journal.step(fault.name(), &[]);
-            self.faults += 1;
             self.cause(fault).await;
         }
-        self.faults
     }
 
     fn victim(&mut self) -> u64 {
@@ -137,14 +139,17 @@ impl Nemesis {
                 self.cluster.with(victim, |member| member.day.set_wrong(by_ms));
             }
             Fault::NewMember => self.grow().await,
+            Fault::Replacement => self.replace().await,
+            Fault::Removal => self.shrink().await,
+            Fault::HandOver => self.hand_over().await,
         }
     }
 
     async fn partition(&mut self, blocked: impl Fn(u64, u64) -> bool) {
-        let ids = 1..=MEMBERS_MAX;
+        let ids = self.cluster.ids();
         let pairs: Vec<(u64, u64)> = ids
-            .clone()
-            .flat_map(|from| ids.clone().map(move |to| (from, to)))
+            .iter()
+            .flat_map(|from| ids.iter().map(move |to| (*from, *to)))
             .filter(|(from, to)| from != to && blocked(*from, *to))
             .collect();
         self.cluster.network.change(|weather| weather.blocked.extend(pairs.iter().copied()));
@@ -183,7 +188,7 @@ impl Nemesis {
         let how = if fault == Fault::PowerCut { Crash::Power } else { Crash::Process };
         self.cluster.keep_down(victim, true);
         self.cluster.crash(victim, how);
-        if self.cluster.bug == Some(Bug::ReusedId) && victim != 1 {
+        if self.cluster.bug == Some(Bug::ReusedId) && victim != crate::cluster::FIRST {
             self.cluster.with(victim, |member| member.disk.wipe());
         }
         self.hold(if fault == Fault::LongAbsence { 9_000 } else { 2_500 }).await;
@@ -213,30 +218,97 @@ impl Nemesis {
 
     /// One member more, as a listener first and then as a voter.
     async fn grow(&mut self) {
-        let new = self.cluster.ids().last().map_or(1, |last| last + 1);
-        if new > self.cluster.setup.members_max {
+        if (self.cluster.ids().len() as u64) < self.cluster.setup.members_max {
+            grow(&self.cluster, Aim::Vote).await;
+        }
+    }
+
+    /// A member dies with its disk, and a new one takes its place.
+    async fn replace(&mut self) {
+        let victim = self.victim();
+        if self.cluster.ids().len() < 3 || self.cluster.is_changing() {
             return;
         }
-        self.cluster.start(new);
-        add(&self.cluster, new).await;
+        self.cluster.retire(victim);
+        grow(&self.cluster, Aim::Replace(victim)).await;
+    }
+
+    /// A member that runs is removed.
+    async fn shrink(&mut self) {
+        let victim = self.victim();
+        if self.cluster.ids().len() as u64 <= self.cluster.setup.members || self.cluster.is_changing() {
+            return;
+        }
+        for _ in 0..TRIES_MAX {
+            match change(&self.cluster, Change::Remove { member: victim }).await {
+                Ok(_) => {
+                    self.cluster.journal.hit("member removed");
+                    self.hold(500).await;
+                    return self.cluster.retire(victim);
+                }
+                // It is gone already: the answer to an earlier try was lost.
+                Err(Error::Denied(why)) if why.starts_with("there is no member") => {
+                    return self.cluster.retire(victim);
+                }
+                Err(_) => pass_ms(300).await,
+            }
+        }
+    }
+
+    async fn hand_over(&mut self) {
+        if let Some((store, gone)) = self.cluster.leader().and_then(|leader| self.cluster.store(leader)) {
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => {}
+                handed = store.hand_over() => if handed { self.cluster.journal.hit("handed over") },
+            }
+        }
     }
 }
 
-/// Makes a member that runs a voter, however long it takes.
-pub(crate) async fn add(cluster: &Arc<Cluster>, new: u64) {
-    loop {
-        if let Some((store, gone)) = cluster.leader().and_then(|leader| cluster.store(leader)) {
-            let added = tokio::select! {
-                biased;
-                () = gone.cancelled() => false,
-                added = tokio::time::timeout(Duration::from_secs(5), store.add_voter(new, "")) => matches!(added, Ok(Ok(()))),
-            };
-            if added {
-                cluster.journal.hit("member added");
-                cluster.journal.step("member added", &[new]);
-                return;
+/// Asks some member that runs.
+async fn change(cluster: &Arc<Cluster>, change: Change) -> Result<u64, Error> {
+    let ids = cluster.ids();
+    let asked = cluster.leader().into_iter().chain(ids).find_map(|id| cluster.store(id));
+    let Some((store, gone)) = asked else { return Err(Error::Unavailable("nobody runs".to_owned())) };
+    tokio::select! {
+        biased;
+        () = gone.cancelled() => Err(Error::Unknown("the member ended".to_owned())),
+        changed = store.change(change) => changed,
+    }
+}
+
+/// Brings a new member in and waits until it votes.
+pub(crate) async fn grow(cluster: &Arc<Cluster>, aim: Aim) {
+    let name = cluster.name();
+    let _changing = cluster.changing();
+    let id = loop {
+        let join = Change::Join { name: name.clone(), address: name.clone(), aim };
+        match change(cluster, join).await {
+            Ok(id) => break id,
+            Err(Error::Denied(why)) => {
+                if cluster.journal.is_told() {
+                    world::tell(&format!("a new member was denied: {why}"));
+                }
+                cluster.journal.hit("member denied");
+                if let Aim::Replace(_) = aim {
+                    return;
+                }
+                pass_ms(500).await;
             }
+            Err(_) => pass_ms(200).await,
         }
-        pass_ms(200).await;
+    };
+    cluster.start(id);
+    cluster.journal.step("member joined", &[id]);
+    let votes = |member: &Member| member.id == id && member.role != Role::Learner;
+    loop {
+        let leader = cluster.leader().and_then(|leader| cluster.store(leader));
+        if leader.is_some_and(|(store, _)| store.members().borrow().iter().any(votes)) {
+            cluster.journal.hit("member added");
+            cluster.journal.step("member added", &[id]);
+            return;
+        }
+        pass_ms(100).await;
     }
 }

@@ -114,17 +114,17 @@ fn kind(call: &Call) -> &'static str {
         Call::PreVote(_) => "pre-vote call",
         Call::Transfer(_) => "transfer call",
         Call::Snapshot { .. } => "snapshot call",
+        Call::Write(_) => "forwarded write",
+        Call::ReadIndex => "read index call",
+        Call::Change(_) => "change call",
+        Call::Members => "members call",
+        Call::Hash => "hash call",
     }
 }
 
 /// A second copy of a call, where it may come twice: raft's calls do, since each is sent anew until it is answered.
 fn copy(call: &Call) -> Option<Call> {
-    match call {
-        Call::Append(request) => Some(Call::Append(request.clone())),
-        Call::Vote(request) => Some(Call::Vote(request.clone())),
-        Call::PreVote(request) => Some(Call::PreVote(request.clone())),
-        Call::Transfer(_) | Call::Snapshot { .. } => None,
-    }
+    matches!(call, Call::Append(_) | Call::Vote(_) | Call::PreVote(_)).then(|| call.clone())
 }
 
 struct Wire {
@@ -137,27 +137,23 @@ impl Wire {
     /// Nobody says that a message was lost: its sender finds out by waiting.
     async fn silence<T>(&self, to: u64) -> Result<T, PeerError> {
         pass(DEAD).await;
-        Err(PeerError { member: to, why: "no answer".to_owned() })
+        Err(PeerError::unanswered(to, "no answer"))
     }
 
     /// Has the call carried out where it was sent to. What was begun there goes on when nobody waits any longer.
     async fn deliver(&self, to: u64, call: Call) -> Result<Answer, PeerError> {
-        let refused = |why: &str| PeerError { member: to, why: why.to_owned() };
+        let from = self.from;
         let Some(Seat { store: Some(store), gone }) = self.network.seat(to) else {
-            return Err(refused("connection refused"));
+            return Err(PeerError::unsent(to, "connection refused"));
         };
         let ended = tokio::spawn(async move {
             tokio::select! {
                 biased;
-                () = gone.cancelled() => Err("connection reset".to_owned()),
-                answer = store.answer(call) => answer.map_err(|error| error.to_string()),
+                () = gone.cancelled() => Err(PeerError::unanswered(to, "connection reset")),
+                answer = store.answer(from, call) => Ok(answer),
             }
         });
-        match ended.await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(why)) => Err(refused(&why)),
-            Err(error) => Err(refused(&error.to_string())),
-        }
+        ended.await.unwrap_or_else(|error| Err(PeerError::unanswered(to, error.to_string())))
     }
 
     fn duplicate(&self, to: u64, call: &Call) {

@@ -1,24 +1,32 @@
 //! One run: members and clients from a seed, faults for a minute, peace, and then the judgement.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tandem_api::Key;
-use tandem_store::{Consistency, LogLimits, Storage};
+use tandem_store::{Aim, Consistency, LogLimits, Storage};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     bugs::Bug,
     clients::{self, Client},
-    cluster::{Cluster, Setup},
+    cluster::{self, Cluster, Setup},
     history::{Delivered, Final, Item, Outcome},
     invariants,
-    nemesis::{self, Nemesis},
+    nemesis::{self, Fault, Nemesis},
     world::{self, Dice, Journal, pass_ms},
 };
 
 /// Until then there are faults.
 const FAULTS_END: Duration = Duration::from_secs(55);
+
+/// Whatever is still being caused or mended by then is given up.
+const FAULTS_OVERTIME: Duration = Duration::from_secs(65);
 
 /// Until then clients work in any case.
 const WORK_END: Duration = Duration::from_secs(60);
@@ -77,31 +85,35 @@ async fn simulate(seed: u64, bug: Option<Bug>, journal: Arc<Journal>, dir: &Path
     let setup = setup(seed);
     let cluster = Cluster::new(seed, setup, journal.clone(), bug, dir.to_owned());
     let mut background = JoinSet::new();
-    for id in 1..=setup.members {
-        cluster.start(id);
-    }
+    cluster.start(cluster::FIRST);
     background.spawn(cluster.clone().supervise());
-    for id in 2..=setup.members {
-        nemesis::add(&cluster, id).await;
+    while (cluster.ids().len() as u64) < setup.members {
+        nemesis::grow(&cluster, Aim::Vote).await;
     }
     let (stop, busy) = watch::channel(true);
     let mut working = JoinSet::new();
     for number in 0..CLIENTS {
         working.spawn(Client::new(&cluster, number).run(busy.clone()));
     }
-    for member in 1..=nemesis::MEMBERS_MAX {
-        working.spawn(clients::work(cluster.clone(), member, busy.clone()));
-        let name = format!("follower of {member}");
-        background.spawn(clients::follow(cluster.clone(), name, member, Key::from_raw(""), true));
-    }
     for (number, resource) in ["pods", "configmaps", "leases", "pods"].into_iter().enumerate() {
         let (name, prefix) = (format!("watcher {number}"), Key::prefix("", resource, None));
-        background.spawn(clients::follow(cluster.clone(), name, 1, prefix, false));
+        background.spawn(clients::follow(cluster.clone(), name, cluster::FIRST, prefix, false));
     }
-    let nemeses: Vec<_> = (0..2).map(|number| tokio::spawn(Nemesis::new(&cluster, number).run(FAULTS_END))).collect();
-    let mut faults = 0;
-    for nemesis in nemeses {
-        faults += nemesis.await.unwrap_or(0);
+    let mut nemeses: JoinSet<()> = (0..2).map(|number| Nemesis::new(&cluster, number).run(FAULTS_END)).collect();
+    let mut accompanied = BTreeSet::new();
+    loop {
+        for member in cluster.ids().into_iter().filter(|id| accompanied.insert(*id)) {
+            working.spawn(clients::work(cluster.clone(), member, busy.clone()));
+            let name = format!("follower of {member}");
+            background.spawn(clients::follow(cluster.clone(), name, member, Key::from_raw(""), true));
+        }
+        match tokio::time::timeout(Duration::from_millis(20), nemeses.join_next()).await {
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            // What a fault waits for may need that the others end.
+            Err(_) if world::now() > FAULTS_OVERTIME => nemeses.abort_all(),
+            Err(_) => {}
+        }
     }
     heal(&cluster);
     while world::now() < WORK_END || (acknowledged(&cluster) < ACKNOWLEDGED_MIN && world::now() < WORK_MAX) {
@@ -111,7 +123,7 @@ async fn simulate(seed: u64, bug: Option<Bug>, journal: Arc<Journal>, dir: &Path
     while working.join_next().await.is_some() {}
     check_liveness(&cluster).await;
     background.abort_all();
-    judge(&cluster, seed, faults)
+    judge(&cluster, seed)
 }
 
 fn acknowledged(cluster: &Cluster) -> u64 {
@@ -183,7 +195,7 @@ fn followed(cluster: &Cluster, newest: u64) -> bool {
     })
 }
 
-fn judge(cluster: &Cluster, seed: u64, faults: u64) -> Report {
+fn judge(cluster: &Cluster, seed: u64) -> Report {
     let history = std::mem::take(&mut *cluster.history.lock());
     let mut violations: Vec<String> = invariants::check(&history)
         .into_iter()
@@ -192,6 +204,7 @@ fn judge(cluster: &Cluster, seed: u64, faults: u64) -> Report {
     violations.extend(cluster.journal.take_broken());
     let writes =
         |wanted: fn(&Outcome) -> bool| history.writes.iter().filter(|write| wanted(&write.outcome)).count() as u64;
+    let hits = cluster.journal.hits();
     Report {
         seed,
         bug: cluster.bug.map(|bug| bug.name().to_owned()),
@@ -201,7 +214,7 @@ fn judge(cluster: &Cluster, seed: u64, faults: u64) -> Report {
         unknown: writes(|outcome| matches!(outcome, Outcome::Unknown)),
         reads: history.reads.len() as u64,
         events: history.watches.iter().map(|watch| watch.delivered.len() as u64).sum(),
-        faults,
+        faults: Fault::ALL.iter().filter_map(|fault| hits.get(fault.name())).sum(),
         violations,
         ..Report::default()
     }

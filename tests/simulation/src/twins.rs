@@ -182,8 +182,30 @@ impl TwinDisk {
         self.state.lock().failing = true;
     }
 
-    /// The way of every write: it takes time, and there must be room.
-    async fn write(&self, epoch: u64, point: &'static str, change: impl FnOnce(&mut DiskState)) -> io::Result<()> {
+    /// A position is taken once: the table's primary key.
+    fn check_positions(&self, epoch: u64, changes: &[LogChange]) -> io::Result<()> {
+        let state = self.state.lock();
+        let mut end = state.log.written.rows.last_key_value().map_or(i64::MIN, |(position, _)| *position);
+        for change in changes {
+            match change {
+                LogChange::Truncate { from } if self.bug != Some(Bug::LostTruncation) => {
+                    end = end.min(i64::try_from(*from).unwrap_or(i64::MAX) - 1);
+                }
+                LogChange::Append(rows) if state.epoch == epoch => {
+                    if let Some(row) = rows.iter().find(|row| row.position <= end) {
+                        let why = format!("UNIQUE constraint failed: entries.position {}", row.position);
+                        return Err(io::Error::other(why));
+                    }
+                    end = rows.last().map_or(end, |row| row.position);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The way of every write: there must be room.
+    fn write(&self, epoch: u64, point: &'static str, change: impl FnOnce(&mut DiskState)) -> io::Result<()> {
         let mut state = self.state.lock();
         if state.epoch != epoch {
             return Err(off());
@@ -285,13 +307,13 @@ impl LogFile for TwinFiles {
                 LogChange::Meta { .. } => "meta",
             });
         }
+        disk.check_positions(epoch, &changes)?;
         disk.write(epoch, "log commit", |state| {
             for change in changes.iter().cloned() {
                 state.log.written.apply(change, disk.bug);
             }
             state.log.tail.push_back(changes);
-        })
-        .await?;
+        })?;
         if disk.bug == Some(Bug::AckBeforeSync) && !disk.state.lock().dice.percent(3) {
             return Ok(());
         }
@@ -349,7 +371,6 @@ impl StateRows for TwinFiles {
             state.state.written.apply(change.clone());
             state.state.tail.push_back(change);
         })
-        .await
     }
 
     async fn checkpoint(&mut self, guarded: &Guarded) -> io::Result<()> {
