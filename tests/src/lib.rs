@@ -9,6 +9,7 @@
 
 pub mod cluster;
 pub mod machine;
+pub mod neighbours;
 pub mod session;
 
 use std::{

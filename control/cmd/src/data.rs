@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tandem_api::Entropy;
 
+const FORMAT_FILE: &str = "format";
 const FORMAT_NAME: &str = "tandem-data";
 /// The format that this version reads and writes.
 const FORMAT_VERSION: u32 = 1;
@@ -36,6 +37,11 @@ pub(crate) fn chosen(given: Option<&Path>) -> PathBuf {
     let default = || default_path(rustix::process::geteuid().is_root(), variable("HOME"), variable("XDG_DATA_HOME"));
     let path = given.map_or_else(default, Path::to_owned);
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Whether a folder is one of tandem's, of whatever format.
+pub(crate) fn is_data(path: &Path) -> bool {
+    path.join(FORMAT_FILE).exists()
 }
 
 impl DataFolder {
@@ -87,7 +93,7 @@ impl DataFolder {
 }
 
 fn check_format(path: &Path) -> anyhow::Result<()> {
-    let file = path.join("format");
+    let file = path.join(FORMAT_FILE);
     let shown = path.display();
     match fs::read_to_string(&file) {
         Ok(text) => {
