@@ -38,6 +38,13 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// A client of plain HTTP servers.
+pub fn http_client() -> reqwest::Client {
+    // Another one may have been chosen in this process: any will do.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder().no_proxy().build().expect("a client")
+}
+
 /// The workspace's folder.
 pub fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{cluster::Daemon, root};
+use crate::{cluster::Daemon, http_client, root};
 
 /// A request each so often: a load that leaves the node idle most of the time.
 const PACE: Duration = Duration::from_millis(3);
@@ -66,7 +66,7 @@ pub fn median_ratio(pairs: &[Pair]) -> f64 {
 }
 
 async fn p99(url: &str) -> reqwest::Result<Duration> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = http_client();
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut times = Vec::with_capacity(REQUESTS);
@@ -84,7 +84,7 @@ async fn p99(url: &str) -> reqwest::Result<Duration> {
 
 /// The same while others loop. Their requests are given up at the end, and so they end.
 async fn beside(url: &str, loops: &[String]) -> reqwest::Result<Duration> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = http_client();
     let looping = try_join_all(loops.iter().map(async |url| client.get(url).send().await.map(drop)));
     tokio::select! {
         measured = p99(url) => measured,
