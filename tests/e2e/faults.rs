@@ -1,6 +1,7 @@
 use std::{
+    net::TcpListener,
     process::{Command, Output},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tandem_tests::{
@@ -163,8 +164,25 @@ fn a_start_that_cannot_work_says_why() {
     let nobody = Command::new("setpriv").args(["--reuid=65534", "--clear-groups"]).arg(tandem()).args(["up"]).output();
     refused(&nobody.expect("setpriv runs"), "sudo tandem up");
 
+    a_start_that_waits_can_be_interrupted(&cluster);
     let status = cluster.read(&["get", "node", "one", "-o", "jsonpath={.spec.taints[*].key}"]);
     assert!(status.contains("tandem.dev/no-containers"), "{status}");
     let usage = cluster.tandem(&["up", "--no-such-flag"]);
     assert_eq!(usage.status.code(), Some(2));
+}
+
+/// Joining a server that takes connections and says nothing.
+fn a_start_that_waits_can_be_interrupted(cluster: &Daemon) {
+    let silent = cluster.machine.inside(async { TcpListener::bind(("127.0.0.1", 7444)).expect("a free port") });
+    let token = cluster.tandem(&["token", "create", "--role", "node", "--data-dir", &cluster.data_dir()]);
+    let token = String::from_utf8_lossy(&token.stdout).trim().to_owned();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut node = cluster.machine.command(tandem());
+    node.args(["node", "--server", "https://127.0.0.1:7444", "--node-ip", "10.250.0.11", "--token", &token]);
+    let mut node = node.arg("--data-dir").arg(folder.path()).spawn().expect("tandem starts");
+    let _connection = silent.accept().expect("it asks the server");
+    let began = Instant::now();
+    assert!(Command::new("kill").arg(node.id().to_string()).status().expect("kill runs").success());
+    let ended = node.wait().expect("it ends");
+    assert!(ended.success() && began.elapsed() < Duration::from_millis(1500), "{ended} after {:?}", began.elapsed());
 }

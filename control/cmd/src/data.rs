@@ -53,10 +53,6 @@ impl DataFolder {
         Ok(DataFolder { path: path.to_owned(), _lock: lock })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The id of the cluster whose data this is, made when the folder is new.
     pub(crate) fn cluster_id(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
         let file = self.path.join("cluster-id");

@@ -53,7 +53,8 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(&plan.directory)
         .with_context(|| format!("cannot make the node's folder {}", plan.directory.display()))?;
-    let (components, containerd) = tokio::join!(components(&plan, flags), containers(&plan, flags, progress));
+    let runtimes = async { tokio::join!(components(&plan, flags), containers(&plan, flags, progress)) };
+    let Some((components, containerd)) = shutdown.run_until_cancelled(runtimes).await else { return Ok(()) };
     let (components, containerd) = (components?, containerd?);
     progress.done(if containerd.is_some() {
         "runtimes: containerd and the WebAssembly host answer"

@@ -218,13 +218,6 @@ pub(crate) fn subscribe<R: Reconcile>(cache: &Cache, reconcile: Arc<R>, queue: A
     }));
 }
 
-/// The parent that controls an object, when it is of the wanted kind.
-pub(crate) fn controller_key<P: Cached, K: Cached>(object: &K) -> Option<Key> {
-    let owner = crate::object::controller_of(object.metadata())?;
-    let wanted = owner.kind == P::KIND && owner.api_version == P::API_VERSION;
-    wanted.then(|| Key::new(object.metadata().namespace.clone().unwrap_or_default(), owner.name.clone()))
-}
-
 #[cfg(test)]
 #[path = "driver/tests.rs"]
 mod tests;

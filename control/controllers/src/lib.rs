@@ -25,6 +25,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod object;
+mod ownership;
 mod pod;
 mod pod_gc;
 mod queue;
