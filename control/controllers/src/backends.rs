@@ -137,7 +137,7 @@ pub(crate) fn target_reference(pod: &Pod) -> ObjectReference {
 }
 
 /// What makes the objects of a Service as they are wanted: nothing where they are so already.
-pub(crate) fn made_so<K: Manifest + PartialEq>(seen: Option<&K>, wanted: K) -> Option<Action> {
+pub(crate) fn made_so<K: Manifest + PartialEq + 'static>(seen: Option<&K>, wanted: K) -> Option<Action> {
     match seen {
         None => Some(Action::create(wanted)),
         Some(seen) if *seen != wanted => Some(Action::update(wanted)),

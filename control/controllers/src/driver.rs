@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Controller, Input,
     action::Plan,
-    cache::{Cache, Cached, Change, Key},
+    cache::{Cache, Change, Key},
     execute::{Error, Executor, Failure, Outcome},
     queue::Queue,
 };
