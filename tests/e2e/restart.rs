@@ -71,6 +71,7 @@ fn a_crash_of_tandem_stops_no_workload() {
     for name in &written {
         cluster.read(&["create", "configmap", name, "--from-literal=a=b"]);
     }
+    cluster.read(&["create", "-f", &root().join("tests/scripts/events.yaml").display().to_string()]);
     cluster.kill();
     cluster.start();
     for name in &written {
@@ -83,6 +84,9 @@ fn a_crash_of_tandem_stops_no_workload() {
     for name in ["container", "component"] {
         cluster.read(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
     }
+    // Whoever leads looks for what is too old to be kept.
+    cluster.read(&["wait", "--for=delete", "event/long-ago", "--timeout=60s"]);
+    cluster.read(&["get", "event", "just-now"]);
     for client in clients {
         let codes = client.end();
         let failed = codes.iter().filter(|code| *code != "200").count();

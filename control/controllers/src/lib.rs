@@ -18,6 +18,7 @@ mod deployment;
 mod driver;
 mod endpoints;
 mod endpointslice;
+mod event_ttl;
 mod execute;
 mod gc;
 mod metrics;
@@ -136,6 +137,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);
     running.add(clusterrole_aggregation::AggregatedRoles);
+    running.add(event_ttl::EventsOfNamespaces);
     running.add(certificate_signer::CertificateSigner { signer: running.context.signer.clone() });
     let collector = gc::Collector::default();
     running.follow(collector.clone());

@@ -300,6 +300,10 @@ impl Runtime for Supervised {
         self.runtime.remove(id).await
     }
 
+    async fn reopen_log(&self, id: &ContainerId) -> tandem_runtime::Result<()> {
+        self.runtime.reopen_log(id).await
+    }
+
     async fn list(&self) -> tandem_runtime::Result<Vec<Sandbox>> {
         self.runtime.list().await
     }
