@@ -25,7 +25,7 @@ use super::{Cpu, ticker::Ticker};
 const GO: Duration = Duration::from_micros(900);
 /// So does one that used so much altogether without ever computing long at one go.
 const ALTOGETHER: Duration = Duration::from_millis(50);
-/// A guest that used so much computes for its own sake: those on bulk lanes must not wait behind it.
+/// A guest that used so much without waiting for anything may never end: those on bulk lanes must not wait behind it.
 const LONG: Duration = Duration::from_millis(200);
 /// How much bulk lanes give way to express lanes, and background lanes to both, as `nice` counts.
 const BULK_NICE: i32 = 5;
@@ -134,8 +134,8 @@ impl Lanes {
         drop(self.one_of(&self.bulk).spawn(Metered { work: bulk, cpu, pulse, wait: None }));
     }
 
-    fn run_background(&self, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
-        let work = Alone { guest: Some(guest), ticker: self.ticker.clone() };
+    fn run_background(self: &Arc<Self>, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
+        let work = Background { guest: Some(guest), lanes: self.clone() };
         drop(self.one_of(&self.background).spawn(Metered { work, cpu, pulse, wait: None }));
     }
 
@@ -273,23 +273,24 @@ impl Work for Express {
 struct Bulk {
     guest: Option<BoxedGuest>,
     lanes: Arc<Lanes>,
+    /// Since it last waited for something.
     spent: Duration,
 }
 
 impl Work for Bulk {
     fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
         let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
-        let (polled, took) = timed(guest, &self.lanes.ticker, context);
-        cpu.spend(took, Instant::now());
-        self.spent += took;
-        if polled.is_pending()
+        let go = Go::of(guest, &self.lanes.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        self.spent = if go.waits() { Duration::ZERO } else { self.spent + go.computed };
+        if go.polled.is_pending()
             && self.spent > LONG
             && let Some(guest) = self.guest.take()
         {
             self.lanes.run_background(cpu.clone(), pulse.clone(), guest);
             return Poll::Ready(());
         }
-        polled
+        go.polled
     }
 
     fn discard(&mut self) {
@@ -297,7 +298,31 @@ impl Work for Bulk {
     }
 }
 
-/// A guest that is on its last lane, or has a thread to itself.
+struct Background {
+    guest: Option<BoxedGuest>,
+    lanes: Arc<Lanes>,
+}
+
+impl Work for Background {
+    fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
+        let go = Go::of(guest, &self.lanes.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        if go.waits()
+            && let Some(guest) = self.guest.take()
+        {
+            self.lanes.run_bulk_boxed(cpu.clone(), pulse.clone(), guest);
+            return Poll::Ready(());
+        }
+        go.polled
+    }
+
+    fn discard(&mut self) {
+        self.guest = None;
+    }
+}
+
+/// A guest that has a thread to itself.
 struct Alone {
     guest: Option<BoxedGuest>,
     ticker: Arc<Ticker>,
@@ -306,9 +331,9 @@ struct Alone {
 impl Work for Alone {
     fn poll(&mut self, cpu: &Arc<Cpu>, _pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
         let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
-        let (polled, took) = timed(guest, &self.ticker, context);
-        cpu.spend(took, Instant::now());
-        polled
+        let go = Go::of(guest, &self.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        go.polled
     }
 
     fn discard(&mut self) {
@@ -316,11 +341,27 @@ impl Work for Alone {
     }
 }
 
-/// Polls a guest, and says how long its thread computed.
-fn timed(guest: &mut BoxedGuest, ticker: &Ticker, context: &mut Context<'_>) -> (Poll<()>, Duration) {
-    let began = thread_time();
-    let polled = contained(guest, ticker, context);
-    (polled, thread_time().saturating_sub(began))
+/// One go of a guest.
+struct Go {
+    polled: Poll<()>,
+    took: Duration,
+    /// Of that, what its thread really had a processor for.
+    computed: Duration,
+    ended: Instant,
+}
+
+impl Go {
+    fn of(guest: &mut BoxedGuest, ticker: &Ticker, context: &mut Context<'_>) -> Go {
+        let (began, before) = (Instant::now(), thread_time());
+        let polled = contained(guest, ticker, context);
+        let (ended, after) = (Instant::now(), thread_time());
+        Go { polled, took: ended - began, computed: after.saturating_sub(before), ended }
+    }
+
+    /// Whether the guest gave way by itself: one that computes on is interrupted later than this.
+    fn waits(&self) -> bool {
+        self.polled.is_pending() && self.took < GO
+    }
 }
 
 fn thread_time() -> Duration {
