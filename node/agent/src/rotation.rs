@@ -77,8 +77,14 @@ fn growing(context: &Context) -> Vec<Log> {
         if seen.sandbox.annotations.get(NODE_ANNOTATION) != Some(&context.node_name) {
             return;
         }
+        let pod = &seen.sandbox.pod;
+        let folder = context.directories.logs_of(&pod.namespace, &pod.name, &pod.uid);
         let running = seen.sandbox.containers.iter().filter(|it| matches!(it.state, State::Running { .. }));
-        logs.extend(running.map(|it| Log { kind: seen.kind, container: it.id.clone(), path: it.log_path.clone() }));
+        logs.extend(running.map(|it| Log {
+            kind: seen.kind,
+            container: it.id.clone(),
+            path: folder.join(&it.log_path),
+        }));
     });
     logs
 }
@@ -131,10 +137,10 @@ mod tests {
 
     #[test]
     fn a_log_that_has_grown_is_put_aside_and_the_oldest_goes() {
-        let names = |seconds: &[u32]| seconds.iter().map(|second| format!("0.log.19700101-0000{second:02}")).collect();
+        let names = |seconds: &[u32]| seconds.iter().map(|second| format!("0.log.20260101-0000{second:02}")).collect();
         assert_eq!(rotation("0.log", BYTES_MAX, names(&[1]), at(9)), None);
         let with = |aside| rotation("0.log", BYTES_MAX + 1, aside, at(9)).unwrap();
-        assert_eq!(with(names(&[])), Rotation { aside: "0.log.19700101-000009".to_owned(), removed: Vec::new() });
+        assert_eq!(with(names(&[])), Rotation { aside: "0.log.20260101-000009".to_owned(), removed: Vec::new() });
         assert_eq!(with(names(&[3, 1, 2])).removed, Vec::<String>::new());
         assert_eq!(with(names(&[4, 1, 3, 2, 5])).removed, names(&[1, 2]));
     }
@@ -148,9 +154,8 @@ mod tests {
         node.api.put_pod(Pod { status: None, ..pod(&["a", "component-a"]) });
         let agent = node.start();
         node.until_pod("a ready pod", is_ready).await;
-        let logs: Vec<PathBuf> =
-            node.sandboxes().iter().flat_map(|sandbox| &sandbox.containers).map(|it| it.log_path.clone()).collect();
-        assert_eq!(logs.len(), 2);
+        let folder = agent.context.directories.logs(&node.api.pod("web").unwrap());
+        let logs = ["a/0.log", "component-a/0.log"].map(|log| folder.join(log));
         let length = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
         for log in &logs {
             std::fs::File::options().write(true).open(log).unwrap().set_len(BYTES_MAX + 1).unwrap();

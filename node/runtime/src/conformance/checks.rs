@@ -212,7 +212,9 @@ async fn output_becomes_log_lines(bench: &Bench<'_>) -> Result<(), String> {
 async fn a_log_that_was_put_aside_goes_on(bench: &Bench<'_>) -> Result<(), String> {
     let sandbox = bench.sandbox().await?;
     let id = bench.start(&sandbox, Role::Waits, "main").await?;
-    let log = bench.running(&id).await?.log_path;
+    let below = bench.running(&id).await?.log_path;
+    let uid = bench.seen(&sandbox).await?.ok_or("the sandbox is not listed")?.pod.uid;
+    let log = bench.fixture.directory().join("logs").join(uid).join(below);
     std::fs::rename(&log, log.with_extension("log.aside")).map_err(|error| error.to_string())?;
     bench.runtime.reopen_log(&id).await.map_err(text)?;
     ensure(log.exists(), || format!("{} is not there again", log.display()))
