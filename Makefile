@@ -1,23 +1,32 @@
 # make up      build and start a one-machine cluster with the samples     (PROFILE=dev builds faster)
+# make env     prints what a shell needs to use it; type: eval "$(make env)"
 # make down    stop it and its workloads and remove what they made on the machine; the data stays
 # make test    everything that a change must pass
-.PHONY: up down test test-long bench fmt lint setup-test
+#
+# DATA_DIR=FOLDER is another cluster than the one in /var/lib/tandem; LISTEN and UP_FLAGS are explained in scripts/up.
+# BINARY=FILE is a tandem that was built before: `make up` then builds the samples only.
+.PHONY: up env down test test-long bench fmt lint setup-test
 
 SHELL := /bin/bash
 DATA_DIR ?= /var/lib/tandem
 PROFILE ?= release
+CLIENTS := target/clients/1.37
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-BINARY := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/tandem
+BINARY ?= $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/tandem
 
 up:
 	@DATA_DIR=$(DATA_DIR) PROFILE=$(PROFILE) scripts/up
+
+env:
+	@echo "export KUBECONFIG='$(abspath $(DATA_DIR))/admin.kubeconfig' TANDEM_DATA_DIR='$(abspath $(DATA_DIR))'"
+	@echo "export PATH='$(patsubst %/,%,$(dir $(abspath $(BINARY)))):$(CURDIR)/$(CLIENTS)':\"\$$PATH\""
 
 down:
 	@$(BINARY) down --data-dir $(DATA_DIR)
 
 setup-test:
 	@scripts/setup test
-	@KUBECTL_MINOR=37 scripts/get-clients target/clients/1.37
+	@KUBECTL_MINOR=37 scripts/get-clients $(CLIENTS)
 	@KUBECTL_MINOR=32 scripts/get-clients target/clients/1.32
 	@samples/build.sh
 

@@ -40,7 +40,7 @@ pub(crate) fn writes(report: &mut Report, cluster: &Daemon, store: f64) -> anyho
                 .await
         })?;
         let theirs = cluster.machine.inside(async move {
-            let client = reqwest::Client::builder().build()?;
+            let client = tandem_tests::http_client();
             rate(clients, move |writer, index| put(client.clone(), format!("bench-{clients}-{writer}-{index}"))).await
         })?;
         report.figure(&format!("API creates/s, {clients} clients"), ours, "/s", Goal::None);

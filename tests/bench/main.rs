@@ -4,6 +4,7 @@
 
 mod api;
 mod footprint;
+mod neighbours;
 mod pods;
 mod report;
 mod serving;
@@ -23,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     api::writes(&mut report, &cluster, store)?;
     pods::creation(&mut report, &cluster)?;
     serving::requests(&mut report, &cluster)?;
+    neighbours::loops(&mut report, &cluster);
     report.end();
     Ok(())
 }

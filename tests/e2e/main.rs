@@ -3,6 +3,7 @@
 
 mod faults;
 mod nodes;
+mod readme;
 mod restart;
 mod tutorial;
 

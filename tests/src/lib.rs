@@ -9,6 +9,7 @@
 
 pub mod cluster;
 pub mod machine;
+pub mod neighbours;
 pub mod session;
 
 use std::{
@@ -35,6 +36,13 @@ pub fn until<T, E: Debug>(what: &str, limit: Duration, mut probe: impl FnMut() -
 #[allow(clippy::disallowed_methods, reason = "the one place where tests wait, and always for a condition")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// A client of plain HTTP servers.
+pub fn http_client() -> reqwest::Client {
+    // Another one may have been chosen in this process: any will do.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder().no_proxy().build().expect("a client")
 }
 
 /// The workspace's folder.

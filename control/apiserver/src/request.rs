@@ -1,5 +1,5 @@
 use percent_encoding::percent_decode_str;
-use tandem_api::{ApiError, Reason};
+use tandem_api::{ApiError, Cause, Reason};
 
 /// The longest path that is parsed; longer ones are answered with 400.
 const PATH_MAX_BYTES: usize = 8 * 1024;
@@ -269,8 +269,13 @@ fn path_verb(method: &http::Method) -> Result<Verb, ApiError> {
 }
 
 /// What Kubernetes answers where nothing is served.
+/// Nothing is at this path. With the details that clients of Go make up for a server that answers a plain 404: kubectl
+/// looks into them without asking whether there are any.
 pub(crate) fn not_found() -> ApiError {
-    ApiError::new(Reason::NotFound, "the server could not find the requested resource")
+    let mut error = ApiError::new(Reason::NotFound, "the server could not find the requested resource");
+    let (reason, message) = ("UnexpectedServerResponse".to_owned(), "404 page not found".to_owned());
+    error.details.causes.push(Cause { reason, message, ..Cause::default() });
+    error
 }
 
 pub(crate) fn method_not_allowed() -> ApiError {

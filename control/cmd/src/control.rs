@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -33,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     certificates::{self, ServerCertificate},
     cli::MemberFlags,
-    data::DataFolder,
+    data::{self, DataFolder},
     join::NodeFiles,
     settings,
     signer::ClusterSigner,
@@ -75,16 +76,25 @@ struct Parts {
     metrics: Arc<Mutex<MetricsRegistry>>,
 }
 
+/// Takes what a member needs before anything is written, and then its folder: a start that is refused leaves nothing.
+pub(crate) async fn take(folder: &Path, flags: &MemberFlags) -> anyhow::Result<(DataFolder, TcpListener)> {
+    settings::from_flags(&flags.settings)?;
+    match listen(flags.listen).await {
+        Ok(listener) => Ok((DataFolder::open(folder)?, listener)),
+        // A folder in use is the better reason: whoever uses it has the port, too.
+        Err(error) if data::is_data(folder) => DataFolder::open(folder).and(Err(error)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Starts a member. It answers requests when this returns.
 pub(crate) async fn start(
     data: &DataFolder,
     flags: &MemberFlags,
+    listener: TcpListener,
     machine: IpAddr,
     shutdown: CancellationToken,
 ) -> anyhow::Result<ControlPlane> {
-    // Before anything is written: a port that is taken must change nothing.
-    let listener = listen(flags.listen).await?;
-    settings::from_flags(&flags.settings)?;
     let parts = open(data, flags).await?;
     let listens = flags.listen.ip();
     // Endpoints may not name a loopback address; each node's forwarder finds the member in any case.

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tandem_api::Entropy;
 
+const FORMAT_FILE: &str = "format";
 const FORMAT_NAME: &str = "tandem-data";
 /// The format that this version reads and writes.
 const FORMAT_VERSION: u32 = 1;
@@ -38,6 +39,11 @@ pub(crate) fn chosen(given: Option<&Path>) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
+/// Whether a folder is one of tandem's, of whatever format.
+pub(crate) fn is_data(path: &Path) -> bool {
+    path.join(FORMAT_FILE).exists()
+}
+
 impl DataFolder {
     /// Takes the folder for this process, making it if it is not there.
     pub(crate) fn open(path: &Path) -> anyhow::Result<DataFolder> {
@@ -45,10 +51,6 @@ impl DataFolder {
         check_format(path)?;
         let lock = take_lock(&path.join("lock"))?;
         Ok(DataFolder { path: path.to_owned(), _lock: lock })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The id of the cluster whose data this is, made when the folder is new.
@@ -87,7 +89,7 @@ impl DataFolder {
 }
 
 fn check_format(path: &Path) -> anyhow::Result<()> {
-    let file = path.join("format");
+    let file = path.join(FORMAT_FILE);
     let shown = path.display();
     match fs::read_to_string(&file) {
         Ok(text) => {

@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    data::DataFolder,
+    data::{self, DataFolder},
     node::cgroup_root,
     terminal::{Progress, remark},
 };
@@ -19,7 +20,7 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) async fn down(folder: &Path) -> anyhow::Result<()> {
-    if !folder.join("format").exists() {
+    if !data::is_data(folder) {
         bail!("{} is no data folder of tandem: name one with --data-dir", folder.display());
     }
     let progress = Progress::begin();
@@ -37,7 +38,7 @@ pub(crate) async fn down(folder: &Path) -> anyhow::Result<()> {
         progress.done("components ended");
     }
     if node.join("containerd").exists() {
-        tandem_containerd::down(&node.join("containerd")).await.context("containerd does not end")?;
+        end_containers(&node).await?;
         progress.done("containers ended");
     }
     tandem_agent::unmount_volumes(&node).context("volumes cannot be unmounted")?;
@@ -46,6 +47,18 @@ pub(crate) async fn down(folder: &Path) -> anyhow::Result<()> {
     remove_cgroups(&cgroup_root(&node));
     progress.done(&format!("the data stays in {}", folder.display()));
     Ok(())
+}
+
+/// The network plugins of containers that end give addresses back, so somebody has to take them.
+async fn end_containers(node: &Path) -> anyhow::Result<()> {
+    let over = CancellationToken::new();
+    let taking = tandem_net::node::serve_addresses(node, over.clone()).context("addresses cannot be given back")?;
+    let ended = async {
+        let ended = tandem_containerd::down(&node.join("containerd")).await;
+        over.cancel();
+        ended.context("containerd does not end")
+    };
+    tokio::join!(ended, taking).0
 }
 
 /// Ends the process that uses the folder, and takes the folder over.

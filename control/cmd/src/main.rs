@@ -10,6 +10,7 @@ mod down;
 mod inspect;
 mod join;
 mod node;
+mod program;
 mod push;
 mod settings;
 mod signer;
@@ -55,8 +56,15 @@ fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    terminal::remark(&format!("tandem: {error:#}"));
+    terminal::remark(&format!("tandem: {}", told(error)));
     ExitCode::FAILURE
+}
+
+/// The error with its causes. Many errors end with the text of their source already, and nobody wants to read it twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut causes = error.chain().map(ToString::to_string);
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
 }
 
 async fn run(command: Command) -> anyhow::Result<()> {
@@ -84,5 +92,21 @@ async fn run(command: Command) -> anyhow::Result<()> {
             push::show(&inspect.target, &kubeconfig).await
         }
         Command::WasmHost { .. } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
+        let source = tandem_client::Error::File { path: "/x/config".to_owned(), source: missing() };
+        assert_eq!(told(&anyhow::Error::new(source)), "/x/config: no such file");
+        let context = Err::<(), _>(missing()).context("cannot read /x/config").context("the cluster is not known");
+        assert_eq!(told(&context.unwrap_err()), "the cluster is not known: cannot read /x/config: no such file");
     }
 }

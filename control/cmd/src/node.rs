@@ -12,12 +12,18 @@ use anyhow::{Context as _, bail};
 use tandem_agent::Runtimes;
 use tandem_api::{CLUSTER_REGISTRY, Settings, SystemClock};
 use tandem_client::kube;
-use tandem_net::{Allocator, addresses::Ranges, ipam, links::Names, node::Network};
+use tandem_net::{
+    Allocator,
+    addresses::Ranges,
+    ipam,
+    links::Names,
+    node::{ADDRESS_SOCKET, ADDRESSES_FILE, Network},
+};
 use tandem_runtime::Runtime;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, terminal::Progress};
+use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, program, terminal::Progress};
 
 /// How long the control plane may take to give the node its pod addresses.
 const RANGE_WAIT: Duration = Duration::from_secs(60);
@@ -47,7 +53,8 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(&plan.directory)
         .with_context(|| format!("cannot make the node's folder {}", plan.directory.display()))?;
-    let (components, containerd) = tokio::join!(components(&plan, flags), containers(&plan, flags, progress));
+    let runtimes = async { tokio::join!(components(&plan, flags), containers(&plan, flags, progress)) };
+    let Some((components, containerd)) = shutdown.run_until_cancelled(runtimes).await else { return Ok(()) };
     let (components, containerd) = (components?, containerd?);
     progress.done(if containerd.is_some() {
         "runtimes: containerd and the WebAssembly host answer"
@@ -72,9 +79,9 @@ pub(crate) async fn run(
         given.context("the control plane gave this node no pod addresses; is a member's controller running?")??;
     let Some(network) = *given else { bail!("the node has no pod addresses") };
     drop(given);
-    let ranges = Allocator::open(&plan.directory.join("addresses.json"), network)?;
+    let ranges = Allocator::open(&plan.directory.join(ADDRESSES_FILE), network)?;
     let prepared = Network::prepare(network_config(&plan, flags, ranges.ranges())).await?;
-    let serving = ipam::serve(&plan.directory.join("ipam.sock"), ranges.clone(), shutdown.clone())?;
+    let serving = ipam::serve(&plan.directory.join(ADDRESS_SOCKET), ranges.clone(), shutdown.clone())?;
     tasks.spawn(async move {
         serving.await;
         Ok(())
@@ -127,8 +134,8 @@ async fn containers(
     }
     let config = tandem_containerd::Config {
         dir: plan.directory.join("containerd"),
-        program: std::env::current_exe().context("cannot tell where this program is")?,
-        address_socket: plan.directory.join("ipam.sock"),
+        program: program::installed()?,
+        address_socket: plan.directory.join(ADDRESS_SOCKET),
         mtu: tandem_net::node::MTU,
         registry: Some(tandem_containerd::Registry {
             host: CLUSTER_REGISTRY.to_owned(),

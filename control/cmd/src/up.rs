@@ -49,8 +49,10 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
     let shutdown = until_told()?;
     let name = address::node_name(up.node.node_name.as_deref())?;
     let address = address::of_node(up.node.node_ip)?;
-    let data = DataFolder::open(&data::chosen(up.data.data_dir.as_deref()))?;
-    let started = control::start(&data, &up.member, address.into(), shutdown.clone()).await?;
+    let (data, listener) = control::take(&data::chosen(up.data.data_dir.as_deref()), &up.member).await?;
+    let starting = control::start(&data, &up.member, listener, address.into(), shutdown.clone());
+    let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
+    let started = started?;
     progress.done(&format!("control plane: the API server answers at {}", started.server));
     if up.set_context {
         set_context(&started, &progress)?;
@@ -85,9 +87,11 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
 pub(crate) async fn control(control: &Control) -> anyhow::Result<()> {
     let progress = Progress::begin();
     let shutdown = until_told()?;
-    let data = DataFolder::open(&data::chosen(control.data.data_dir.as_deref()))?;
+    let (data, listener) = control::take(&data::chosen(control.data.data_dir.as_deref()), &control.member).await?;
     let fallback = address::of_default_route().unwrap_or(Ipv4Addr::LOCALHOST);
-    let started = control::start(&data, &control.member, fallback.into(), shutdown.clone()).await?;
+    let starting = control::start(&data, &control.member, listener, fallback.into(), shutdown.clone());
+    let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
+    let started = started?;
     started.node_ready.store(true, std::sync::atomic::Ordering::Relaxed);
     progress.done(&format!("the API server answers at {}", started.server));
     progress.note("next:  tandem token create --role node");
@@ -102,17 +106,22 @@ pub(crate) async fn node(flags: &Node) -> anyhow::Result<()> {
     let shutdown = until_told()?;
     let name = address::node_name(flags.node.node_name.as_deref())?;
     let address = address::of_node(flags.node.node_ip)?;
+    let (host, port) = join::host_and_port(&flags.server)?;
     let data = DataFolder::open(&data::chosen(flags.data.data_dir.as_deref()))?;
     let directory = data.node();
     std::fs::create_dir_all(&directory)?;
     let files = NodeFiles::below(&directory);
-    let (host, port) = join::host_and_port(&flags.server)?;
-    let members = tokio::net::lookup_host((host.as_str(), port)).await;
-    let members: Vec<SocketAddr> = members.with_context(|| format!("cannot find {host}"))?.collect();
-    join::ensure(&files, &flags.server, flags.token.as_deref(), &name, address.into()).await?;
-    progress.done(&format!("this machine is node {name} of the cluster at {}", flags.server));
-    let client = tandem_client::with_credentials(&flags.server, &files.credentials())?;
-    let settings = cluster_settings(&client).await?;
+    let joining = async {
+        let members = tokio::net::lookup_host((host.as_str(), port)).await;
+        let members: Vec<SocketAddr> = members.with_context(|| format!("cannot find {host}"))?.collect();
+        join::ensure(&files, &flags.server, flags.token.as_deref(), &name, address.into()).await?;
+        progress.done(&format!("this machine is node {name} of the cluster at {}", flags.server));
+        let client = tandem_client::with_credentials(&flags.server, &files.credentials())?;
+        let settings = cluster_settings(&client).await?;
+        anyhow::Ok((members, client, settings))
+    };
+    let Some(joined) = shutdown.run_until_cancelled(joining).await else { return Ok(()) };
+    let (members, client, settings) = joined?;
     let plan = node::Plan { name, address, directory, files, client, settings, members, member_everywhere: None };
     let finished = || progress.done("the node is ready");
     node::run(plan, &flags.node, &progress, shutdown, finished).await

@@ -1,16 +1,18 @@
 //! Which pods, and which of their ports, a Service leads to.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerPort, Pod, Service, ServicePort, ServiceSpec},
+    api::core::v1::{Container, ContainerPort, ObjectReference, Pod, Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use crate::{Cache, Change, Delta, Key, object, pod};
+use crate::{Cache, Change, Delta, Key, Manifest, action::Action, object, pod};
 
 /// The Service that leads to the API server itself.
 pub(crate) const API_SERVICE: (&str, &str) = ("default", "kubernetes");
+
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// A port of a Service, resolved for a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +100,49 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
         own.name.as_ref() == Some(name) && protocol(own.protocol.as_deref()) == protocol(port.protocol.as_deref())
     };
     containers.flat_map(|container| container.ports.iter().flatten()).find(has_name).map(|own| own.container_port)
+}
+
+/// The labels of what shows a Service's endpoints: the Service's, these, and whether it is headless.
+pub(crate) fn labels(service: &Service, own: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.extend(own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    if is_headless(&spec(service)) {
+        labels.insert(HEADLESS.to_owned(), String::new());
+    } else {
+        labels.remove(HEADLESS);
+    }
+    labels
+}
+
+/// The port of the Service that leads to the API.
+pub(crate) fn api_port(api: SocketAddr) -> Port {
+    Port { name: "https".to_owned(), port: api.port().into(), protocol: protocol(None).to_owned(), app_protocol: None }
+}
+
+/// The name under which DNS knows the pod, when it has asked for one below this Service.
+pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let is_below = spec.subdomain.is_some() && spec.subdomain == service.metadata.name;
+    spec.hostname.clone().filter(|hostname| is_below && !hostname.is_empty())
+}
+
+pub(crate) fn target_reference(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// What makes the objects of a Service as they are wanted: nothing where they are so already.
+pub(crate) fn made_so<K: Manifest + PartialEq + 'static>(seen: Option<&K>, wanted: K) -> Option<Action> {
+    match seen {
+        None => Some(Action::create(wanted)),
+        Some(seen) if *seen != wanted => Some(Action::update(wanted)),
+        Some(_) => None,
+    }
 }
 
 /// The Services that a change of a pod may matter to.

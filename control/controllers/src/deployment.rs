@@ -15,12 +15,9 @@ mod template;
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, ReplicaSet},
-        core::v1::Pod,
-    },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, ReplicaSet},
+    core::v1::Pod,
 };
 use serde::Serialize;
 use tandem_client::events::{self, Note, Severity};
@@ -28,8 +25,9 @@ use tandem_client::events::{self, Note, Severity};
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan, Target},
-    driver::controller_key,
-    object, pod,
+    object,
+    ownership::{self, controller_key},
+    pod,
 };
 use rollout::Rollout;
 
@@ -64,14 +62,7 @@ impl Controller for Deployments {
     fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
         match change {
             Change::Deployment(delta) => vec![delta.key()],
-            Change::ReplicaSet(delta) => {
-                let mut keys: Vec<Key> =
-                    delta.versions().filter_map(|set| controller_key::<Deployment, _>(&**set)).collect();
-                keys.dedup();
-                let orphan = delta.new.as_ref().filter(|set| object::controller_of(&set.metadata).is_none());
-                keys.extend(orphan.into_iter().flat_map(|set| deployments_that_want(cache, set)));
-                keys
-            }
+            Change::ReplicaSet(delta) => ownership::woken(&cache.deployments, delta, wants),
             // Only Recreate waits for pods to go.
             Change::Pod(delta) if delta.new.as_ref().is_none_or(|pod| pod::is_terminal(pod)) => {
                 let sets = delta.versions().filter_map(|pod| controller_key::<ReplicaSet, _>(&**pod));
@@ -102,11 +93,6 @@ impl Controller for Deployments {
     }
 }
 
-fn deployments_that_want(cache: &Cache, set: &ReplicaSet) -> Vec<Key> {
-    let all = cache.deployments.in_namespace(object::namespace(&set.metadata));
-    all.iter().filter(|deployment| wants(deployment, set)).map(|deployment| Key::of(&deployment.metadata)).collect()
-}
-
 fn wants(deployment: &Deployment, set: &ReplicaSet) -> bool {
     let Some(spec) = &deployment.spec else { return false };
     !object::is_empty(&spec.selector) && object::matches(object::selector(&spec.selector).as_ref(), &set.metadata)
@@ -126,9 +112,9 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     if object::is_empty(&spec.selector) {
         return selects_all(deployment);
     }
-    let ownership = ownership(view);
-    if !ownership.is_empty() {
-        return Plan::of(ownership);
+    let claims = claims(view);
+    if !claims.is_empty() {
+        return Plan::of(claims);
     }
     let mut rollout = Rollout::of(deployment, &view.sets);
     if object::is_deleting(&deployment.metadata) {
@@ -252,39 +238,15 @@ fn set_revision(deployment: &Deployment, revision: &str) -> Action {
     Action::patch(Target::of(deployment), Annotated { metadata })
 }
 
-#[derive(Debug, Serialize)]
-struct Owners {
-    metadata: OwnersMeta,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OwnersMeta {
-    uid: Option<String>,
-    resource_version: Option<String>,
-    owner_references: Vec<OwnerReference>,
-}
-
 /// Adopts ReplicaSets whose labels match and that nobody owns, releases its own that match no more.
-fn ownership(view: &View) -> Vec<Action> {
+fn claims(view: &View) -> Vec<Action> {
     let deployment = &*view.deployment;
-    let set_owners = |set: &ReplicaSet, owner_references| {
-        let (uid, resource_version) = (set.metadata.uid.clone(), set.metadata.resource_version.clone());
-        Action::patch(Target::of(set), Owners { metadata: OwnersMeta { uid, resource_version, owner_references } })
-    };
-    let others = |set: &ReplicaSet| -> Vec<OwnerReference> {
-        let uid = object::uid(&deployment.metadata);
-        set.metadata.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect()
-    };
-    let mut actions = Vec::new();
-    for set in view.sets.iter().filter(|set| !object::is_deleting(&set.metadata) && !wants(deployment, set)) {
-        actions.push(set_owners(set, others(set)));
-    }
-    if object::is_deleting(&deployment.metadata) {
-        return actions;
-    }
-    for set in view.orphans.iter().filter(|set| !object::is_deleting(&set.metadata) && wants(deployment, set)) {
-        actions.push(set_owners(set, [others(set), vec![object::controller_reference(deployment)]].concat()));
+    let alive = |set: &&Arc<ReplicaSet>| !object::is_deleting(&set.metadata);
+    let strangers = view.sets.iter().filter(alive).filter(|set| !wants(deployment, set));
+    let mut actions: Vec<Action> = strangers.map(|set| ownership::release(deployment, &**set)).collect();
+    if !object::is_deleting(&deployment.metadata) {
+        let wanted = view.orphans.iter().filter(alive).filter(|set| wants(deployment, set));
+        actions.extend(wanted.map(|set| ownership::adopt(deployment, &**set)));
     }
     actions
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Controller, Input,
     action::Plan,
-    cache::{Cache, Cached, Change, Key},
+    cache::{Cache, Change, Key},
     execute::{Error, Executor, Failure, Outcome},
     queue::Queue,
 };
@@ -216,13 +216,6 @@ pub(crate) fn subscribe<R: Reconcile>(cache: &Cache, reconcile: Arc<R>, queue: A
     cache.listen(Box::new(move |cache, change| {
         reconcile.wakes(cache, change).into_iter().for_each(|key| queue.add(key));
     }));
-}
-
-/// The parent that controls an object, when it is of the wanted kind.
-pub(crate) fn controller_key<P: Cached, K: Cached>(object: &K) -> Option<Key> {
-    let owner = crate::object::controller_of(object.metadata())?;
-    let wanted = owner.kind == P::KIND && owner.api_version == P::API_VERSION;
-    wanted.then(|| Key::new(object.metadata().namespace.clone().unwrap_or_default(), owner.name.clone()))
 }
 
 #[cfg(test)]

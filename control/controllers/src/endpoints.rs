@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use kube::api::ObjectMeta;
 
 use crate::{
@@ -20,7 +18,6 @@ const ADDRESSES: usize = 1000;
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
-const HEADLESS: &str = "service.kubernetes.io/headless";
 
 pub(crate) struct EndpointsOfServices {
     pub(crate) advertise: SocketAddr,
@@ -95,7 +92,7 @@ fn plan(view: &View) -> Plan {
         },
     };
     wanted.subsets = (!subsets.is_empty()).then_some(subsets);
-    wanted.metadata.labels = Some(labels(view));
+    wanted.metadata.labels = Some(backends::labels(&view.service, &[(MANAGED_BY, MANAGER)]));
     let annotations = wanted.metadata.annotations.get_or_insert_default();
     if cut {
         annotations.insert(OVER_CAPACITY.to_owned(), "truncated".to_owned());
@@ -105,31 +102,11 @@ fn plan(view: &View) -> Plan {
     if annotations.is_empty() {
         wanted.metadata.annotations = None;
     }
-    match &view.endpoints {
-        None => Plan::of(vec![Action::create(wanted)]),
-        Some(endpoints) if **endpoints != wanted => Plan::of(vec![Action::update(wanted)]),
-        Some(_) => Plan::default(),
-    }
-}
-
-fn labels(view: &View) -> BTreeMap<String, String> {
-    let mut labels = view.service.metadata.labels.clone().unwrap_or_default();
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    if backends::is_headless(&backends::spec(&view.service)) {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    } else {
-        labels.remove(HEADLESS);
-    }
-    labels
+    Plan::of(backends::made_so(view.endpoints.as_deref(), wanted).into_iter().collect())
 }
 
 fn api_subsets(api: SocketAddr) -> Vec<EndpointSubset> {
-    let port = EndpointPort {
-        name: Some("https".to_owned()),
-        port: api.port().into(),
-        protocol: Some("TCP".to_owned()),
-        app_protocol: None,
-    };
+    let port = endpoint_port(backends::api_port(api));
     let address = EndpointAddress { ip: api.ip().to_string(), ..EndpointAddress::default() };
     vec![EndpointSubset { addresses: Some(vec![address]), ports: Some(vec![port]), not_ready_addresses: None }]
 }
@@ -178,27 +155,10 @@ fn address(view: &View, pod: &Pod) -> Option<EndpointAddress> {
     let ip = (*backends::addresses(pod).first()?).to_owned();
     Some(EndpointAddress {
         ip,
-        hostname: hostname(&view.service, pod),
+        hostname: backends::hostname(&view.service, pod),
         node_name: pod::node(pod).map(str::to_owned),
-        target_ref: Some(target_reference(pod)),
+        target_ref: Some(backends::target_reference(pod)),
     })
-}
-
-/// The name under which DNS knows the pod, when it has asked for one below this Service.
-pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    let is_below = spec.subdomain.is_some() && spec.subdomain == service.metadata.name;
-    spec.hostname.clone().filter(|hostname| is_below && !hostname.is_empty())
-}
-
-pub(crate) fn target_reference(pod: &Pod) -> ObjectReference {
-    ObjectReference {
-        kind: Some("Pod".to_owned()),
-        namespace: pod.metadata.namespace.clone(),
-        name: pod.metadata.name.clone(),
-        uid: pod.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
 }
 
 /// Drops the addresses that one object cannot hold: those that are not ready first.

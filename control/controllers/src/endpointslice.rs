@@ -17,7 +17,6 @@ use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan},
     backends::{self, Port},
-    endpoints::{hostname, target_reference},
     object, pod,
 };
 
@@ -26,7 +25,6 @@ const ENDPOINTS: usize = 100;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(crate) struct SlicesOfServices {
@@ -210,16 +208,8 @@ fn identity(endpoint: &Endpoint) -> String {
 }
 
 fn labels(view: &View) -> BTreeMap<String, String> {
-    let meta = &view.service.metadata;
-    let mut labels = meta.labels.clone().unwrap_or_default();
-    labels.insert(SERVICE_NAME.to_owned(), object::name(meta).to_owned());
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    if backends::is_headless(&backends::spec(&view.service)) {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    } else {
-        labels.remove(HEADLESS);
-    }
-    labels
+    let name = object::name(&view.service.metadata);
+    backends::labels(&view.service, &[(SERVICE_NAME, name), (MANAGED_BY, MANAGER)])
 }
 
 fn new_slice(view: &View, family: &str, ports: &[Port], endpoints: Vec<Endpoint>) -> EndpointSlice {
@@ -279,10 +269,10 @@ fn endpoints(view: &View, family: &str) -> BTreeMap<Vec<Port>, Vec<Endpoint>> {
                 serving: Some(serving),
                 terminating: Some(terminating),
             }),
-            hostname: hostname(&view.service, pod),
+            hostname: backends::hostname(&view.service, pod),
             node_name: node.map(str::to_owned),
             zone: node.and_then(|node| view.zones.get(node)).cloned(),
-            target_ref: Some(target_reference(pod)),
+            target_ref: Some(backends::target_reference(pod)),
             ..Endpoint::default()
         };
         groups.entry(backends::ports(&spec, pod)).or_default().push(endpoint);
@@ -294,8 +284,6 @@ fn endpoints(view: &View, family: &str) -> BTreeMap<Vec<Port>, Vec<Endpoint>> {
 fn api_slice(view: &View, api: SocketAddr) -> Plan {
     let meta = &view.service.metadata;
     let name = object::name(meta);
-    let port =
-        Port { name: "https".to_owned(), port: api.port().into(), protocol: "TCP".to_owned(), app_protocol: None };
     let conditions = EndpointConditions { ready: Some(true), ..EndpointConditions::default() };
     let seen = view.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
     let metadata = match seen {
@@ -315,13 +303,9 @@ fn api_slice(view: &View, api: SocketAddr) -> Plan {
             conditions: Some(conditions),
             ..Endpoint::default()
         }]),
-        ports: Some(vec![endpoint_port(&port)]),
+        ports: Some(vec![endpoint_port(&backends::api_port(api))]),
     };
-    match seen {
-        None => Plan::of(vec![Action::create(wanted)]),
-        Some(seen) if **seen != wanted => Plan::of(vec![Action::update(wanted)]),
-        Some(_) => Plan::default(),
-    }
+    Plan::of(backends::made_so(seen.map(|slice| &**slice), wanted).into_iter().collect())
 }
 
 #[cfg(test)]

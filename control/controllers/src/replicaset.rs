@@ -3,22 +3,17 @@
 use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus},
-        core::v1::Pod,
-    },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+use k8s_openapi::api::{
+    apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus},
+    core::v1::Pod,
 };
 use kube::core::Selector;
-use serde::Serialize;
 use tandem_client::events;
 
 use crate::{
     Cache, Change, Controller, Error, Failure, Input, Key, Store,
-    action::{Action, Deletion, Plan, Report, Target},
-    driver::controller_key,
-    object, pod,
+    action::{Action, Deletion, Plan, Report},
+    object, ownership, pod,
     pod::Availability,
 };
 
@@ -54,14 +49,9 @@ impl Controller for ReplicaSets {
     fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
         match change {
             Change::ReplicaSet(delta) => vec![delta.key()],
-            Change::Pod(delta) => {
-                let mut keys: Vec<Key> =
-                    delta.versions().filter_map(|pod| controller_key::<ReplicaSet, Pod>(pod)).collect();
-                keys.dedup();
-                let orphan = delta.new.as_ref().filter(|pod| object::controller_of(&pod.metadata).is_none());
-                keys.extend(orphan.into_iter().flat_map(|pod| sets_that_want(cache, pod)));
-                keys
-            }
+            Change::Pod(delta) => ownership::woken(&cache.replica_sets, delta, |set: &ReplicaSet, pod: &Pod| {
+                object::matches(selector(set).as_ref(), &pod.metadata)
+            }),
             _ => Vec::new(),
         }
     }
@@ -89,12 +79,6 @@ impl Controller for ReplicaSets {
     }
 }
 
-fn sets_that_want(cache: &Cache, pod: &Pod) -> Vec<Key> {
-    let sets = cache.replica_sets.in_namespace(object::namespace(&pod.metadata));
-    let wanting = sets.iter().filter(|set| object::matches(selector(set).as_ref(), &pod.metadata));
-    wanting.map(|set| Key::of(&set.metadata)).collect()
-}
-
 fn spec(set: &ReplicaSet) -> ReplicaSetSpec {
     set.spec.clone().unwrap_or_default()
 }
@@ -112,13 +96,12 @@ fn plan(view: &View, now: Timestamp) -> Plan {
         view.owned.iter().partition(|pod| object::matches(selector.as_ref(), &pod.metadata));
     let mut mine: Vec<&Arc<Pod>> = kept.into_iter().filter(|pod| pod::is_active(pod)).collect();
     for pod in released.into_iter().filter(|pod| !object::is_deleting(&pod.metadata)) {
-        plan.actions.push(set_owners(pod, others(pod, set)));
+        plan.actions.push(ownership::release(&**set, &**pod));
     }
     if !object::is_deleting(&set.metadata) {
         for pod in view.orphans.iter().filter(|pod| pod::is_active(pod)) {
             if object::matches(selector.as_ref(), &pod.metadata) {
-                plan.actions
-                    .push(set_owners(pod, [others(pod, set), vec![object::controller_reference(&**set)]].concat()));
+                plan.actions.push(ownership::adopt(&**set, &**pod));
                 mine.push(pod);
             }
         }
@@ -154,30 +137,6 @@ fn delete(set: &ReplicaSet, pod: &Pod) -> Action {
 
 fn report(set: &ReplicaSet) -> Report {
     Report { regarding: events::reference(set), noun: "pod" }
-}
-
-#[derive(Debug, Serialize)]
-struct Owners {
-    metadata: OwnersMeta,
-}
-
-/// With the uid and the version that were seen, so that neither a successor nor a changed pod is adopted.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OwnersMeta {
-    uid: Option<String>,
-    resource_version: Option<String>,
-    owner_references: Vec<OwnerReference>,
-}
-
-fn set_owners(pod: &Pod, owner_references: Vec<OwnerReference>) -> Action {
-    let (uid, resource_version) = (pod.metadata.uid.clone(), pod.metadata.resource_version.clone());
-    Action::patch(Target::of(pod), Owners { metadata: OwnersMeta { uid, resource_version, owner_references } })
-}
-
-fn others(pod: &Pod, set: &ReplicaSet) -> Vec<OwnerReference> {
-    let uid = object::uid(&set.metadata);
-    pod.metadata.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect()
 }
 
 fn status(view: &View, pods: &[&Arc<Pod>], now: Timestamp) -> (ReplicaSetStatus, Option<std::time::Duration>) {

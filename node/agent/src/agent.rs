@@ -18,6 +18,7 @@ use crate::{
     objects::Objects,
     observer::Observer,
     registry::Resolver,
+    rotation,
     sandbox::NODE_ANNOTATION,
     server,
     services::Services,
@@ -72,6 +73,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(follower.run(client, shutdown.clone()));
     tasks.spawn(NodeAgent::new(context.clone(), registration, pod_cidr).run(shutdown.clone()));
     tasks.spawn(server::serve(listener, server, context.clone(), pods.clone(), shutdown.clone()));
+    tasks.spawn(rotation::run(context.clone(), shutdown.clone()));
     tasks.spawn(Supervisor::new(context, pods, shutdown.clone()).run());
     shutdown.cancelled().await;
     let all = async { while tasks.join_next().await.is_some() {} };

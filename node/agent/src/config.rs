@@ -95,8 +95,11 @@ impl Directories {
     }
 
     pub(crate) fn logs(&self, pod: &k8s_openapi::api::core::v1::Pod) -> PathBuf {
-        let folder = format!("{}_{}_{}", pod::namespace(pod), pod::name(pod), pod::uid(pod));
-        self.node.join("logs").join(folder)
+        self.logs_of(pod::namespace(pod), pod::name(pod), pod::uid(pod))
+    }
+
+    pub(crate) fn logs_of(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.node.join("logs").join(format!("{namespace}_{name}_{uid}"))
     }
 }
 

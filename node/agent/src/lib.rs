@@ -40,6 +40,7 @@ mod quantity;
 mod registry;
 mod report;
 mod resources;
+mod rotation;
 mod runtimes;
 mod sandbox;
 mod server;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::Duration,
 };
@@ -160,6 +161,7 @@ pub(crate) async fn send(
     let follow = options.follow;
     let mut filter = Filter::new(options);
     let mut line = Vec::new();
+    let mut successor = None;
     loop {
         // Asked before reading: what was written before the end is then read to its end.
         let living = follow && lives();
@@ -179,14 +181,34 @@ pub(crate) async fn send(
                 return Ok(());
             }
         }
+        if let Some(file) = successor.take() {
+            reader = BufReader::new(file);
+            continue;
+        }
+        if follow {
+            // Read after what was put aside has been read to its end once more.
+            successor = newer(path, reader.get_ref()).await;
+        }
         if !living {
-            return Ok(());
+            match &successor {
+                Some(_) => continue,
+                None => return Ok(()),
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(FOLLOW_PAUSE) => {}
             () = out.closed() => return Ok(()),
         }
     }
+}
+
+/// The file that has taken the place of an open one that was given another name.
+async fn newer(path: &Path, open: &File) -> Option<File> {
+    let (now, mine) = (tokio::fs::metadata(path).await.ok()?, open.metadata().await.ok()?);
+    if now.ino() == mine.ino() {
+        return None;
+    }
+    File::open(path).await.ok()
 }
 
 /// Adds to `line` until it is whole; false at the end of what is there.
@@ -263,6 +285,10 @@ mod tests {
         grown.push_str("out F two\n");
         std::fs::write(&path, grown).unwrap();
         assert_eq!(bytes.recv().await.unwrap().unwrap(), "two\n");
+        // Put aside, and gone on with in a new file.
+        std::fs::rename(&path, folder.path().join("0.log.aside")).unwrap();
+        std::fs::write(&path, "2026-01-01T00:00:02Z stdout F three\n").unwrap();
+        assert_eq!(bytes.recv().await.unwrap().unwrap(), "three\n");
         lives.store(false, Ordering::SeqCst);
         assert!(bytes.recv().await.is_none());
         task.await.unwrap().unwrap();

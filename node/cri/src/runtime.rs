@@ -360,6 +360,12 @@ impl Runtime for CriRuntime {
         gone_is_done(bounded("remove", &id.0, CALL_TIMEOUT, client.remove_container(request)).await)
     }
 
+    async fn reopen_log(&self, id: &ContainerId) -> Result<()> {
+        let request = v1::ReopenContainerLogRequest { container_id: id.0.clone() };
+        let mut client = self.runtime();
+        bounded("reopen the log", &id.0, CALL_TIMEOUT, client.reopen_container_log(request)).await.map(drop)
+    }
+
     async fn list(&self) -> Result<Vec<Sandbox>> {
         self.observe().await
     }

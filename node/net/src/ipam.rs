@@ -94,7 +94,7 @@ pub fn serve(
     socket: &Path,
     allocator: Allocator,
     shutdown: CancellationToken,
-) -> Result<impl Future<Output = ()> + Send + 'static, ListenError> {
+) -> Result<impl Future<Output = ()> + Send + 'static + use<>, ListenError> {
     let listener = listen(socket).map_err(|source| ListenError { path: socket.to_owned(), source })?;
     Ok(run(listener, allocator, shutdown))
 }

@@ -29,6 +29,10 @@ pub enum Error {
     Links(#[from] links::Error),
     #[error("the record of the node's network in {}: {source}", path.display())]
     Record { path: std::path::PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Addresses(#[from] addresses::Error),
+    #[error(transparent)]
+    AddressSocket(#[from] ipam::ListenError),
     #[error("cannot write {path}: {source}")]
     Setting { path: &'static str, source: std::io::Error },
     #[error("cannot listen on {address}{}: {source}", if source.kind() == std::io::ErrorKind::AddrInUse { ", which another program uses" } else { "" })]

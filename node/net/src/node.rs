@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    addresses::Ranges,
+    addresses::{Allocator, Ranges},
     dns::{self, Zone},
-    forward,
+    forward, ipam,
     links::{Links, NodeNetwork},
     proxy,
 };
@@ -29,6 +29,10 @@ use crate::{
 /// Room for the header of an overlay below every link's 1,500 bytes.
 pub const MTU: u32 = 1400;
 const DNS_PORT: u16 = 53;
+/// Which pod has which address, in the node's folder.
+pub const ADDRESSES_FILE: &str = "addresses.json";
+/// Where the network plugin asks for one, in the same folder.
+pub const ADDRESS_SOCKET: &str = "ipam.sock";
 const RECORD_FILE: &str = "network.json";
 const RECORD_VERSION: u32 = 1;
 /// Lets what the node sends to its own NodePorts on 127.0.0.1 leave for a pod.
@@ -162,19 +166,45 @@ fn record(config: &Config) -> Result<(), Error> {
     text.and_then(|text| std::fs::write(&path, text)).map_err(|source| Error::Record { path, source })
 }
 
-/// Removes the rules, links and routes of the node with this folder, as they were recorded when they were made.
-pub async fn remove(directory: &Path) -> Result<(), Error> {
-    proxy::remove().await?;
+/// The network that was recorded in this folder, if one was made.
+fn recorded(directory: &Path) -> Result<Option<NodeNetwork>, Error> {
     let path = directory.join(RECORD_FILE);
     let failed = |source| Error::Record { path: path.clone(), source };
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     let record: Record = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
     let pods = Ranges::new(record.pods).map_err(|error| failed(std::io::Error::other(error)))?;
-    let network = NodeNetwork { pods, services: record.services, dns: record.dns, mtu: MTU };
+    Ok(Some(NodeNetwork { pods, services: record.services, dns: record.dns, mtu: MTU }))
+}
+
+/// Takes addresses back until `over`, for a node that nobody runs at the moment.
+pub fn serve_addresses(
+    directory: &Path,
+    over: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
+    let serving = match recorded(directory)? {
+        Some(network) => {
+            let allocator = Allocator::open(&directory.join(ADDRESSES_FILE), network.pods.network())?;
+            Some(ipam::serve(&directory.join(ADDRESS_SOCKET), allocator, over)?)
+        }
+        // Without a network no pod ever had an address.
+        None => None,
+    };
+    Ok(async {
+        if let Some(serving) = serving {
+            serving.await;
+        }
+    })
+}
+
+/// Removes the rules, links and routes of the node with this folder, as they were recorded when they were made.
+pub async fn remove(directory: &Path) -> Result<(), Error> {
+    proxy::remove().await?;
+    let Some(network) = recorded(directory)? else { return Ok(()) };
     Links::new(directory)?.remove(&network).await?;
-    std::fs::remove_file(&path).map_err(failed)
+    let path = directory.join(RECORD_FILE);
+    std::fs::remove_file(&path).map_err(|source| Error::Record { path, source })
 }

@@ -360,7 +360,7 @@ impl Runtime for Fake {
             created: self.clock.now(),
             labels: spec.labels.clone(),
             annotations: spec.annotations.clone(),
-            log_path: record.spec.log_directory.join(&spec.log_path),
+            log_path: spec.log_path.clone(),
         });
         record.containers.insert(id.clone(), (spec.clone(), false));
         drop(inner);
@@ -441,6 +441,18 @@ impl Runtime for Fake {
         }
         self.wake();
         Ok(())
+    }
+
+    async fn reopen_log(&self, id: &ContainerId) -> Result<()> {
+        self.begin("reopen_log", &id.0)?;
+        let inner = self.inner.lock();
+        let log = inner.sandboxes.values().find_map(|record| {
+            let (spec, _) = record.containers.get(id)?;
+            Some(record.spec.log_directory.join(&spec.log_path))
+        });
+        let log = log.ok_or_else(|| not_found("reopen_log", id))?;
+        let opened = std::fs::File::options().create(true).append(true).open(log);
+        opened.map(drop).map_err(|error| failed("reopen_log", &error))
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>> {

@@ -46,6 +46,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn remove(&self, id: &ContainerId) -> Result<()>;
 
+    /// Goes on in a new file at the log's path, after the one that was there has been given another name.
+    async fn reopen_log(&self, id: &ContainerId) -> Result<()>;
+
     /// Every sandbox with its containers: also how the agent finds everything again after a restart.
     async fn list(&self) -> Result<Vec<Sandbox>>;
 

@@ -231,6 +231,7 @@ pub struct Container {
     pub created: Timestamp,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// As it was asked for: below the sandbox's log folder.
     pub log_path: PathBuf,
 }
 

@@ -12,7 +12,7 @@
 //!                                     │  service   gRPC    │      └───────────────────────┘ with limits
 //!                                     │  host      table   │
 //!                                     │  serve     HTTP    │  express lanes: threads that answer requests
-//!                                     │  engine    wasmtime│  bulk lanes: threads for whatever computes long
+//!                                     │  engine    wasmtime│  bulk and background lanes: threads for whatever computes long
 //!                                     └────────────────────┘
 //! ```
 //!

@@ -47,9 +47,10 @@ impl LogFile {
         Arc::new(LogFile { path, open: Mutex::new(None) })
     }
 
-    /// Closes the file, so that the next line goes to what has its path then.
-    pub(crate) fn reopen(&self) {
+    /// Goes on in what has the file's path now, or in a new file.
+    pub(crate) fn reopen(&self) -> io::Result<()> {
         *self.open.lock() = None;
+        self.touch()
     }
 
     /// Creates the file, since readers expect one for a container that has started.

@@ -198,6 +198,7 @@ const RULES: &[Rule] = &[
         &["rbac.authorization.k8s.io"],
         &["clusterroles"],
     ),
+    rule(Subject::Controller("event-ttl"), &["get", "list", "delete"], CORE, &["events"]),
     // The image registry keeps what its images are called as objects.
     rule(Subject::Controller("image"), ALL, &["tandem.dev"], &["images"]),
 ];

@@ -46,6 +46,61 @@ async fn legacy_discovery() {
     assert_eq!((version["major"].as_str(), version["minor"].as_str()), (Some("1"), Some("36")));
 }
 
+/// How a verb is asked for.
+fn request(verb: &str, collection: &str, name: &str) -> Ask {
+    let object = format!("{collection}/{name}");
+    let patch = "application/merge-patch+json";
+    match verb {
+        "create" if name.contains('/') => ask("POST", &object).json(&json!({})),
+        "create" => ask("POST", collection).json(&json!({})),
+        "get" => ask("GET", &object),
+        "list" => ask("GET", collection),
+        "watch" => ask("GET", &format!("{collection}?watch=true&timeoutSeconds=1")),
+        "update" => ask("PUT", &object).json(&json!({})),
+        "patch" => ask("PATCH", &object).body(patch, "{}"),
+        "delete" => ask("DELETE", &object),
+        "deletecollection" => ask("DELETE", collection),
+        other => panic!("the verb {other} is not known"),
+    }
+}
+
+/// Clients believe discovery: what it lists answers, if only with a refusal of an empty body or of an unknown name.
+#[tokio::test]
+async fn what_is_listed_is_served() {
+    let server = Server::start().await;
+    let groups = server.get("/apis").await.json();
+    let versions = groups["groups"].as_array().unwrap().iter().flat_map(|group| group["versions"].as_array().unwrap());
+    let versions = versions.map(|version| format!("/apis/{}", version["groupVersion"].as_str().unwrap()));
+    let mut wrong = Vec::new();
+    let mut asked = 0;
+    for base in versions.chain(["/api/v1".to_owned()]) {
+        for resource in server.get(&base).await.json()["resources"].as_array().unwrap() {
+            let (plural, below) = match resource["name"].as_str().unwrap().split_once('/') {
+                Some((plural, below)) => (plural.to_owned(), format!("/{below}")),
+                None => (resource["name"].as_str().unwrap().to_owned(), String::new()),
+            };
+            let place = if resource["namespaced"] == true { "/namespaces/default" } else { "" };
+            let (collection, name) = (format!("{base}{place}/{plural}"), format!("nobody{below}"));
+            for verb in resource["verbs"].as_array().unwrap() {
+                asked += 1;
+                let verb = verb.as_str().unwrap();
+                let code = server.open(request(verb, &collection, &name)).await.status().as_u16();
+                let known = code != 404 || names_an_object(&server, request(verb, &collection, &name)).await;
+                if !known || code == 405 || code == 501 {
+                    wrong.push(format!("{verb} {collection}/{name}: {code}"));
+                }
+            }
+        }
+    }
+    assert!(asked > 500, "the lists are read: {asked}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether a 404 is about the object that is asked for, and not about the path.
+async fn names_an_object(server: &Server, ask: Ask) -> bool {
+    server.send(ask).await.json()["details"]["name"].is_string()
+}
+
 #[tokio::test]
 async fn openapi() {
     let server = Server::start().await;

@@ -160,7 +160,11 @@ pub(crate) async fn down_works_while_nobody_answers_the_plugins() {
     tandem_containerd::down(&folder).await.unwrap();
     assert_eq!(process_with("1000555"), None);
     assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&folder.display().to_string()));
-    assert_eq!(command("ip -o link show type veth | grep -v tdl"), "");
+    // The kernel removes links a moment after their namespace.
+    until("the pods' links are gone", async || {
+        command("ip -o link show type veth | grep -v tdl").is_empty().then_some(())
+    })
+    .await;
 
     // What could not be given back then is given back later.
     node.give_addresses(true);

@@ -33,6 +33,7 @@ checks![
     exit_code_is_kept,
     completed_is_told_from_error,
     output_becomes_log_lines,
+    a_log_that_was_put_aside_goes_on,
     environment_and_arguments_arrive,
     writable_mount_takes_writes,
     read_only_mount_refuses_writes,
@@ -206,6 +207,17 @@ async fn output_becomes_log_lines(bench: &Bench<'_>) -> Result<(), String> {
     };
     ensure(of("stdout") == ["out 1", "out 2"], || format!("stdout is {:?}", of("stdout")))?;
     ensure(of("stderr") == ["err 1"], || format!("stderr is {:?}", of("stderr")))
+}
+
+async fn a_log_that_was_put_aside_goes_on(bench: &Bench<'_>) -> Result<(), String> {
+    let sandbox = bench.sandbox().await?;
+    let id = bench.start(&sandbox, Role::Waits, "main").await?;
+    let below = bench.running(&id).await?.log_path;
+    let uid = bench.seen(&sandbox).await?.ok_or("the sandbox is not listed")?.pod.uid;
+    let log = bench.fixture.directory().join("logs").join(uid).join(below);
+    std::fs::rename(&log, log.with_extension("log.aside")).map_err(|error| error.to_string())?;
+    bench.runtime.reopen_log(&id).await.map_err(text)?;
+    ensure(log.exists(), || format!("{} is not there again", log.display()))
 }
 
 async fn environment_and_arguments_arrive(bench: &Bench<'_>) -> Result<(), String> {

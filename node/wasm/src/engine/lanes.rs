@@ -25,17 +25,22 @@ use super::{Cpu, ticker::Ticker};
 const GO: Duration = Duration::from_micros(900);
 /// So does one that used so much altogether without ever computing long at one go.
 const ALTOGETHER: Duration = Duration::from_millis(50);
-/// How much bulk lanes give way to express lanes, as `nice` counts.
-const BULK_NICE: i32 = 15;
+/// A guest that used so much without waiting for anything may never end: those on bulk lanes must not wait behind it.
+const LONG: Duration = Duration::from_millis(200);
+/// How much bulk lanes give way to express lanes, and background lanes to both, as `nice` counts.
+const BULK_NICE: i32 = 5;
+const BACKGROUND_NICE: i32 = 19;
 
 /// The threads that guests run on, each with an event loop of its own: the caches of one core, no stealing, and no
 /// locks between them.
 ///
-/// Express lanes accept connections and run what answers quickly. What computes on is moved to a bulk lane, which
-/// the kernel lets run when express lanes leave time: a guest that loops takes what nobody else wants.
+/// Express lanes accept connections and run what answers quickly. What computes on is moved to a bulk lane, and from
+/// there to a background lane, which the kernel lets run when the others leave time: a guest that loops takes what
+/// nobody else wants.
 pub(crate) struct Lanes {
     express: Vec<Lane>,
     bulk: Vec<Lane>,
+    background: Vec<Lane>,
     next: AtomicUsize,
     ticker: Arc<Ticker>,
     // Ends the threads when the lanes are dropped.
@@ -70,15 +75,22 @@ impl Lanes {
             let handle = event_loop(name, running.clone(), prepare)?;
             Ok(Lane { handle, connections: Arc::default() })
         };
-        let express = (0..count.max(1)).map(|index| lane(format!("express-{index}"), 0)).collect::<io::Result<_>>()?;
-        let bulk =
-            (0..count.max(1)).map(|index| lane(format!("bulk-{index}"), BULK_NICE)).collect::<io::Result<_>>()?;
-        Ok(Arc::new(Lanes { express, bulk, next: AtomicUsize::new(0), ticker, _running: running.drop_guard() }))
+        let lanes = |kind: &str, nice: i32| -> io::Result<Vec<Lane>> {
+            (0..count.max(1)).map(|index| lane(format!("{kind}-{index}"), nice)).collect()
+        };
+        Ok(Arc::new(Lanes {
+            express: lanes("express", 0)?,
+            bulk: lanes("bulk", BULK_NICE)?,
+            background: lanes("background", BACKGROUND_NICE)?,
+            next: AtomicUsize::new(0),
+            ticker,
+            _running: running.drop_guard(),
+        }))
     }
 
     /// The lane where a new listener or loop of small work goes.
     pub(crate) fn any(&self) -> &Handle {
-        &self.express[self.next.fetch_add(1, Ordering::Relaxed) % self.express.len()].handle
+        self.one_of(&self.express)
     }
 
     /// The express lane with the fewest connections.
@@ -91,8 +103,8 @@ impl Lanes {
         (&lane.handle, Seat(lane.connections.clone()))
     }
 
-    fn bulk(&self) -> &Handle {
-        &self.bulk[self.next.fetch_add(1, Ordering::Relaxed) % self.bulk.len()].handle
+    fn one_of<'a>(&self, lanes: &'a [Lane]) -> &'a Handle {
+        &lanes[self.next.fetch_add(1, Ordering::Relaxed) % lanes.len()].handle
     }
 
     /// Starts a guest on the lane of the caller; it is moved when it turns out to compute much.
@@ -102,18 +114,29 @@ impl Lanes {
         pulse: Arc<Pulse>,
         guest: impl Future<Output = ()> + Send + 'static,
     ) {
-        let express = Express { guest: Some(Box::pin(guest)), lanes: self.clone(), spent: Duration::ZERO };
+        let express =
+            Express { guest: Some(Box::pin(guest)), lanes: self.clone(), spent: Duration::ZERO, suspected: false };
         drop(tokio::spawn(Metered { work: express, cpu, pulse, wait: None }));
     }
 
     /// Starts a guest on a bulk lane.
-    pub(crate) fn run_bulk(&self, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn run_bulk(
+        self: &Arc<Self>,
+        cpu: Arc<Cpu>,
+        pulse: Arc<Pulse>,
+        guest: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.run_bulk_boxed(cpu, pulse, Box::pin(guest));
     }
 
-    fn run_bulk_boxed(&self, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
-        let bulk = Bulk { guest: Some(guest), ticker: self.ticker.clone() };
-        drop(self.bulk().spawn(Metered { work: bulk, cpu, pulse, wait: None }));
+    fn run_bulk_boxed(self: &Arc<Self>, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
+        let bulk = Bulk { guest: Some(guest), lanes: self.clone(), spent: Duration::ZERO };
+        drop(self.one_of(&self.bulk).spawn(Metered { work: bulk, cpu, pulse, wait: None }));
+    }
+
+    fn run_background(self: &Arc<Self>, cpu: Arc<Cpu>, pulse: Arc<Pulse>, guest: BoxedGuest) {
+        let work = Background { guest: Some(guest), lanes: self.clone() };
+        drop(self.one_of(&self.background).spawn(Metered { work, cpu, pulse, wait: None }));
     }
 
     /// Starts a guest on a thread of its own inside a network namespace, where its sockets are made.
@@ -134,7 +157,7 @@ impl Lanes {
             drop(guard);
         });
         drop(handle.spawn(Metered {
-            work: Bulk { guest: Some(guest), ticker: self.ticker.clone() },
+            work: Alone { guest: Some(guest), ticker: self.ticker.clone() },
             cpu,
             pulse,
             wait: None,
@@ -212,16 +235,24 @@ struct Express {
     guest: Option<BoxedGuest>,
     lanes: Arc<Lanes>,
     spent: Duration,
+    /// Whether a go of it took long, be it that it computed or that its thread waited for a processor.
+    suspected: bool,
 }
 
 impl Work for Express {
     fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
         let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
-        // The wall clock is read without a system call; while a guest is quick the two clocks agree.
+        // The wall clock is read without a system call; while a guest is quick the two clocks agree. On a busy machine
+        // a slow one may have computed nothing: it is measured by its thread's clock from then on.
+        let computed = self.suspected.then(thread_time);
         let began = Instant::now();
         let polled = contained(guest, &self.lanes.ticker, context);
         let now = Instant::now();
-        let took = now - began;
+        let took = match computed {
+            Some(before) => thread_time().saturating_sub(before),
+            None => (now - began).min(GO),
+        };
+        self.suspected |= now - began > GO;
         cpu.spend(took, now);
         self.spent += took;
         if polled.is_pending()
@@ -241,20 +272,95 @@ impl Work for Express {
 
 struct Bulk {
     guest: Option<BoxedGuest>,
-    ticker: Arc<Ticker>,
+    lanes: Arc<Lanes>,
+    /// Since it last waited for something.
+    spent: Duration,
 }
 
 impl Work for Bulk {
-    fn poll(&mut self, cpu: &Arc<Cpu>, _pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
         let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
-        let began = thread_time();
-        let polled = contained(guest, &self.ticker, context);
-        cpu.spend(thread_time().saturating_sub(began), Instant::now());
-        polled
+        let go = Go::of(guest, &self.lanes.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        self.spent = if go.waits() { Duration::ZERO } else { self.spent + go.computed };
+        if go.polled.is_pending()
+            && self.spent > LONG
+            && let Some(guest) = self.guest.take()
+        {
+            self.lanes.run_background(cpu.clone(), pulse.clone(), guest);
+            return Poll::Ready(());
+        }
+        go.polled
     }
 
     fn discard(&mut self) {
         self.guest = None;
+    }
+}
+
+struct Background {
+    guest: Option<BoxedGuest>,
+    lanes: Arc<Lanes>,
+}
+
+impl Work for Background {
+    fn poll(&mut self, cpu: &Arc<Cpu>, pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
+        let go = Go::of(guest, &self.lanes.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        if go.waits()
+            && let Some(guest) = self.guest.take()
+        {
+            self.lanes.run_bulk_boxed(cpu.clone(), pulse.clone(), guest);
+            return Poll::Ready(());
+        }
+        go.polled
+    }
+
+    fn discard(&mut self) {
+        self.guest = None;
+    }
+}
+
+/// A guest that has a thread to itself.
+struct Alone {
+    guest: Option<BoxedGuest>,
+    ticker: Arc<Ticker>,
+}
+
+impl Work for Alone {
+    fn poll(&mut self, cpu: &Arc<Cpu>, _pulse: &Arc<Pulse>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = self.guest.as_mut() else { return Poll::Ready(()) };
+        let go = Go::of(guest, &self.ticker, context);
+        cpu.spend(go.computed, go.ended);
+        go.polled
+    }
+
+    fn discard(&mut self) {
+        self.guest = None;
+    }
+}
+
+/// One go of a guest.
+struct Go {
+    polled: Poll<()>,
+    took: Duration,
+    /// Of that, what its thread really had a processor for.
+    computed: Duration,
+    ended: Instant,
+}
+
+impl Go {
+    fn of(guest: &mut BoxedGuest, ticker: &Ticker, context: &mut Context<'_>) -> Go {
+        let (began, before) = (Instant::now(), thread_time());
+        let polled = contained(guest, ticker, context);
+        let (ended, after) = (Instant::now(), thread_time());
+        Go { polled, took: ended - began, computed: after.saturating_sub(before), ended }
+    }
+
+    /// Whether the guest gave way by itself: one that computes on is interrupted later than this.
+    fn waits(&self) -> bool {
+        self.polled.is_pending() && self.took < GO
     }
 }
 
@@ -305,5 +411,43 @@ impl<W: Work> Future for Metered<W> {
             this.work.discard();
         }
         polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Where a guest is after it did the same thing several times.
+    async fn lane_after(turns: usize, go: impl Fn() + Send + 'static) -> String {
+        let ticker = Ticker::start(wasmtime::Engine::default());
+        let lanes = Lanes::start(ticker, 1, None).unwrap();
+        let (sender, receiver) = oneshot::channel();
+        let guest = async move {
+            for _ in 0..turns {
+                go();
+                tokio::task::yield_now().await;
+            }
+            sender.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+        };
+        let cpu = Arc::new(Cpu::new(0, 0, Instant::now()));
+        let mine = lanes.clone();
+        lanes.any().spawn(async move { mine.run_express(cpu, Arc::default(), guest) }).await.unwrap();
+        receiver.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_computes_long_makes_room_and_what_waits_for_a_processor_stays() {
+        let (_open, never) = std::sync::mpsc::channel::<()>();
+        let waits = move || assert!(never.recv_timeout(3 * GO).is_err());
+        assert_eq!(lane_after(5, waits).await, "express-0");
+        let computes = || {
+            let began = thread_time();
+            while thread_time() - began < 3 * GO {}
+        };
+        assert_eq!(lane_after(5, computes).await, "bulk-0");
+        assert_eq!(lane_after(100, computes).await, "background-0");
     }
 }

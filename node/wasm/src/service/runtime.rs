@@ -239,7 +239,7 @@ impl RuntimeService for Services {
         let id = request.into_inner().container_id;
         let running = self.host.running(&id);
         let running = running.ok_or_else(|| Status::failed_precondition(format!("container {id} does not run")))?;
-        running.log.reopen();
+        running.log.reopen().map_err(|error| Status::internal(format!("the log of {id}: {error}")))?;
         answer(v1::ReopenContainerLogResponse {})
     }
 
