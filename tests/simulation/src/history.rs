@@ -102,9 +102,11 @@ pub struct Final {
     pub member: u64,
     pub revision: u64,
     pub items: Vec<Item>,
+    /// The member's own hashes over its state, each with the log entry that it is of.
+    pub hashes: Vec<(u64, u64)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct History {
     pub writes: Vec<Write>,
     pub reads: Vec<Read>,

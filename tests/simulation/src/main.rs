@@ -4,7 +4,7 @@ mod shims;
 
 use std::{io::Write, process::ExitCode, str::FromStr};
 
-use tandem_simulation::{bugs::Bug, run};
+use tandem_simulation::{bugs::Bug, run, seeds};
 
 struct Arguments {
     seed: u64,
@@ -27,12 +27,6 @@ fn arguments() -> Result<Arguments, String> {
     Ok(arguments)
 }
 
-fn scratch() -> std::path::PathBuf {
-    let memory = std::path::Path::new("/dev/shm");
-    let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    base.join(format!("tandem-simulation-{}", std::process::id()))
-}
-
 fn main() -> ExitCode {
     shims::install();
     let arguments = match arguments() {
@@ -42,7 +36,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let dir = scratch();
+    let dir = seeds::scratch(std::process::id());
     let report = run::run(arguments.seed, arguments.bug, arguments.tell, &dir);
     // Nothing may have been put there.
     drop(std::fs::remove_dir_all(&dir));

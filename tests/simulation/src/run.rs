@@ -177,7 +177,8 @@ async fn check_liveness(cluster: &Arc<Cluster>) {
             revision: stored.revision.0,
             value: String::from_utf8_lossy(&stored.value).into(),
         });
-        let last = Final { member: id, revision: page.revision.0, items: items.collect() };
+        let hashes = store.hashes().into_iter().map(|hash| (hash.index, hash.hash)).collect();
+        let last = Final { member: id, revision: page.revision.0, items: items.collect(), hashes };
         cluster.history.lock().finals.push(last);
     }
 }

@@ -15,6 +15,13 @@ use crate::{bugs::Bug, run::Report, world::tell};
 /// A run that takes longer in real time hangs.
 const RUN_MAX: Duration = Duration::from_secs(300);
 
+/// Where a run keeps what cannot be in memory, by the id of its process: snapshots on their way.
+pub fn scratch(process: u32) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    base.join(format!("tandem-simulation-{process}"))
+}
+
 /// The binary of this crate, and what it is to run.
 #[derive(Clone, Debug)]
 pub struct Runs {
@@ -30,13 +37,20 @@ impl Runs {
     /// What repeats a seed.
     pub fn command(&self, seed: u64) -> String {
         let bug = self.bug.map_or_else(String::new, |bug| format!(" --bug {}", bug.name()));
-        format!("cargo run -p tandem-simulation -- {seed}{bug} --tell")
+        format!("{} {seed}{bug} --tell", self.binary.display())
     }
 
     /// Runs one seed.
     pub fn one(&self, seed: u64) -> Report {
         let failed = |why: String| Report { seed, violations: vec![why], ..Report::default() };
-        match self.start(seed).and_then(|child| finish(child, RUN_MAX)) {
+        let ended = self.start(seed).and_then(|child| {
+            let dir = scratch(child.id());
+            let ended = finish(child, RUN_MAX);
+            // There only when the run was ended by force.
+            drop(std::fs::remove_dir_all(dir));
+            ended
+        });
+        match ended {
             Ok(text) => match serde_json::from_str(&text) {
                 Ok(report) => report,
                 Err(error) => failed(format!("the run ended without a report ({error}): {text}")),

@@ -3,6 +3,8 @@
 //! Revisions are the order in which everything happened, by the store's own word; so the checks need no search: each
 //! thing that was seen must fit at its revision, and revisions must fit the time in which they were told.
 
+#[cfg(test)]
+mod cases;
 mod completeness;
 mod fencing;
 mod linearizability;
