@@ -198,7 +198,7 @@ pub(crate) fn read_error(error: Error) -> ApiError {
         Error::Unavailable(why) => {
             ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}")).retry_after(1)
         }
-        Error::Denied(_) | Error::Removed { .. } => {
+        Error::Denied(_) | Error::Removed { .. } | Error::Full => {
             ApiError::new(Reason::ServiceUnavailable, error.to_string()).retry_after(1)
         }
         // Whether it happened is not known: clients must look before they try again.
@@ -206,7 +206,7 @@ pub(crate) fn read_error(error: Error) -> ApiError {
             Reason::Timeout,
             format!("Timeout: request did not complete within the allowed duration: {why}"),
         ),
-        Error::Data { .. } | Error::Storage { .. } => {
+        Error::Data { .. } | Error::Damaged { .. } | Error::Storage { .. } => {
             tracing::error!(%error, "the store failed");
             ApiError::internal(error)
         }

@@ -45,7 +45,7 @@ const SUCCESSION_GRACE: Duration = Duration::from_millis(300);
 /// Reads that wait for the same confirmation at most.
 const READS_MAX: usize = 4096;
 
-type Confirmed = oneshot::Sender<Result<(), Error>>;
+pub(crate) type Confirmed = oneshot::Sender<Result<(), Error>>;
 
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -248,6 +248,7 @@ impl From<Refusal> for Error {
             Refusal::Unknown(why) => Error::Unknown(why),
             Refusal::Denied(why) => Error::Denied(why),
             Refusal::Removed { member } => Error::Removed { member },
+            Refusal::Full => Error::Full,
             refused @ (Refusal::NotLeader
             | Refusal::Unavailable(_)
             | Refusal::Version { .. }

@@ -17,10 +17,10 @@ use sqlx::{
 
 use tokio::time::Instant;
 
-use crate::{Error, files::Files, metrics::Metrics, timing::Latencies};
+use crate::{Error, files::Files, log_rows::damaged, metrics::Metrics, timing::Latencies};
 
 /// The layout of both files that this release writes, and the newest that it reads.
-pub const FORMAT: i64 = 1;
+pub const FORMAT: i64 = 2;
 
 /// Marks the files as ours (`PRAGMA application_id`, "tndm").
 const APPLICATION_ID: i64 = 0x746e_646d;
@@ -39,8 +39,61 @@ pub enum Durable {
     StateCheckpoint,
 }
 
+/// What changes what a member finds when it is started again. Each is whole or did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DurableStep {
+    /// A vote is saved.
+    Vote,
+    /// Entries are written to the log.
+    Append,
+    /// The list of members, as an entry of the log.
+    Membership,
+    /// Entries that another leader does not have are taken out of the log.
+    Truncate,
+    /// Entries that the state file holds durably leave the log.
+    Purge,
+    /// What was applied is written to the state file.
+    Apply,
+    /// Forgotten versions are deleted from the state file.
+    Compaction,
+    /// The state file is made durable.
+    Checkpoint,
+    /// A snapshot is written to its file, before it has its name.
+    SnapshotBuild,
+    /// The file gets its name.
+    SnapshotRename,
+    /// A snapshot replaces the state.
+    SnapshotInstall,
+}
+
+impl DurableStep {
+    pub const ALL: [DurableStep; 11] = [
+        DurableStep::Vote,
+        DurableStep::Append,
+        DurableStep::Membership,
+        DurableStep::Truncate,
+        DurableStep::Purge,
+        DurableStep::Apply,
+        DurableStep::Compaction,
+        DurableStep::Checkpoint,
+        DurableStep::SnapshotBuild,
+        DurableStep::SnapshotRename,
+        DurableStep::SnapshotInstall,
+    ];
+}
+
+/// Which side of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Edge {
+    Before,
+    After,
+}
+
 /// The seam through which everything goes that ends in fsync. Tests count, delay and fail it.
 pub trait Disk: Send + Sync + 'static {
+    /// Told on both sides of each step, so that a test can end the process there.
+    fn reached(&self, _step: DurableStep, _edge: Edge) {}
+
     /// Carries out `commit`; when this is `Ok`, its effect survives a power cut.
     fn commit<'a>(&'a self, what: Durable, commit: BoxFuture<'a, io::Result<()>>) -> BoxFuture<'a, io::Result<()>>;
 }
@@ -107,14 +160,29 @@ impl Guarded {
 pub(crate) fn io_error(error: sqlx::Error) -> io::Error {
     match error {
         sqlx::Error::Io(error) => error,
+        other if is_damage(&other) => io::Error::new(io::ErrorKind::InvalidData, other),
         other => io::Error::other(other),
     }
+}
+
+/// Whether SQLite says that the file is not what it wrote (`SQLITE_CORRUPT`, `SQLITE_NOTADB`).
+fn is_damage(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| [11, 26].contains(&(code & 0xff)))
+}
+
+/// Damage is told apart from everything else that may be wrong with a file: who is damaged cannot be repaired, only
+/// replaced.
+pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
+    let (path, why) = (path.display().to_string(), error.to_string());
+    if error.kind() == io::ErrorKind::InvalidData { Error::Damaged { path, why } } else { Error::Data { path, why } }
 }
 
 /// The folder of one member, held by this process alone as long as this lives.
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     pub(crate) files: Arc<dyn Files>,
+    pub(crate) disk: Arc<dyn Disk>,
     _lock: File,
 }
 
@@ -125,7 +193,7 @@ impl std::fmt::Debug for Folder {
 }
 
 impl Folder {
-    pub(crate) fn hold(path: &Path, files: Arc<dyn Files>) -> Result<Arc<Folder>, Error> {
+    pub(crate) fn hold(path: &Path, files: Arc<dyn Files>, disk: Arc<dyn Disk>) -> Result<Arc<Folder>, Error> {
         let storage = |operation| move |error: io::Error| storage_error(operation, error);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(storage("make its folder"))?;
         let lock = OpenOptions::new()
@@ -136,7 +204,7 @@ impl Folder {
             .open(path.join("lock"))
             .map_err(storage("open its lock file"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Arc::new(Folder { path: path.to_owned(), files, _lock: lock })),
+            Ok(()) => Ok(Arc::new(Folder { path: path.to_owned(), files, disk, _lock: lock })),
             Err(TryLockError::WouldBlock) => {
                 Err(data_error(path, "is in use by another process; stop that one first, or choose another folder"))
             }
@@ -206,6 +274,7 @@ pub(crate) async fn open(
         .disable_statement_logging();
     let mut connection = options.connect().await.map_err(|error| unreadable(&path, &error))?;
     check_format(&mut connection, &path, owner, tables).await?;
+    check_pages(&mut connection, &path).await?;
     assert_settings(&mut connection, &path, safety).await?;
     sync_folder(folder).map_err(|error| storage_error("make its folder durable", error))?;
     Ok(connection)
@@ -223,7 +292,8 @@ pub(crate) async fn open_reader(folder: &Path, name: &str) -> Result<SqliteConne
 }
 
 fn unreadable(path: &Path, error: &sqlx::Error) -> Error {
-    data_error(path, format!("cannot be opened ({error}); restore a backup into an empty folder if it is damaged"))
+    let why = format!("cannot be opened ({error}); restore a backup into an empty folder if it is damaged");
+    if is_damage(error) { Error::Damaged { path: path.display().to_string(), why } } else { data_error(path, why) }
 }
 
 async fn pragma(connection: &mut SqliteConnection, query: &'static str) -> Result<String, sqlx::Error> {
@@ -255,9 +325,15 @@ async fn check_format(
         );
         return Err(data_error(path, why));
     }
+    if format < FORMAT {
+        // The rows of the older format are read as they are, and rewritten one by one as they change.
+        let upgraded = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {FORMAT}")));
+        upgraded.execute(&mut *connection).await.map_err(failed)?;
+    }
+    let torn = |error: io::Error| file_error(path, &error);
     let found = Owner {
-        cluster: read_meta(connection, "cluster").await.map_err(failed)?.unwrap_or_default(),
-        node: read_meta(connection, "node").await.map_err(failed)?.and_then(|node| node.parse().ok()).unwrap_or(0),
+        cluster: read_meta(connection, "cluster").await.map_err(torn)?.unwrap_or_default(),
+        node: read_meta(connection, "node").await.map_err(torn)?.and_then(|node| node.parse().ok()).unwrap_or(0),
     };
     if found.cluster != owner.cluster {
         let why = format!(
@@ -274,6 +350,16 @@ async fn check_format(
         return Err(data_error(path, why));
     }
     Ok(())
+}
+
+/// Rows have checksums of their own; what holds them together is checked by SQLite.
+async fn check_pages(connection: &mut SqliteConnection, path: &Path) -> Result<(), Error> {
+    let found = pragma(connection, "PRAGMA quick_check(1)").await.map_err(|error| unreadable(path, &error))?;
+    if found == "ok" {
+        return Ok(());
+    }
+    let why = format!("is damaged: {found}; restore a backup into an empty folder");
+    Err(Error::Damaged { path: path.display().to_string(), why })
 }
 
 async fn create(connection: &mut SqliteConnection, owner: &Owner, tables: &'static str) -> Result<(), sqlx::Error> {
@@ -313,11 +399,25 @@ async fn assert_settings(connection: &mut SqliteConnection, path: &Path, safety:
     Ok(())
 }
 
-pub(crate) async fn read_meta(
-    connection: &mut SqliteConnection,
-    name: &'static str,
-) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(connection).await
+/// Stands between a row beside the tables and its checksum. Rows of format 1 have none.
+const SEAL: &str = "\n";
+
+fn sealed(name: &str, value: &str) -> String {
+    format!("{value}{SEAL}{:08x}", crc32fast::hash(format!("{name}={value}").as_bytes()))
+}
+
+fn unsealed(name: &str, row: String) -> io::Result<String> {
+    match row.rsplit_once(SEAL) {
+        Some((value, _)) if sealed(name, value) == row => Ok(value.to_owned()),
+        Some(_) => Err(damaged(format!("has a damaged row {name}; restore a backup into an empty folder"))),
+        None => Ok(row),
+    }
+}
+
+pub(crate) async fn read_meta(connection: &mut SqliteConnection, name: &'static str) -> io::Result<Option<String>> {
+    let query = sqlx::query_scalar("SELECT value FROM meta WHERE name = ?").bind(name);
+    let row: Option<String> = query.fetch_optional(connection).await.map_err(io_error)?;
+    row.map(|row| unsealed(name, row)).transpose()
 }
 
 pub(crate) async fn write_meta(
@@ -326,7 +426,7 @@ pub(crate) async fn write_meta(
     value: &str,
 ) -> Result<(), sqlx::Error> {
     let query = "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-    sqlx::query(query).bind(name).bind(value).execute(connection).await?;
+    sqlx::query(query).bind(name).bind(sealed(name, value)).execute(connection).await?;
     Ok(())
 }
 

@@ -6,15 +6,17 @@ use std::{
 };
 
 use openraft::{ReadPolicy, errors::RaftError, raft::linearizable_read::LinearizerOption};
+use tandem_api::Key;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
-    Answer, COMMAND_VERSION, Call, Command, Metrics, Refusal, Reply, Written,
+    Answer, COMMAND_VERSION, Call, Command, Metrics, Op, Refusal, Reply, Space, Written,
     changes::{self, Request},
     codec::Proposal,
     machine::Core,
     members::{listed, metrics_of},
     quorum::lost,
+    replica::Replica,
 };
 
 /// How long a command waits for its reply while there is a quorum; after that it may or may not happen.
@@ -42,6 +44,22 @@ pub enum Reads {
     Lease,
 }
 
+/// How much longer a value may become on a full disk: a mark that something is to be deleted is a longer value first.
+const GROWTH_MAX: usize = 256;
+
+/// Whether a command may be carried out with so much room.
+fn fits(space: Space, command: &Command, size_of: impl Fn(&Key) -> Option<usize>) -> bool {
+    command.ops.iter().all(|operation| match operation {
+        Op::Compact { .. } => true,
+        Op::Delete { .. } => space < Space::None,
+        Op::Put { key, value, .. } => match space {
+            Space::Enough => true,
+            Space::Low => size_of(key).is_some_and(|size| value.len() <= size + GROWTH_MAX),
+            Space::None => false,
+        },
+    })
+}
+
 /// The leader's part of every member; refuses while another one leads.
 #[derive(Clone)]
 pub(crate) struct Leader {
@@ -50,6 +68,8 @@ pub(crate) struct Leader {
     pub(crate) metrics: Metrics,
     pub(crate) quorum: watch::Receiver<bool>,
     pub(crate) changes: mpsc::Sender<Request>,
+    pub(crate) space: watch::Receiver<Space>,
+    pub(crate) replica: Arc<Replica>,
     /// One permit for each command on its way.
     pub(crate) writes: Arc<Semaphore>,
 }
@@ -71,6 +91,9 @@ impl Leader {
     async fn write(&self, command: Arc<Command>) -> Result<Written, Refusal> {
         if command.version != COMMAND_VERSION {
             return Ok(Written { reply: Reply::Unsupported { version: command.version }, index: 0 });
+        }
+        if !fits(*self.space.borrow(), &command, |key| self.replica.size_of(key)) {
+            return Err(Refusal::Full);
         }
         let Ok(_on_its_way) = self.writes.try_acquire() else { return Err(Refusal::NotLeader) };
         let begun = Instant::now();
@@ -124,5 +147,32 @@ impl Leader {
             Ok(Err(_)) => Err(Refusal::Unavailable("this member is stopping".to_owned())),
             Err(_) => Err(Refusal::Unknown("the change takes too long; it may happen yet".to_owned())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tandem_api::Revision;
+
+    use super::*;
+    use crate::Expect;
+
+    #[test]
+    fn on_a_full_disk_only_what_does_not_grow_is_written() {
+        let key = |name: &str| Key::from_raw(format!("/core/things/{name}"));
+        let put = |name: &str, size: usize| Command::put(key(name), Bytes::from(vec![0; size]), Expect::Any);
+        let size_of = |asked: &Key| (*asked == key("old")).then_some(100);
+        let commands = [
+            put("new", 1),
+            put("old", 100 + GROWTH_MAX),
+            put("old", 101 + GROWTH_MAX),
+            Command::delete(key("old"), Expect::Any),
+            Command::compact(Revision(1)),
+        ];
+        let fitting = |space| commands.iter().map(|command| fits(space, command, size_of)).collect::<Vec<_>>();
+        assert_eq!(fitting(Space::Enough), [true; 5]);
+        assert_eq!(fitting(Space::Low), [false, true, false, true, true]);
+        assert_eq!(fitting(Space::None), [false, false, false, false, true]);
     }
 }

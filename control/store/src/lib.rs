@@ -16,6 +16,7 @@ mod codec;
 mod command;
 mod compactor;
 pub mod conformance;
+mod damage;
 mod disk;
 mod drivers;
 mod files;
@@ -37,6 +38,7 @@ mod quorum;
 mod raft;
 mod replica;
 mod snapshot;
+mod space;
 mod state;
 mod state_rows;
 #[cfg(test)]
@@ -50,7 +52,10 @@ pub use changes::PROMOTION_LAG_MAX;
 pub use cluster::LEADER_WAIT;
 pub use command::{COMMAND_VERSION, Command, Expect, Op, Reply, Stored};
 pub use compactor::COMPACTION_INTERVAL;
-pub use disk::{Disk, DiskFailure, Durable, FORMAT, Guarded, OnFailure, Owner, SystemDisk, abort_process};
+pub use damage::{QUARANTINES_MAX, quarantine};
+pub use disk::{
+    Disk, DiskFailure, Durable, DurableStep, Edge, FORMAT, Guarded, OnFailure, Owner, SystemDisk, abort_process,
+};
 pub use files::{Files, LogChange, LogFile, LogRows, SqliteFiles, StateChange, StateRows, VersionRow};
 pub use handover::HANDOVER_TIMEOUT;
 pub use hash::{HASH_INTERVAL, HASH_MARK_ENTRIES, HASH_MARKS_MAX, StateHash, first_difference};
@@ -65,6 +70,7 @@ pub use network::{Answer, Call, NoPeers, PeerError, Peers, Refusal, Written};
 pub use open::{Begin, LogLimits, OpenOptions};
 pub use quorum::QUORUM_SILENCE;
 pub use raft::{COMMAND_BYTES_MAX, Leadership, RaftStore};
+pub use space::{RESERVE_BYTES, Space};
 pub use state::{FLUSH_INTERVAL, OPS_MAX, PENDING_BYTES_MAX};
 pub use timing::{ELECTION_TIMEOUT_LIMIT, ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN};
 pub use types::{Aim, Node, TypeConfig};
@@ -140,8 +146,14 @@ pub enum Error {
     /// The watcher fell behind by more than its buffer and was cut off.
     #[error("the watch fell too far behind")]
     Overrun,
+    /// The disk has no room for more. What is there can be deleted.
+    #[error("the disk is full; delete something, or make room on the disk")]
+    Full,
     #[error("the data in {path} {why}")]
     Data { path: String, why: String },
+    /// What is on disk is not what was written. The member must not go on with it; [`quarantine`] keeps it aside.
+    #[error("the data in {path} {why}")]
+    Damaged { path: String, why: String },
     #[error("storage failed while it was to {operation}: {source}")]
     Storage { operation: &'static str, source: std::sync::Arc<dyn std::error::Error + Send + Sync> },
 }

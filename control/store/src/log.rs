@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     Error,
-    disk::{Folder, Guarded, Owner, data_error},
+    disk::{Folder, Guarded, Owner, file_error},
     files::{LOG_FILE, LogRows},
     log_rows::{LogRow, damaged},
     log_writer::{self, Saved, Work, Writer},
@@ -246,7 +246,7 @@ pub(crate) async fn open(
 ) -> Result<(LogStore, LogHandle), Error> {
     let mut file = folder.files.log(&folder.path, owner).await?;
     let path = folder.path.join(LOG_FILE);
-    let unreadable = |error: io::Error| data_error(&path, error.to_string());
+    let unreadable = |error: io::Error| file_error(&path, &error);
     let Saved { vote, purged, committed } = log_writer::load(&mut *file).await.map_err(unreadable)?;
     let mut recent = Recent { purged, last: purged, vote, committed, ..Recent::default() };
     let from = recent.first_index();

@@ -108,11 +108,15 @@ impl LogRow {
             )));
         }
         let refused = |why: String| damaged(format!("has an entry {position} that {why}"));
+        let newer = |why: String| {
+            let why = format!("has an entry {position} that {why}; run the newer release");
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        };
         let payload = match kind {
             BLANK => EntryPayload::Blank,
             COMMAND => {
                 let command = codec::decode(payload).map_err(|error| match error {
-                    codec::DecodeError::Newer { .. } => refused(format!("{error}; run the newer release")),
+                    codec::DecodeError::Newer { .. } => newer(error.to_string()),
                     codec::DecodeError::Damaged(_) => refused(error.to_string()),
                 })?;
                 EntryPayload::Normal(Proposal(Arc::new(command)))
@@ -122,7 +126,7 @@ impl LogRow {
                     serde_json::from_slice(&payload).map_err(|error| refused(format!("is damaged: {error}")))?;
                 EntryPayload::Membership(members.restore().map_err(|why| refused(why.to_owned()))?)
             }
-            other => return Err(refused(format!("is of kind {other}; run the newer release"))),
+            other => return Err(newer(format!("is of kind {other}"))),
         };
         let id = Position { term: natural(term)?, index: natural(position)? };
         Ok(Entry { log_id: id.into(), payload })
@@ -185,7 +189,7 @@ async fn carry_out(connection: &mut SqliteConnection, change: LogChange) -> io::
 #[async_trait]
 impl LogFile for SqliteLog {
     async fn meta(&mut self, name: &'static str) -> io::Result<Option<String>> {
-        disk::read_meta(&mut self.0, name).await.map_err(io_error)
+        disk::read_meta(&mut self.0, name).await
     }
 
     async fn scan(&mut self, from: u64, each: &mut (dyn FnMut(LogRow) -> io::Result<()> + Send)) -> io::Result<()> {

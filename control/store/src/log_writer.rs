@@ -1,12 +1,12 @@
 //! The one task that writes the log. What is queued while a commit is on its way shares the next one.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
 use openraft::{entry::RaftEntry, storage::IOFlushed};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    disk::{self, Folder, Guarded},
+    disk::{self, DurableStep, Edge, Folder, Guarded},
     files::{LOG_FILE, LogChange, LogFile},
     log::Shared,
     log_rows::{LogRow, damaged},
@@ -132,6 +132,7 @@ impl Writer {
         let committed = self.shared.committed();
         let Writer { file, guarded, next_index, unmoved_bytes, .. } = self;
         let mut changes = Vec::new();
+        let steps: BTreeSet<DurableStep> = work.iter().map(Step::durable).collect();
         for piece in work {
             match piece {
                 Step::Append(entries) => {
@@ -157,7 +158,9 @@ impl Writer {
         if let Some(id) = known.filter(|_| known != self.committed) {
             changes.push(saved("committed", &Position::from(id))?);
         }
+        steps.iter().for_each(|step| guarded.disk.reached(*step, Edge::Before));
         file.commit(changes, guarded).await?;
+        steps.iter().for_each(|step| guarded.disk.reached(*step, Edge::After));
         self.committed = known.or(self.committed);
         self.shared.flushed(self.next_index);
         Ok(())
@@ -190,6 +193,20 @@ enum Step {
     Vote(Vote),
     Truncate(u64),
     Purge(LogId),
+}
+
+impl Step {
+    fn durable(&self) -> DurableStep {
+        match self {
+            Step::Append(entries) if entries.iter().any(|entry| entry.get_membership().is_some()) => {
+                DurableStep::Membership
+            }
+            Step::Append(_) => DurableStep::Append,
+            Step::Vote(_) => DurableStep::Vote,
+            Step::Truncate(_) => DurableStep::Truncate,
+            Step::Purge(_) => DurableStep::Purge,
+        }
+    }
 }
 
 fn split(work: Work) -> (Step, Waiting) {

@@ -98,6 +98,9 @@ pub enum Refusal {
     /// Who asks was removed from the cluster.
     #[error("member {member} was removed from the cluster")]
     Removed { member: u64 },
+    /// Nothing was done: the leader has no room for it.
+    #[error("the leader's disk is full")]
+    Full,
 }
 
 /// A member could not be asked, or did not answer.

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    Disk, Error, Files, Leadership, Metrics, NoPeers, OnFailure, Peers, RaftStore, Reads, SqliteFiles, Standing,
+    Disk, Error, Files, Leadership, Metrics, NoPeers, OnFailure, Peers, RaftStore, Reads, Space, SqliteFiles, Standing,
     SystemDisk, abort_process,
     changes::{CHANGES_MAX, Changes},
     cluster::Cluster,
@@ -32,6 +32,7 @@ use crate::{
     quorum,
     replica::Replica,
     snapshot,
+    space::Reserve,
     state::{self, Opened},
     timing::{ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN, Elections, Heard},
     types::{LogId, Node},
@@ -70,6 +71,8 @@ pub struct OpenOptions {
     pub name: String,
     pub begin: Begin,
     pub reads: Reads,
+    /// Bytes kept in reserve for a full disk ([`RESERVE_BYTES`]); 0: none, and a full disk ends the process.
+    pub reserve_bytes: u64,
     pub peers: Arc<dyn Peers>,
     pub clock: Arc<dyn Clock>,
     pub disk: Arc<dyn Disk>,
@@ -92,6 +95,7 @@ impl OpenOptions {
             name: String::new(),
             begin: Begin::Cluster,
             reads: Reads::default(),
+            reserve_bytes: 0,
             peers: Arc::new(NoPeers),
             clock: Arc::new(SystemClock),
             disk: Arc::new(SystemDisk),
@@ -119,7 +123,9 @@ pub enum Begin {
 impl RaftStore {
     /// Opens a member's folder. A single voter leads and has replayed its log when this returns.
     pub async fn open(options: OpenOptions) -> Result<Arc<RaftStore>, Error> {
-        let folder = Folder::hold(&options.dir, options.files.clone())?;
+        let folder = Folder::hold(&options.dir, options.files.clone(), options.disk.clone())?;
+        let room = Reserve::open(&folder.path, options.reserve_bytes);
+        let (reserve, space) = room.map_err(|error| storage_error("look for room on the disk", error))?;
         snapshot::remove_leftovers(&folder).map_err(|error| storage_error("clean its folder", error))?;
         let guarded = Guarded {
             disk: options.disk.clone(),
@@ -162,7 +168,9 @@ impl RaftStore {
             });
         }
         lead_alone(&raft, &options).await?;
-        let store = started(options, machine, raft, removed, writers);
+        let (space_told, space) = watch::channel(space);
+        let store = started(options, machine, raft, removed, space, writers);
+        store.drivers.lock().spawn(reserve.observe(space_told));
         store.await_own_leadership().await;
         Ok(Arc::new(store))
     }
@@ -174,38 +182,46 @@ fn started(
     machine: Machine,
     raft: Core,
     removed: watch::Sender<bool>,
+    space: watch::Receiver<Space>,
     writers: JoinSet<()>,
 ) -> RaftStore {
     let (quorum_told, quorum) = watch::channel(false);
     let (leadership_told, leadership) = watch::channel(Leadership::default());
     let (members_told, members) = watch::channel(Vec::new());
     let (standing_told, standing) = watch::channel(Standing::Waiting);
+    let (differing_told, differing) = watch::channel(Vec::new());
     let (changes, queue) = mpsc::channel(CHANGES_MAX);
     let (reads, waiting) = Cluster::reads();
-    let cluster = Cluster {
-        node: options.node_id,
-        peers: options.peers,
-        leader: Leader {
-            raft: raft.clone(),
-            reads: options.reads,
-            metrics: options.metrics.clone(),
-            quorum: quorum.clone(),
-            changes,
-            writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
-        },
-        alone: machine.quorum.clone(),
-        removed: removed.clone(),
-        reads,
+    let (heard, closing) = (Arc::new(Heard::default()), Arc::new(AtomicBool::new(false)));
+    let report = Report {
+        raft: raft.clone(),
+        leadership: leadership_told,
+        members: members_told,
+        standing: standing_told,
+        removed: removed.subscribe(),
+        metrics: options.metrics.clone(),
+        closing: closing.clone(),
+        guarded: machine.guarded.clone(),
+        path: machine.folder.path.clone(),
     };
-    let closing = Arc::new(AtomicBool::new(false));
+    let leader = Leader {
+        raft: raft.clone(),
+        reads: options.reads,
+        metrics: options.metrics,
+        quorum: quorum.clone(),
+        changes,
+        space,
+        replica: machine.replica.clone(),
+        writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
+    };
+    let (node, peers, alone) = (options.node_id, options.peers, machine.quorum.clone());
+    let cluster = Cluster { node, peers, leader, alone, removed, reads };
     let mut drivers = JoinSet::new();
     drivers.spawn(Changes { raft: raft.clone(), queue }.run());
     drivers.spawn(cluster.clone().confirm_reads(waiting));
     drivers.spawn(quorum::observe(cluster.clone(), quorum_told));
-    let (differing_told, differing) = watch::channel(Vec::new());
     let hashed = machine.replica.clone();
     drivers.spawn(hash::compare(cluster.clone(), move || hashed.hashes(), differing_told));
-    let heard = Arc::new(Heard::default());
     let elections = Elections {
         node: options.node_id,
         raft: raft.clone(),
@@ -214,17 +230,6 @@ fn started(
         standing: standing.clone(),
     };
     drivers.spawn(elections.run());
-    let report = Report {
-        raft: raft.clone(),
-        leadership: leadership_told,
-        members: members_told,
-        standing: standing_told,
-        removed: removed.subscribe(),
-        metrics: options.metrics,
-        closing: closing.clone(),
-        guarded: machine.guarded.clone(),
-        path: machine.folder.path.clone(),
-    };
     drivers.spawn(report.run());
     if let Some(interval) = options.compaction {
         let replica = machine.replica.clone();
@@ -315,7 +320,7 @@ fn check_together(path: &Path, applied: Option<LogId>, log: &LogHandle) -> Resul
             next(applied),
             next(log.purged) - 1
         );
-        return Err(data_error(&path.join(STATE_FILE), why));
+        return Err(Error::Damaged { path: path.join(STATE_FILE).display().to_string(), why });
     }
     if applied.is_some() && log.last.is_none() && log.purged.is_none() {
         return Err(data_error(&path.join(LOG_FILE), "is empty while the state is not; restore both from one backup"));

@@ -15,8 +15,8 @@ use tandem_api::{Key, Revision};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    Answer, COMMAND_VERSION, Call, Change, Command, Consistency, Error, Member, Page, Reply, Standing, StateHash,
-    Storage, Stored, WatchItem,
+    Answer, COMMAND_VERSION, Call, Change, Command, Consistency, Error, Member, Page, Reply, Space, Standing,
+    StateHash, Storage, Stored, WatchItem,
     cluster::{Cluster, mistaken},
     codec,
     disk::{Folder, storage_error},
@@ -123,6 +123,11 @@ impl RaftStore {
     /// Hashes of what was applied here lately, the present one last.
     pub fn hashes(&self) -> Vec<StateHash> {
         self.replica.hashes()
+    }
+
+    /// How much room this member has on its disk.
+    pub fn space(&self) -> watch::Receiver<Space> {
+        self.cluster.leader.space.clone()
     }
 
     /// The members that had applied something else when this one, which led, compared them with itself.

@@ -250,6 +250,11 @@ impl Replica {
         self.state.read().hashes()
     }
 
+    /// How long the present value of a key is.
+    pub(crate) fn size_of(&self, key: &Key) -> Option<usize> {
+        self.state.read().present(key).map(|present| present.value.len())
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     codec::VersionRow,
-    disk::{Folder, Owner},
+    disk::{DurableStep, Edge, Folder, Owner},
     index::{Horizons, Slice},
     log_rows::damaged,
     replica::Replica,
@@ -117,9 +117,13 @@ impl Partial {
     }
 
     fn finish(self, folder: &Folder, file: &File) -> io::Result<SnapshotFile> {
+        folder.disk.reached(DurableStep::SnapshotBuild, Edge::Before);
         file.sync_all()?;
+        folder.disk.reached(DurableStep::SnapshotBuild, Edge::After);
+        folder.disk.reached(DurableStep::SnapshotRename, Edge::Before);
         std::fs::rename(&self.partial, &self.path)?;
         folder.sync()?;
+        folder.disk.reached(DurableStep::SnapshotRename, Edge::After);
         Ok(SnapshotFile { path: self.path.clone() })
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     Error,
     codec::VersionRow,
-    disk::{self, Folder, Guarded, Owner, data_error},
+    disk::{self, DurableStep, Edge, Folder, Guarded, Owner, file_error},
     files::{STATE_FILE, StateChange, StateRows},
     history::HistoryLimits,
     index::Index,
@@ -152,7 +152,7 @@ pub(crate) async fn open(
 ) -> Result<Opened, Error> {
     let mut file = folder.files.state(&folder.path, owner).await?;
     let path = folder.path.join(STATE_FILE);
-    let unreadable = |error: io::Error| data_error(&path, error.to_string());
+    let unreadable = |error: io::Error| file_error(&path, &error);
     let row = load_row(&mut *file).await.map_err(unreadable)?;
     let index = load_index(&mut *file, &row, limits).await.map_err(unreadable)?;
     let durable = Arc::new(AtomicU64::new(0));
@@ -270,7 +270,10 @@ impl Flusher {
         if !changed {
             return Ok(row);
         }
+        let step = if dropped.is_empty() { DurableStep::Apply } else { DurableStep::Compaction };
+        self.guarded.disk.reached(step, Edge::Before);
         self.file.write(StateChange { replaces_all: false, rows, dropped, row: saved(&row)? }).await?;
+        self.guarded.disk.reached(step, Edge::After);
         self.shared.written.notify_waiters();
         self.unmoved_bytes += bytes;
         if self.unmoved_bytes >= WAL_BYTES_MAX {
@@ -289,7 +292,9 @@ impl Flusher {
 
     /// Everything that was written survives a power cut afterwards; `row` is what was written last.
     async fn checkpoint(&mut self, row: &StateRow) -> io::Result<()> {
+        self.guarded.disk.reached(DurableStep::Checkpoint, Edge::Before);
         self.file.checkpoint(&self.guarded).await?;
+        self.guarded.disk.reached(DurableStep::Checkpoint, Edge::After);
         self.unmoved_bytes = 0;
         self.shared.durable.fetch_max(next_index(row), Ordering::SeqCst);
         self.guarded.metrics.state_bytes.set(shown(disk::file_size(&self.path)));
@@ -299,7 +304,9 @@ impl Flusher {
     async fn install(&mut self, rows: Vec<VersionRow>, row: StateRow) -> io::Result<()> {
         *self.shared.pending.lock() = Pending { row: row.clone(), ..Pending::default() };
         let change = StateChange { replaces_all: true, rows, dropped: Vec::new(), row: saved(&row)? };
+        self.guarded.disk.reached(DurableStep::SnapshotInstall, Edge::Before);
         self.file.write(change).await?;
+        self.guarded.disk.reached(DurableStep::SnapshotInstall, Edge::After);
         self.checkpoint(&row).await
     }
 }

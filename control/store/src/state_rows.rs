@@ -79,7 +79,7 @@ pub(crate) struct SqliteState(pub(crate) SqliteConnection);
 #[async_trait]
 impl StateRows for SqliteState {
     async fn row(&mut self) -> io::Result<Option<String>> {
-        disk::read_meta(&mut self.0, "state").await.map_err(io_error)
+        disk::read_meta(&mut self.0, "state").await
     }
 
     async fn scan(&mut self, each: &mut (dyn FnMut(VersionRow) -> io::Result<()> + Send)) -> io::Result<()> {

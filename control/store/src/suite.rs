@@ -27,7 +27,7 @@ fn guarded() -> Guarded {
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::hold(dir.path(), Arc::new(SqliteFiles)).unwrap();
+        let folder = Folder::hold(dir.path(), Arc::new(SqliteFiles), Arc::new(SystemDisk)).unwrap();
         let owner = Owner { cluster: "suite".to_owned(), node: 0 };
         let limits = HistoryLimits::default();
         let quorum = Arc::new(Quorum::new(owner.node));

@@ -304,10 +304,10 @@ async fn folders_of_others_are_refused() {
         "the data in DIR/state.sqlite belongs to member 1, not to 2; a member never takes over another one's folder";
     assert_eq!(shown(RaftStore::open(other).await), expected);
 
-    support::execute(dir.path(), "log.sqlite", "PRAGMA user_version = 2").await;
-    let expected = "the data in DIR/log.sqlite was written by a newer release (format 2, this one knows up to 1); run that release, or restore a backup into an empty folder";
+    support::execute(dir.path(), "log.sqlite", "PRAGMA user_version = 3").await;
+    let expected = "the data in DIR/log.sqlite was written by a newer release (format 3, this one knows up to 2); run that release, or restore a backup into an empty folder";
     assert_eq!(shown(RaftStore::open(options(dir.path())).await), expected);
-    support::execute(dir.path(), "log.sqlite", "PRAGMA user_version = 1").await;
+    support::execute(dir.path(), "log.sqlite", "PRAGMA user_version = 2").await;
 
     support::execute(dir.path(), "log.sqlite", "UPDATE entries SET payload = X'00' WHERE position = 2").await;
     let expected = "the data in DIR/log.sqlite is damaged: entry 2 does not have its checksum; restore a backup into an empty folder";

@@ -224,7 +224,7 @@ impl Cluster {
             }
             Err(_) if gone.is_cancelled() => {}
             Err(error) => {
-                if let Error::Data { why, .. } = &error {
+                if let Error::Data { why, .. } | Error::Damaged { why, .. } = &error {
                     self.journal.broken(format!("no start fails: member {id} refuses its own files: it {why}"));
                     self.with(id, |member| member.wanted = false);
                 }

@@ -113,6 +113,7 @@ fn answers() -> Vec<Answer> {
         Refusal::Unknown("x".to_owned()),
         Refusal::Denied("x".to_owned()),
         Refusal::Removed { member: 3 },
+        Refusal::Full,
     ];
     answers.extend(refusals.map(Answer::Refused));
     answers

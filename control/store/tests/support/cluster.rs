@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -10,13 +10,13 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tandem_store::{
-    Aim, Answer, Begin, Call, Change, Member, OpenOptions, PeerError, Peers, RaftStore, Role,
+    Aim, Answer, Begin, Call, Change, Disk, LogLimits, Member, OpenOptions, PeerError, Peers, RaftStore, Role,
     wire::{self, Route},
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{TestDisk, eventually, options, released};
+use super::{TestDisk, eventually, memory_dir, options, released};
 
 /// What goes wrong on the way from one member to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +68,13 @@ impl Wire {
 }
 
 pub(crate) struct Cluster {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Removed with the cluster, unless somebody else is to find it.
+    _removed: Option<tempfile::TempDir>,
+    disk: Arc<dyn Disk>,
+    limits: LogLimits,
+    compaction: Option<Duration>,
     wires: Arc<Wires>,
-    /// What each durable commit takes.
-    latency: Duration,
     /// Elections are about time: one cluster of a test program runs at once.
     _turn: SemaphorePermit<'static>,
 }
@@ -86,13 +89,32 @@ impl Cluster {
 
     async fn begin_slow(latency: Duration) -> (Cluster, Arc<RaftStore>) {
         let turn = TURN.acquire().await.unwrap();
-        // In memory: these tests are about members, and others about the disk.
-        let memory = std::path::Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let dir = tempfile::Builder::new().prefix("tdt-store").tempdir_in(base).unwrap();
-        let cluster = Cluster { dir, wires: Arc::default(), latency, _turn: turn };
+        let dir = memory_dir();
+        let defaults = options(dir.path());
+        let cluster = Cluster {
+            dir: dir.path().to_owned(),
+            _removed: Some(dir),
+            disk: Arc::new(TestDisk::slow(latency)),
+            limits: defaults.log_limits,
+            compaction: defaults.compaction,
+            wires: Arc::default(),
+            _turn: turn,
+        };
         let first = cluster.open(1, Begin::Cluster).await;
         (cluster, first)
+    }
+
+    /// A cluster in a folder that may hold one already, with a log that is let go and history that is forgotten soon.
+    pub(crate) async fn at(dir: &Path, disk: Arc<dyn Disk>) -> Cluster {
+        Cluster {
+            dir: dir.to_owned(),
+            _removed: None,
+            disk,
+            limits: LogLimits { checkpoint_entries: 40, kept_entries: 5 },
+            compaction: Some(Duration::from_millis(20)),
+            wires: Arc::default(),
+            _turn: TURN.acquire().await.unwrap(),
+        }
     }
 
     /// A cluster of so many voters. The first one leads.
@@ -111,7 +133,7 @@ impl Cluster {
     }
 
     pub(crate) fn path(&self, member: u64) -> PathBuf {
-        self.dir.path().join(member.to_string())
+        self.dir.join(member.to_string())
     }
 
     pub(crate) fn options(&self, member: u64, begin: Begin) -> OpenOptions {
@@ -120,7 +142,9 @@ impl Cluster {
             name: format!("m{member}"),
             address: member.to_string(),
             begin,
-            disk: Arc::new(TestDisk::slow(self.latency)),
+            disk: self.disk.clone(),
+            log_limits: self.limits,
+            compaction: self.compaction,
             peers: Arc::new(Wire { from: member, wires: self.wires.clone() }),
             ..options(&self.path(member))
         }

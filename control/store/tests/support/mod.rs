@@ -41,6 +41,13 @@ pub(crate) async fn open(dir: &Path) -> Arc<RaftStore> {
     RaftStore::open(options(dir)).await.unwrap()
 }
 
+/// A folder in memory, for tests that are about something else than the disk.
+pub(crate) fn memory_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("tdt-store").tempdir_in(base).unwrap()
+}
+
 /// A failure hook that tells a test instead of ending its process.
 pub(crate) fn recorder() -> (OnFailure, mpsc::UnboundedReceiver<String>) {
     let (sender, receiver) = mpsc::unbounded_channel();
