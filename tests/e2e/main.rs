@@ -2,6 +2,7 @@
 //! of its own. They need root.
 
 mod faults;
+mod loads;
 mod nodes;
 mod readme;
 mod restart;

@@ -1,7 +1,7 @@
 use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session};
 
 /// Runs a script in a namespace of its own, with the variables that scripts use.
-fn run(cluster: &Daemon, script: &str, namespace: &str, variables: &[(&str, &str)]) {
+pub(super) fn run(cluster: &Daemon, script: &str, namespace: &str, variables: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     cluster.read(&["create", "namespace", namespace]);
     let kubeconfig = folder.path().join("kubeconfig");

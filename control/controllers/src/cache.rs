@@ -424,6 +424,13 @@ stores! {
     pods: Pod from k8s_openapi::api::core::v1::Pod, everything();
     replica_sets: ReplicaSet from k8s_openapi::api::apps::v1::ReplicaSet, everything();
     deployments: Deployment from k8s_openapi::api::apps::v1::Deployment, everything();
+    daemon_sets: DaemonSet from k8s_openapi::api::apps::v1::DaemonSet, everything();
+    stateful_sets: StatefulSet from k8s_openapi::api::apps::v1::StatefulSet, everything();
+    budgets: PodDisruptionBudget from k8s_openapi::api::policy::v1::PodDisruptionBudget, everything();
+    claims: PersistentVolumeClaim from k8s_openapi::api::core::v1::PersistentVolumeClaim, everything();
+    controller_revisions: ControllerRevision from k8s_openapi::api::apps::v1::ControllerRevision, everything();
+    jobs: Job from k8s_openapi::api::batch::v1::Job, everything();
+    cron_jobs: CronJob from k8s_openapi::api::batch::v1::CronJob, everything();
     services: Service from k8s_openapi::api::core::v1::Service, everything();
     endpoints: Endpoints from k8s_openapi::api::core::v1::Endpoints, everything();
     endpoint_slices: EndpointSlice from k8s_openapi::api::discovery::v1::EndpointSlice, everything();

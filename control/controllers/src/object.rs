@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     Metadata, Resource,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time},
+        util::intstr::IntOrString,
+    },
 };
 use kube::core::{Selector, SelectorExt};
 use tandem_api::Revision;
@@ -92,4 +95,18 @@ pub(crate) fn by_age<K: Metadata<Ty = ObjectMeta>>(objects: &mut [Arc<K>]) {
         let key = |object: &Arc<K>| (created(object.metadata()), object.metadata().name.clone());
         key(one).cmp(&key(other))
     });
+}
+
+/// `25%` of a number, rounded up or down; plain numbers are themselves.
+pub(crate) fn share(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
+    match value {
+        None => 0,
+        Some(IntOrString::Int(number)) => *number,
+        Some(IntOrString::String(text)) => {
+            let percent: i64 = text.strip_suffix('%').and_then(|digits| digits.parse().ok()).unwrap_or(0);
+            let product = percent * i64::from(of);
+            let share = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
+            i32::try_from(share).unwrap_or(i32::MAX)
+        }
+    }
 }

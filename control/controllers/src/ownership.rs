@@ -1,6 +1,9 @@
 //! Who controls what: objects are adopted by whoever selects them, and released by whoever selects them no more.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::Selector;
 use serde::Serialize;
 
 use crate::{
@@ -31,6 +34,35 @@ pub(crate) fn woken<P: Cached, K: Cached>(
         keys.extend(wanting.map(|parent| Key::of(parent.metadata())));
     }
     keys
+}
+
+/// What a parent has after its claims, and the writes that make them true.
+#[derive(Debug)]
+pub(crate) struct Claims<'a, K> {
+    /// Those that it controlled before and that still match, in any state.
+    pub(crate) kept: Vec<&'a Arc<K>>,
+    pub(crate) adopted: Vec<&'a Arc<K>>,
+    pub(crate) actions: Vec<Action>,
+}
+
+/// A parent that is being deleted adopts nothing.
+///
+/// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#non-template-pod-acquisitions>
+pub(crate) fn claim<'a, P: Cached, K: Cached>(
+    parent: &P,
+    selector: Option<&Selector>,
+    owned: &'a [Arc<K>],
+    orphans: impl Iterator<Item = &'a Arc<K>>,
+) -> Claims<'a, K> {
+    let matches = |object: &K| object::matches(selector, object.metadata());
+    let (kept, released): (Vec<_>, Vec<_>) = owned.iter().partition(|object| matches(object));
+    let released = released.into_iter().filter(|object| !object::is_deleting(object.metadata()));
+    let mut actions: Vec<Action> = released.map(|object| release(parent, &**object)).collect();
+    let adopts = !object::is_deleting(parent.metadata());
+    let adopted: Vec<_> =
+        orphans.filter(|object| adopts && matches(object) && !object::is_deleting(object.metadata())).collect();
+    actions.extend(adopted.iter().map(|object| adopt(parent, &***object)));
+    Claims { kept, adopted, actions }
 }
 
 /// Takes control of an object that nobody controls.

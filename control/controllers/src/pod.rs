@@ -63,6 +63,20 @@ pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
     }
 }
 
+/// When a pod's last container ended, or, of one that is deleted, when that began.
+pub(crate) fn ended(pod: &Pod) -> Timestamp {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let finished = statuses
+        .into_iter()
+        .flatten()
+        .filter_map(|container| Some(container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0));
+    let given_up = || {
+        let at = pod.metadata.deletion_timestamp.as_ref()?.0;
+        Some(object::after(at, -pod.metadata.deletion_grace_period_seconds.unwrap_or(0)))
+    };
+    finished.max().or_else(given_up).unwrap_or_else(|| object::created(&pod.metadata))
+}
+
 /// A pod made from a template; the API server completes its name.
 pub(crate) fn from_template(template: &PodTemplateSpec, namespace: &str, prefix: &str, owner: OwnerReference) -> Pod {
     let from = template.metadata.clone().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! ReplicaSet: as many pods as it says, no more and no fewer.
 
-use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -15,12 +15,11 @@ use crate::{
     action::{Action, Deletion, Plan, Report},
     object, ownership, pod,
     pod::Availability,
+    ranking,
 };
 
 /// Pods that one plan creates or deletes; the next plan goes on from there.
 const BURST: usize = 500;
-/// What a pod's deletion costs, as its user says: cheap ones go first.
-const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 pub(crate) struct ReplicaSets;
 
@@ -92,25 +91,18 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     let set = &view.set;
     let selector = selector(set);
     let mut plan = Plan::default();
-    let (kept, released): (Vec<_>, Vec<_>) =
-        view.owned.iter().partition(|pod| object::matches(selector.as_ref(), &pod.metadata));
-    let mut mine: Vec<&Arc<Pod>> = kept.into_iter().filter(|pod| pod::is_active(pod)).collect();
-    for pod in released.into_iter().filter(|pod| !object::is_deleting(&pod.metadata)) {
-        plan.actions.push(ownership::release(&**set, &**pod));
-    }
+    let orphans = view.orphans.iter().filter(|pod| pod::is_active(pod));
+    let claims = ownership::claim(&**set, selector.as_ref(), &view.owned, orphans);
+    plan.actions = claims.actions;
+    let mut mine: Vec<&Arc<Pod>> = claims.kept.into_iter().filter(|pod| pod::is_active(pod)).collect();
+    mine.extend(claims.adopted);
     if !object::is_deleting(&set.metadata) {
-        for pod in view.orphans.iter().filter(|pod| pod::is_active(pod)) {
-            if object::matches(selector.as_ref(), &pod.metadata) {
-                plan.actions.push(ownership::adopt(&**set, &**pod));
-                mine.push(pod);
-            }
-        }
         let wanted = usize::try_from(spec(set).replicas.unwrap_or(1)).unwrap_or(0);
         if mine.len() < wanted {
             plan.actions.extend((mine.len()..wanted).take(BURST).map(|_| create(set)));
         } else if mine.len() > wanted {
             let surplus = (mine.len() - wanted).min(BURST);
-            rank(&mut mine, &view.related, now);
+            ranking::rank(&mut mine, &view.related, now);
             plan.actions.extend(mine.iter().take(surplus).map(|pod| delete(set, pod)));
         }
     }
@@ -189,54 +181,6 @@ fn conditions(view: &View, now: Timestamp) -> Option<Vec<ReplicaSetCondition>> {
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-/// Puts first what is best deleted: what serves least, then what has been there for the shortest time.
-///
-/// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#scaling-a-replicaset>
-fn rank(pods: &mut [&Arc<Pod>], related: &HashMap<String, usize>, now: Timestamp) {
-    pods.sort_by(|one, other| deletion_order(one, other, related, now));
-}
-
-fn deletion_order(one: &Pod, other: &Pod, related: &HashMap<String, usize>, now: Timestamp) -> Ordering {
-    let neighbours = |pod: &Pod| pod::node(pod).and_then(|node| related.get(node)).copied().unwrap_or(0);
-    let key = |pod: &Pod| (pod::node(pod).is_some(), phase_rank(pod), pod::is_ready(pod), deletion_cost(pod));
-    key(one)
-        .cmp(&key(other))
-        .then_with(|| neighbours(other).cmp(&neighbours(one)))
-        .then_with(|| match (pod::is_ready(one), pod::is_ready(other)) {
-            (true, true) => age_rank(pod::ready_since(one), now).cmp(&age_rank(pod::ready_since(other), now)),
-            _ => Ordering::Equal,
-        })
-        .then_with(|| restarts(other).cmp(&restarts(one)))
-        .then_with(|| {
-            let created = |pod: &Pod| age_rank(pod.metadata.creation_timestamp.as_ref().map(|time| time.0), now);
-            created(one).cmp(&created(other))
-        })
-        .then_with(|| one.metadata.uid.cmp(&other.metadata.uid))
-}
-
-fn phase_rank(pod: &Pod) -> u8 {
-    match pod::phase(pod) {
-        "Pending" => 0,
-        "Running" => 2,
-        _ => 1,
-    }
-}
-
-fn deletion_cost(pod: &Pod) -> i32 {
-    object::annotation(&pod.metadata, DELETION_COST).and_then(|cost| cost.parse().ok()).unwrap_or(0)
-}
-
-/// Ages are compared by orders of magnitude, so that of pods about as old a random one goes.
-fn age_rank(since: Option<Timestamp>, now: Timestamp) -> u32 {
-    let seconds = since.map_or(0, |since| now.duration_since(since).as_secs().max(0));
-    (seconds + 1).ilog2()
-}
-
-fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|container| container.restart_count).max().unwrap_or(0)
 }
 
 #[cfg(test)]

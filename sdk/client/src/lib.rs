@@ -4,6 +4,7 @@
 
 pub mod events;
 mod kubeconfig;
+pub mod node_selector;
 pub mod tolerations;
 
 use std::{

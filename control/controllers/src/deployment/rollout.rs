@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::{
-    api::apps::v1::{Deployment, ReplicaSet},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use tandem_client::events::{self, Note, Severity};
 
 use super::{
@@ -63,20 +60,6 @@ pub(super) fn scaled(deployment: &Deployment, set: &str, before: i32, after: i32
     Note::new(events::reference(deployment), Severity::Normal, "ScalingReplicaSet", message)
 }
 
-/// `25%` of a number, rounded up or down; plain numbers are themselves.
-fn resolve(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|digits| digits.parse().ok()).unwrap_or(0);
-            let product = percent * i64::from(of);
-            let share = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
-            i32::try_from(share).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 /// How many pods above and below the wanted number a rollout may go; never both zero, or it could not move.
 fn fenceposts(deployment: &Deployment, wanted: i32) -> (i32, i32) {
     let spec = spec(deployment);
@@ -84,8 +67,8 @@ fn fenceposts(deployment: &Deployment, wanted: i32) -> (i32, i32) {
         return (0, 0);
     }
     let rolling = spec.strategy.and_then(|strategy| strategy.rolling_update).unwrap_or_default();
-    let surge = resolve(rolling.max_surge.as_ref(), wanted, true);
-    let unavailable = resolve(rolling.max_unavailable.as_ref(), wanted, false);
+    let surge = object::share(rolling.max_surge.as_ref(), wanted, true);
+    let unavailable = object::share(rolling.max_unavailable.as_ref(), wanted, false);
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     (surge, unavailable.min(wanted))
 }

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::{REVISION, rollout, rollout::Rollout, spec};
-use crate::object;
+use crate::{hash::template_hash, object};
 
 /// The label that keeps the pods of one template apart from those of another.
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
@@ -23,24 +23,9 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Annotations of a ReplicaSet that are not its Deployment's.
 const OWN_ANNOTATIONS: [&str; 5] = [LAST_APPLIED, REVISION, REVISION_HISTORY, DESIRED_REPLICAS, MAX_REPLICAS];
 
-const FNV_OFFSET: u32 = 0x811c_9dc5;
-const FNV_PRIME: u32 = 0x0100_0193;
-/// Kubernetes' alphabet for hashes in names: no vowels, so no words.
-const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-
-/// The same for the same template and collision count, in every version of this program.
-fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    // Maps are sorted and fields have an order, so the encoding is one and the same.
-    let encoded = serde_json::to_vec(template).unwrap_or_default();
-    let salt = if collisions > 0 { collisions.to_le_bytes().to_vec() } else { Vec::new() };
-    let digest =
-        encoded.iter().chain(&salt).fold(FNV_OFFSET, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(FNV_PRIME));
-    digest.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
-}
-
 fn current_hash(deployment: &Deployment) -> String {
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
-    hash(&spec(deployment).template, collisions)
+    template_hash(&spec(deployment).template, collisions)
 }
 
 pub(super) fn set_name(deployment: &Deployment) -> String {
@@ -117,22 +102,5 @@ pub(super) fn annotate(set: &mut ReplicaSet, deployment: &Deployment, next: i64)
             history.push(',');
         }
         history.push_str(&before);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use expect_test::expect;
-    use k8s_openapi::api::core::v1::{Container, PodSpec};
-
-    use super::*;
-
-    #[test]
-    fn the_hash_is_frozen() {
-        let container = Container { name: "web".into(), image: Some("nginx:1.25".into()), ..Container::default() };
-        let spec = PodSpec { containers: vec![container], ..PodSpec::default() };
-        let template = PodTemplateSpec { spec: Some(spec), ..PodTemplateSpec::default() };
-        expect!["65dd6f8cb"].assert_eq(&hash(&template, 0));
-        expect!["597d5d9649"].assert_eq(&hash(&template, 1));
     }
 }

@@ -5,7 +5,7 @@ use k8s_openapi::{
 };
 
 use super::*;
-use crate::action::testing::describe;
+use crate::{action::testing::describe, ranking::DELETION_COST};
 
 const NOW: i64 = 1_000_000;
 

@@ -92,7 +92,7 @@ const ANYWHERE: &[&str] = &[
     "volumeAttributesClassName",
 ];
 
-/// Fields that are pointers in these types and plain values elsewhere.
+/// Fields that are pointers in these types and plain values elsewhere, or whose zero Kubernetes always shows.
 const IN_TYPE: &[(&str, &str)] = &[
     ("apps.v1.DeploymentSpec", "replicas"),
     ("apps.v1.ReplicaSetSpec", "replicas"),
@@ -109,7 +109,12 @@ const IN_TYPE: &[(&str, &str)] = &[
     ("discovery.v1.EndpointPort", "port"),
     ("discovery.v1.EndpointPort", "name"),
     ("discovery.v1.EndpointConditions", "ready"),
+    ("apps.v1.StatefulSetStatus", "availableReplicas"),
     ("batch.v1.JobStatus", "ready"),
+    ("policy.v1.PodDisruptionBudgetStatus", "disruptionsAllowed"),
+    ("policy.v1.PodDisruptionBudgetStatus", "currentHealthy"),
+    ("policy.v1.PodDisruptionBudgetStatus", "desiredHealthy"),
+    ("policy.v1.PodDisruptionBudgetStatus", "expectedPods"),
     ("core.v1.FCVolumeSource", "lun"),
     ("core.v1.CSIVolumeSource", "readOnly"),
     ("core.v1.AzureDiskVolumeSource", "readOnly"),

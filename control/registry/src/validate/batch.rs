@@ -93,6 +93,23 @@ pub(crate) fn cron_job(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
             }
         }
     }
+    if spec.contains_key("timeZone") {
+        match spec.text("timeZone") {
+            "" => problems.invalid("spec.timeZone", "", "timeZone must be nil or non-empty string"),
+            // It would mean another time on each machine.
+            local if local.eq_ignore_ascii_case("local") => {
+                problems.invalid(
+                    "spec.timeZone",
+                    local,
+                    "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+                );
+            }
+            zone if jiff::tz::TimeZone::get(zone).is_err() => {
+                problems.invalid("spec.timeZone", zone, format!("unknown time zone {zone}"));
+            }
+            _ => {}
+        }
+    }
     problems.check_non_negative(&spec, "startingDeadlineSeconds", "spec");
     problems.check_enum(&spec, "concurrencyPolicy", "spec", &["Allow", "Forbid", "Replace"], true);
     for key in ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {

@@ -53,6 +53,27 @@ pub(crate) fn daemon_set(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     problems.into_causes()
 }
 
+/// The pods of a StatefulSet have a volume for each claim that it makes, beside those of its template.
+fn with_claimed_volumes(spec: &Fields) -> Fields {
+    let claims = spec.each("volumeClaimTemplates").filter_map(|claim| claim.child("metadata"));
+    let claimed: Vec<String> = claims.map(|metadata| metadata.text("name").to_owned()).collect();
+    let mut spec = spec.clone();
+    let Some(pod) = spec.child_mut("template").and_then(|template| template.child_mut("spec")) else { return spec };
+    let named = |name: &String| pod.each("volumes").any(|volume| volume.text("name") == name);
+    let missing: Vec<Value> = claimed
+        .iter()
+        .filter(|name| !name.is_empty() && !named(name))
+        .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))
+        .collect();
+    if missing.is_empty() {
+        return spec;
+    }
+    let mut volumes = pod.list("volumes").to_vec();
+    volumes.extend(missing);
+    pod.insert("volumes".to_owned(), volumes.into());
+    spec
+}
+
 pub(crate) fn stateful_set(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     const MUTABLE: [&str; 7] = [
         "replicas",
@@ -66,7 +87,7 @@ pub(crate) fn stateful_set(object: &Object, old: Option<&Object>) -> Vec<Cause> 
     let (mut spec, mut problems) = (spec(object), Problems::default());
     check_counts(&spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &mut problems);
     check_selector(&spec, "statefulset", &mut problems);
-    check_running_template(&spec, "StatefulSet", &mut problems);
+    check_running_template(&with_claimed_volumes(&spec), "StatefulSet", &mut problems);
     problems.check_enum(&spec, "podManagementPolicy", "spec", &["OrderedReady", "Parallel"], false);
     if let Some(strategy) = spec.child("updateStrategy") {
         problems.check_enum(strategy, "type", "spec.updateStrategy", &["RollingUpdate", "OnDelete"], false);
