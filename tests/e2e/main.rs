@@ -2,6 +2,7 @@
 //! of its own. They need root.
 
 mod faults;
+mod members;
 mod nodes;
 mod readme;
 mod restart;
