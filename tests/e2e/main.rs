@@ -3,6 +3,7 @@
 
 mod faults;
 mod loads;
+mod members;
 mod nodes;
 mod readme;
 mod restart;

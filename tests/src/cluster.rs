@@ -41,14 +41,44 @@ impl Daemon {
         daemon
     }
 
+    /// Starts `tandem control` as the first member of a cluster.
+    pub fn control(machine: Machine, name: &str) -> Daemon {
+        Daemon::member_with(machine, name, &[])
+    }
+
+    /// Starts `tandem control` as a further member of the cluster of `server`, and waits until it votes.
+    pub fn member(machine: Machine, server: &Daemon, name: &str, flags: &[&str]) -> Daemon {
+        let url = format!("https://{}:6443", server.machine.address);
+        let token = server.token("control");
+        let join = ["--join", &url, "--token", &token];
+        Daemon::member_with(machine, name, &[&join[..], flags].concat())
+    }
+
+    fn member_with(machine: Machine, name: &str, flags: &[&str]) -> Daemon {
+        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+        let path = data.path().display().to_string();
+        let address = machine.address.to_string();
+        let base = ["control", "--data-dir", &path, "--listen", "0.0.0.0:6443", "--advertise", &address];
+        let arguments = base.iter().chain(&["--member-name", name]).chain(flags).map(ToString::to_string).collect();
+        let kubeconfig = data.path().join("admin.kubeconfig");
+        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig };
+        daemon.start();
+        daemon
+    }
+
+    /// A token to join with, as a node or as a member.
+    pub fn token(&self, role: &str) -> String {
+        let token = self.tandem(&["token", "create", "--role", role, "--data-dir", &self.data_dir()]);
+        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+        String::from_utf8_lossy(&token.stdout).trim().to_owned()
+    }
+
     /// Starts `tandem node`, which joins the cluster of `server`.
     pub fn join(machine: Machine, server: &Daemon, name: &str, flags: &[&str]) -> Daemon {
         let data = TempDir::with_prefix("tdt").expect("a temporary folder");
-        let token = server.tandem(&["token", "create", "--role", "node", "--data-dir", &server.data_dir()]);
-        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+        let token = server.token("node");
         let url = format!("https://{}:6443", server.machine.address);
         let path = data.path().display().to_string();
-        let token = String::from_utf8_lossy(&token.stdout).trim().to_owned();
         let address = machine.address.to_string();
         let base = [
             "node",
@@ -67,6 +97,14 @@ impl Daemon {
         let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig: server.kubeconfig.clone() };
         daemon.spawn();
         daemon
+    }
+
+    /// Waits until the process ends by itself; gives back its exit code.
+    pub fn ended(&mut self, limit: Duration) -> Option<i32> {
+        until("the process ends", limit, || match self.process.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => Ok(status.code()),
+            other => Err(format!("{other:?}")),
+        })
     }
 
     pub fn data_dir(&self) -> String {
@@ -88,6 +126,11 @@ impl Daemon {
             let ready = self.kubectl(&["get", "--raw", "/readyz"]);
             if ready.status.success() { Ok(()) } else { Err(tail(&log)) }
         });
+    }
+
+    /// Starts the process again, and leaves it to the test what becomes of it.
+    pub fn restart(&mut self) {
+        self.spawn();
     }
 
     fn spawn(&mut self) {
@@ -136,13 +179,14 @@ impl Daemon {
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        let kubectl = crate::kubectl(KUBECTL_MINOR);
-        self.machine
-            .command(kubectl)
-            .args(arguments)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .output()
-            .expect("kubectl runs")
+        self.kubectl_command(arguments).output().expect("kubectl runs")
+    }
+
+    /// kubectl on this machine, to be run once or many times.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.machine.command(crate::kubectl(KUBECTL_MINOR));
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig);
+        command
     }
 
     /// What kubectl prints; panics where it fails.

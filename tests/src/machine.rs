@@ -3,7 +3,7 @@
 use std::{
     net::Ipv4Addr,
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -87,21 +87,29 @@ impl Machine {
         F: Future<Output = T> + Send + 'static,
         T: Send + 'static,
     {
-        let namespace = std::fs::File::open(self.namespace()).expect("the namespace is there");
-        let thread = std::thread::spawn(move || {
-            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
-                .expect("entering a namespace needs root");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(future)
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        inside(&self.namespace(), future)
     }
 
     /// Runs a line of shell on this machine.
     pub fn shell(&self, line: &str) -> Output {
         self.command("bash").args(["-c", line]).output().expect("bash runs")
     }
+}
+
+/// Runs a future on a thread that is in a network namespace.
+pub fn inside<T, F>(namespace: &Path, future: F) -> T
+where
+    F: Future<Output = T> + Send + 'static,
+    T: Send + 'static,
+{
+    let namespace = std::fs::File::open(namespace).expect("the namespace is there");
+    let thread = std::thread::spawn(move || {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("entering a namespace needs root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(future)
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Drop for Machine {

@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tandem-controllers", &["tandem-api", "tandem-client"]),
     ("tandem-scheduler", &["tandem-api", "tandem-client"]),
     ("tandem-images", &["tandem-api", "tandem-client", "tandem-component"]),
+    ("tandem-peers", &["tandem-api", "tandem-store", "tandem-pki"]),
     ("tandem-runtime", &["tandem-api"]),
     ("tandem-cri", &["tandem-api", "tandem-runtime"]),
     ("tandem-containerd", &["tandem-api", "tandem-runtime", "tandem-cri"]),
@@ -51,6 +52,7 @@ const BANNED: &[(&str, &[&str])] = &[
     ("tandem-registry", &["kube", "axum", "sqlx", "wasmtime", "tokio"]),
     ("tandem-simulation", &["kube", "k8s-openapi", "axum", "sqlx", "wasmtime"]),
     ("tandem-apiserver", &["kube", "sqlx", "openraft", "wasmtime"]),
+    ("tandem-peers", &["kube", "k8s-openapi", "wasmtime"]),
     ("tandem-component", &["wasmtime"]),
     ("tandem-agent", &["wasmtime", "tonic"]),
 ];

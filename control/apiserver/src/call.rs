@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header, request::Parts};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use tandem_api::{ApiError, Identity, Reason};
+use tandem_api::{ApiError, Fence, Identity, Reason};
 use tandem_registry::columns::IncludeObject;
 use tokio::time::{Duration, timeout};
 
@@ -28,6 +28,8 @@ pub(crate) struct Call {
     pub(crate) info: Arc<RequestInfo>,
     pub(crate) identity: Identity,
     pub(crate) audit: Audit,
+    /// The term in which a leader in this process asks.
+    pub(crate) fence: Option<u64>,
     pub(crate) parts: Parts,
     body: Mutex<Option<Body>>,
     warnings: Mutex<Vec<String>>,
@@ -41,6 +43,7 @@ impl Call {
             info: parts.extensions.get::<Arc<RequestInfo>>().cloned().ok_or_else(missing)?,
             identity: parts.extensions.get::<Identity>().cloned().ok_or_else(missing)?,
             audit: parts.extensions.get::<Audit>().cloned().ok_or_else(missing)?,
+            fence: parts.extensions.get::<Fence>().map(|fence| fence.0),
             parts,
             body: Mutex::new(Some(body)),
             warnings: Mutex::default(),

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use tandem_api::{ApiError, Clock, Entropy, Settings};
 use tandem_pki::ServiceAccountKey;
 use tandem_registry::{Registry, ResourceDef, Schema};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -24,6 +25,7 @@ pub(crate) struct Core {
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
     pub(crate) ready: Vec<ReadyCheck>,
+    pub(crate) quorum: Option<watch::Receiver<bool>>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
     pub(crate) documents: discovery::Documents,
@@ -34,6 +36,10 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn schema(&self) -> &Schema {
         self.registry.schema()
+    }
+
+    pub(crate) fn has_quorum(&self) -> bool {
+        self.quorum.as_ref().is_none_or(|quorum| *quorum.borrow())
     }
 
     /// The row of a resource that the server itself needs.

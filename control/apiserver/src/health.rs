@@ -44,6 +44,9 @@ pub(crate) async fn serve(core: &Core, call: &Call, path: &str) -> Option<Result
 }
 
 async fn store(core: &Core) -> Option<String> {
+    if !core.has_quorum() {
+        return Some("this member is not part of a quorum".to_owned());
+    }
     let key = tandem_api::Key::prefix("", "namespaces", None);
     core.objects.storage().get(&key, Consistency::Linearizable).await.err().map(|error| error.to_string())
 }

@@ -1,5 +1,5 @@
-//! What every request passes, outermost first: audit, panics, metrics, parsing, authentication, impersonation, limits,
-//! authorization, compression.
+//! What every request passes, outermost first: audit, panics, parsing, metrics, compression, quorum, authentication,
+//! impersonation, limits, authorization.
 
 mod audit;
 mod compression;
@@ -21,7 +21,10 @@ pub(crate) use audit::Audit;
 pub(crate) use limits::Limits;
 pub(crate) use metrics::Metrics;
 
-use crate::{authn, authz, core::Core, request::RequestInfo, respond};
+use crate::{authn, authz, core::Core, request::RequestInfo, respond, server::Peer};
+
+/// When to try again where there is no quorum: an election takes less.
+const RETRY_SECONDS: u32 = 1;
 
 /// The given routes behind all layers.
 pub(crate) fn wrap(core: &Arc<Core>, router: Router) -> Router {
@@ -29,6 +32,7 @@ pub(crate) fn wrap(core: &Arc<Core>, router: Router) -> Router {
         .layer(middleware::from_fn_with_state(core.clone(), authorize))
         .layer(middleware::from_fn_with_state(core.clone(), limits::hold))
         .layer(middleware::from_fn_with_state(core.clone(), authenticate))
+        .layer(middleware::from_fn_with_state(core.clone(), need_quorum))
         .layer(compression::layer())
         .layer(middleware::from_fn_with_state(core.clone(), metrics::measure))
         .layer(middleware::from_fn(parse))
@@ -56,6 +60,23 @@ async fn parse(mut request: Request, next: Next) -> Response {
         }
         Err(error) => respond::error(&error),
     }
+}
+
+/// A member that is cut off from the others refuses at once: clients are to turn to another one instead of waiting, and
+/// nobody is to see how things were before. What runs inside the process goes on with what it knows.
+async fn need_quorum(State(core): State<Arc<Core>>, request: Request, next: Next) -> Response {
+    let outside = request.extensions().get::<Peer>().is_some();
+    if !outside || core.has_quorum() || is_about_this_member(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let message = "this member is not part of a quorum at the moment; another member may answer";
+    respond::error(&ApiError::new(Reason::ServiceUnavailable, message).retry_after(RETRY_SECONDS))
+}
+
+/// Health, figures and version are a member's own; who the members are, each one knows.
+fn is_about_this_member(path: &str) -> bool {
+    let own = ["/livez", "/readyz", "/healthz", "/metrics", "/version", "/tandem/v1/status"];
+    own.iter().any(|own| path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 async fn authenticate(State(core): State<Arc<Core>>, mut request: Request, next: Next) -> Response {

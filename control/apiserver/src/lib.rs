@@ -61,7 +61,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
-pub use server::serve;
+pub use respond::error as status;
+pub use server::{Front, OtherProtocol, serve, serve_beside};
 
 use crate::{
     call::Call,
@@ -107,6 +108,8 @@ pub struct Config {
     pub nodes: Option<Arc<dyn NodeDialer>>,
     pub images: Option<Arc<dyn ImageKinds>>,
     pub ready: Vec<ReadyCheck>,
+    /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
+    pub quorum: Option<watch::Receiver<bool>>,
     /// Where the API server registers its figures; `/metrics` shows all that is registered there.
     pub metrics: Arc<Mutex<MetricsRegistry>>,
 }
@@ -131,6 +134,7 @@ impl ApiServer {
             nodes: config.nodes,
             images: config.images,
             ready: config.ready,
+            quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
             documents,

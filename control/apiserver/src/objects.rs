@@ -74,7 +74,7 @@ impl Objects {
         at: Consistency,
     ) -> Result<Option<Stored>, ApiError> {
         let key = Objects::key(def, namespace, name);
-        let found = self.storage.get(&key, at).await.map_err(read_error)?;
+        let found = self.storage.get(&key, at).await.map_err(store_error)?;
         Ok(found.map(|stored| self.heartbeats.newest(stored)))
     }
 
@@ -85,7 +85,7 @@ impl Objects {
         from: Option<&Key>,
         limit: usize,
     ) -> Result<Page, ApiError> {
-        let mut page = self.storage.list(prefix, at, from, limit).await.map_err(read_error)?;
+        let mut page = self.storage.list(prefix, at, from, limit).await.map_err(store_error)?;
         if self.heartbeats.covers(prefix) {
             page.items = page.items.into_iter().map(|stored| self.heartbeats.newest(stored)).collect();
         }
@@ -103,10 +103,10 @@ impl Objects {
         page.items.iter().map(|stored| self.read(def, stored)).collect()
     }
 
-    /// Everything happens, at one revision, or nothing.
-    pub(crate) async fn write(&self, ops: Vec<Op>) -> Result<Reply, ApiError> {
-        let command = Command { version: COMMAND_VERSION, fence: None, ops };
-        self.storage.write(command).await.map_err(read_error)
+    /// Everything happens, at one revision, or nothing. With a fence nothing happens once that term has passed.
+    pub(crate) async fn write(&self, fence: Option<u64>, ops: Vec<Op>) -> Result<Reply, ApiError> {
+        let command = Command { version: COMMAND_VERSION, fence, ops };
+        self.storage.write(command).await.map_err(store_error)
     }
 
     /// The object of a stored value, in the row's shape, with its revision.
@@ -181,7 +181,7 @@ fn splice(json: &[u8], revision: Revision) -> Option<Vec<u8>> {
     Some(spliced)
 }
 
-pub(crate) fn read_error(error: Error) -> ApiError {
+pub(crate) fn store_error(error: Error) -> ApiError {
     match error {
         Error::Compacted { .. } => expired(),
         Error::Overrun => ApiError::new(Reason::Expired, "The resourceVersion for the provided watch is too old."),
@@ -198,14 +198,14 @@ pub(crate) fn read_error(error: Error) -> ApiError {
         Error::Unavailable(why) => {
             ApiError::new(Reason::ServiceUnavailable, format!("the store is not available: {why}")).retry_after(1)
         }
-        Error::Denied(_) | Error::Removed { .. } | Error::Full => {
-            ApiError::new(Reason::ServiceUnavailable, error.to_string()).retry_after(1)
-        }
-        // Whether it happened is not known: clients must look before they try again.
+        Error::Removed { .. } => ApiError::new(Reason::ServiceUnavailable, error.to_string()),
+        Error::Full => ApiError::new(Reason::ServiceUnavailable, error.to_string()).retry_after(1),
+        // Whether it happened is not known: clients must look before they try again, so no time is named for that.
         Error::Unknown(why) => ApiError::new(
             Reason::Timeout,
             format!("Timeout: request did not complete within the allowed duration: {why}"),
         ),
+        Error::Denied(why) => ApiError::new(Reason::Conflict, why),
         Error::Data { .. } | Error::Damaged { .. } | Error::Storage { .. } => {
             tracing::error!(%error, "the store failed");
             ApiError::internal(error)

@@ -29,7 +29,7 @@ pub(crate) fn text(code: StatusCode, body: impl Into<Bytes>) -> Response {
 }
 
 /// The Status of a failed request.
-pub(crate) fn error(error: &ApiError) -> Response {
+pub fn error(error: &ApiError) -> Response {
     let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_bytes(code, error.status().to_string());
     let seconds = error.details.retry_after_seconds;

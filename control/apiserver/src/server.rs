@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -18,7 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::Acceptor};
 use tandem_api::Identity;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -27,7 +27,7 @@ use tokio::{
     task::JoinSet,
     time::{Sleep, sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -35,6 +35,8 @@ use crate::{held::held, tls};
 
 /// Connections beyond this wait in the listen queue until others end.
 const CONNECTIONS_MAX: usize = 16_384;
+/// Connections beyond those, for the other protocol only: clients, however many, never keep members from each other.
+const RESERVED_MAX: usize = 64;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long a new connection may be silent.
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(10);
@@ -56,6 +58,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// What clients meet: the server's side of TLS, and the routes behind it.
+#[derive(Clone)]
+pub struct Front {
+    pub tls: Arc<ServerConfig>,
+    pub router: Router,
+}
+
+/// Another protocol on the same port. A connection whose client offers its name goes to `take` before any answer.
+#[derive(Clone)]
+pub struct OtherProtocol {
+    pub name: &'static [u8],
+    pub take: Arc<dyn Fn(StartHandshake<TcpStream>, SocketAddr) + Send + Sync>,
+}
+
 /// Accepts connections until `shutdown`, then lets what runs finish for a moment.
 ///
 /// Each request carries its [`Peer`] and, where the connection has a client certificate, its [`Identity`].
@@ -65,8 +81,18 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let front = OnceLock::from(Front { tls: Arc::new(tls), router });
+    serve_beside(listener, Arc::new(front), None, shutdown).await
+}
+
+/// As [`serve`], with another protocol on the same port. Until there is a front, connections of clients are closed.
+pub async fn serve_beside(
+    listener: TcpListener,
+    front: Arc<OnceLock<Front>>,
+    other: Option<OtherProtocol>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let slots = Slots::new();
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -82,9 +108,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = connection(stream, peer, acceptor.clone(), router.clone(), shutdown.clone());
+        let connection = greet(stream, peer, slot, front.clone(), other.clone(), shutdown.clone());
         connections.spawn(async move {
-            let _slot = slot;
             if let Err(error) = connection.await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
@@ -98,27 +123,84 @@ pub async fn serve(
     Ok(())
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+struct Slots {
+    clients: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
+}
+
+/// One of the connections that may be open.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    /// Not for clients.
+    reserved: bool,
+}
+
+impl Slots {
+    fn new() -> Slots {
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Slots { clients: semaphore(CONNECTIONS_MAX), reserved: semaphore(RESERVED_MAX) }
+    }
+
+    async fn next(&self) -> io::Result<Slot> {
+        let (permit, reserved) = tokio::select! {
+            biased;
+            permit = self.clients.clone().acquire_owned() => (permit, false),
+            permit = self.reserved.clone().acquire_owned() => (permit, true),
+        };
+        Ok(Slot { _permit: permit.map_err(io::Error::other)?, reserved })
+    }
+}
+
+async fn accept(listener: &TcpListener, slots: &Slots) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+    let slot = slots.next().await?;
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok((stream, peer, slot))
 }
 
-async fn connection(
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Finds out by which protocol the other side wants to speak.
+async fn greet(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
-    router: Router,
+    slot: Slot,
+    front: Arc<OnceLock<Front>>,
+    other: Option<OtherProtocol>,
     shutdown: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Failure> {
+    let begun = tokio::time::Instant::now();
+    let start = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        start = timeout(HANDSHAKE_MAX, LazyConfigAcceptor::new(Acceptor::default(), stream)) => start??,
+    };
+    if let Some(other) = other
+        && start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == other.name))
+    {
+        (other.take)(start, peer);
+        return Ok(());
+    }
+    if slot.reserved {
+        return Err("too many connections".into());
+    }
+    let Some(Front { tls, router }) = front.get().cloned() else {
+        return Err("this member does not know its cluster yet".into());
+    };
     let stream = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)) => stream??,
+        stream = timeout(HANDSHAKE_MAX.saturating_sub(begun.elapsed()), start.into_stream(tls)) => stream??,
     };
+    let served = connection(stream, peer, router, shutdown).await;
+    drop(slot);
+    served
+}
+
+async fn connection(
+    stream: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    router: Router,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
     let identity = peer_identity(&stream);
     let activity = Arc::new(Activity::default());
     let working = activity.clone();

@@ -40,6 +40,7 @@ pub(crate) struct Server {
 
 #[derive(Default)]
 pub(crate) struct Parts {
+    pub(crate) quorum: Option<tokio::sync::watch::Receiver<bool>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
 }
@@ -144,6 +145,7 @@ impl Server {
             nodes: parts.nodes,
             images: parts.images,
             ready: Vec::new(),
+            quorum: parts.quorum,
             metrics: Arc::default(),
         });
         api.bootstrap().await.unwrap();

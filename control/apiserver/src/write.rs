@@ -39,6 +39,8 @@ pub(crate) struct Author<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) trace: &'a str,
     pub(crate) options: &'a WriteOptions,
+    /// The term of the leader whose work this is.
+    pub(crate) fence: Option<u64>,
 }
 
 /// Which object is written, and through which of its doors.
@@ -202,7 +204,7 @@ async fn insert(
         }
         let key = Objects::key(def, target.namespace, &name);
         let put = Op::Put { key, value: objects::encode(def, &allocated)?, expect: Expect::Absent };
-        match write(core, put, effects).await? {
+        match write(core, author.fence, put, effects).await? {
             Written::At(revision) => {
                 allocated.set_revision(revision);
                 return Ok(allocated);
@@ -224,17 +226,20 @@ enum Written {
     Taken,
 }
 
-async fn write(core: &Core, op: Op, effects: Effects) -> Result<Written, ApiError> {
+async fn write(core: &Core, fence: Option<u64>, op: Op, effects: Effects) -> Result<Written, ApiError> {
     if let Op::Delete { key, .. } = &op {
         core.objects.heartbeats().forget(key);
     }
     let mut ops = vec![op];
     ops.extend(effects.ops);
-    match core.objects.write(ops).await? {
+    match core.objects.write(fence, ops).await? {
         Reply::Done { revision } => Ok(Written::At(revision)),
         Reply::Mismatch { op: 0, .. } => Ok(Written::Lost),
         Reply::Mismatch { .. } => Ok(Written::Taken),
-        Reply::Fenced { term } => Err(ApiError::internal(format!("the write was fenced off by term {term}"))),
+        Reply::Fenced { term } => {
+            let message = format!("this member does not lead any longer: it is term {term}, and nothing was written");
+            Err(ApiError::new(Reason::ServiceUnavailable, message))
+        }
         Reply::Unsupported { version } => {
             Err(ApiError::internal(format!("the store does not know commands of version {version}")))
         }
@@ -309,7 +314,7 @@ async fn try_update(
         Op::Put { key, value, expect }
     };
     let effects = if over { admission::release(def, live) } else { effects };
-    match write(core, op, effects).await? {
+    match write(core, author.fence, op, effects).await? {
         Written::At(revision) => {
             new.set_revision(revision);
             Ok(Some(new))
@@ -431,7 +436,7 @@ pub(crate) async fn delete(
             Step::Remove => (None, admission::release(def, &live), None),
             Step::Mark(marked) => (Some(objects::encode(def, &marked)?), Effects::default(), Some(marked)),
         };
-        match write(core, removal(target, &live, op), effects).await? {
+        match write(core, author.fence, removal(target, &live, op), effects).await? {
             Written::At(revision) => {
                 return Ok(match outcome {
                     Some(mut marked) => {

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context as _;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::RwLock;
 use rustls::{
     crypto::ring::sign::any_supported_type,
@@ -12,8 +12,11 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tandem_api::{Clock, Settings};
+use tandem_peers::Identity;
 use tandem_pki::{CertificateRequest, Leaf, Pki, Usage};
 use tokio_util::sync::CancellationToken;
+
+use crate::join;
 
 /// A third of a certificate's year: renewed long before anybody could notice.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(120 * 24);
@@ -60,6 +63,35 @@ impl ServerCertificate {
                 Ok(fresh) => *self.current.write() = fresh,
                 Err(error) => tracing::error!(%error, "the API server's certificate could not be renewed"),
             }
+        }
+    }
+}
+
+impl ServerCertificate {
+    /// When the certificate that is shown now ends.
+    pub(crate) fn not_after(&self) -> Option<Timestamp> {
+        let current = self.current.read().clone();
+        let shown = join::to_pem(current.cert.first()?);
+        tandem_pki::not_after(&shown).ok()
+    }
+}
+
+/// Renews the certificate that other members know this one by, until shutdown.
+pub(crate) async fn renew_identity(
+    pki: Arc<Pki>,
+    identity: Arc<Identity>,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEWAL.unsigned_abs()) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let leaf = identity.name().issue(&pki.members, clock.now());
+        let renewed = leaf.map_err(|error| error.to_string());
+        if let Err(error) = renewed.and_then(|leaf| identity.renew(&leaf).map_err(|error| error.to_string())) {
+            tracing::error!(error, "the certificate for other members could not be renewed");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) enum Command {
     Up(Box<Up>),
     /// Run a control-plane member.
     #[command(
-        after_help = "Example:\n  tandem control --data-dir /var/lib/tandem --listen 0.0.0.0:6443 --advertise 192.0.2.10"
+        after_help = "Examples:\n  tandem control --data-dir /var/lib/tandem --listen 0.0.0.0:6443 --advertise 192.0.2.10\n\nA further member, with a token of `tandem token create --role control`:\n  tandem control --listen 0.0.0.0:6443 --advertise 192.0.2.11 --join https://192.0.2.10:6443 --token \"$(cat token)\"\n\nIt listens first, and votes as soon as it has caught up. Started again it needs neither --join nor --token."
     )]
     Control(Box<Control>),
     /// Run a node that joins a cluster.
@@ -46,6 +46,17 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// The members of the control plane.
+    #[command(
+        after_help = "Examples:\n  tandem member list\n  tandem member remove 12          # of a machine that does not come back\n  tandem member promote 12         # have one vote that joined to listen\n\nA new member joins with `tandem control --join`; `--replace ID` gives it the place of another."
+    )]
+    Member {
+        #[command(subcommand)]
+        command: MemberCommand,
+    },
+    /// Show how the cluster is: members, leader, lag, nodes, versions, certificates, disks.
+    #[command(after_help = "Examples:\n  tandem status\n  tandem status -o json")]
+    Status(Status),
     /// Upload a WebAssembly component to the cluster's registry and print its image reference.
     #[command(after_help = "Example:\n  tandem push target/wasm32-wasip2/release/hello.wasm registry.tandem/hello:1")]
     Push(Push),
@@ -78,8 +89,18 @@ pub(crate) struct MemberFlags {
     /// The address at which others reach this member, where it is not the one that it listens on.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) advertise: Option<std::net::IpAddr>,
+    /// The member's name among the members [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) member_name: Option<String>,
     #[command(flatten)]
     pub(crate) settings: SettingsFlags,
+}
+
+impl MemberFlags {
+    pub(crate) fn name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.member_name.clone().unwrap_or_else(host)
+    }
 }
 
 /// Fixed when the cluster first starts; giving another value later is an error.
@@ -154,6 +175,22 @@ pub(crate) struct Control {
     pub(crate) data: DataDir,
     #[command(flatten)]
     pub(crate) member: MemberFlags,
+    #[command(flatten)]
+    pub(crate) join: JoinFlags,
+}
+
+/// How a new member finds the cluster that it joins.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct JoinFlags {
+    /// A member of the cluster to join, `https://HOST:PORT`; needed the first time only.
+    #[arg(long, value_name = "URL", requires = "token")]
+    pub(crate) join: Option<String>,
+    /// The token of `tandem token create --role control`, needed the first time only.
+    #[arg(long, env = "TANDEM_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// The id of a member whose place this one takes once it has caught up.
+    #[arg(long, value_name = "ID", requires = "join")]
+    pub(crate) replace: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -190,7 +227,46 @@ pub(crate) enum TokenCommand {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Role {
+    /// A member of the control plane; whoever holds the token gets the cluster's keys.
+    Control,
     Node,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// Show the members.
+    List {
+        #[command(flatten)]
+        cluster: Registry,
+        #[arg(long, short, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Make a member that listens vote, if it has caught up.
+    Promote {
+        id: u64,
+        #[command(flatten)]
+        cluster: Registry,
+    },
+    /// Take a member out of the cluster. Its data folder is of no use afterwards.
+    Remove {
+        id: u64,
+        #[command(flatten)]
+        cluster: Registry,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) cluster: Registry,
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use axum::Router;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tandem_api::{Clock, Entropy, Identity, Settings, SystemClock, SystemEntropy};
-use tandem_apiserver::{ApiServer, ImageKinds, ReadyCheck, TlsDialer};
+use tandem_api::{ApiError, Clock, Entropy, Identity, Reason, Settings, SystemClock, SystemEntropy};
+use tandem_apiserver::{ApiServer, Front, ImageKinds, OtherProtocol, ReadyCheck, TlsDialer};
 use tandem_client::{
     Kubeconfig, in_process,
     k8s_openapi::api::core::v1::ConfigMap,
@@ -26,18 +26,23 @@ use tandem_client::{
     },
     kubeconfig,
 };
-use tandem_pki::{CertificateRequest, Leaf, Pki, Usage, write_private};
-use tandem_store::{Leadership, OpenOptions, RaftStore};
+use tandem_peers::{Network, StoreAnswerer, Thread};
+use tandem_pki::{CertificateRequest, Leaf, MemberName, Pki, Usage, write_private};
+use tandem_store::{Change, OpenOptions, RaftStore, Standing};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     certificates::{self, ServerCertificate},
-    cli::MemberFlags,
+    cli::{JoinFlags, MemberFlags},
     data::{self, DataFolder},
+    elsewhere::OtherRegistries,
     join::NodeFiles,
+    leading,
+    member::{self, Record},
+    members::{self, Membership},
     settings,
-    signer::ClusterSigner,
+    terminal::Progress,
 };
 
 /// Where nodes that join read the cluster's settings.
@@ -45,10 +50,14 @@ pub(crate) const SETTINGS_NAMESPACE: &str = "kube-public";
 pub(crate) const SETTINGS_NAME: &str = "tandem-settings";
 pub(crate) const SETTINGS_KEY: &str = "settings.json";
 
-/// The one voter of a cluster that starts. Ids are never used twice, so members that join later get others.
-const FIRST_MEMBER: u64 = 1;
 /// What still runs this long after the end began is left behind.
 const STOP_MAX: Duration = Duration::from_millis(900);
+/// How long handing over the lead may take before the member goes without it.
+const HAND_OVER_MAX: Duration = Duration::from_millis(600);
+/// How often a member that waits for the others looks again.
+const LOOK: Duration = Duration::from_millis(50);
+/// After this long the terminal is told what is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A member that answers.
 pub(crate) struct ControlPlane {
@@ -62,9 +71,18 @@ pub(crate) struct ControlPlane {
     pub(crate) local: SocketAddr,
     /// Whether `/readyz` may say ok; for `up` that takes a node, too.
     pub(crate) node_ready: Arc<AtomicBool>,
-    store: Arc<RaftStore>,
-    tasks: JoinSet<()>,
     clock: Arc<dyn Clock>,
+    running: Running,
+}
+
+/// What has to be stopped in order.
+struct Running {
+    store: Arc<RaftStore>,
+    /// Where the store and the connections of members live.
+    thread: Thread,
+    /// Ends what answers, once the lead was handed over.
+    closing: CancellationToken,
+    tasks: JoinSet<()>,
 }
 
 struct Parts {
@@ -74,6 +92,26 @@ struct Parts {
     store: Arc<RaftStore>,
     settings: Settings,
     metrics: Arc<Mutex<MetricsRegistry>>,
+}
+
+/// How and where a member is started.
+pub(crate) struct Start<'a> {
+    pub(crate) data: &'a DataFolder,
+    pub(crate) flags: &'a MemberFlags,
+    pub(crate) join: &'a JoinFlags,
+    /// The machine's address, for others.
+    pub(crate) machine: IpAddr,
+    pub(crate) progress: &'a Progress,
+}
+
+impl Start<'_> {
+    /// Where others reach this member.
+    fn advertised(&self) -> SocketAddr {
+        let listens = self.flags.listen.ip();
+        // Endpoints may not name a loopback address; each node's forwarder finds the member in any case.
+        let outside = if listens.is_loopback() { self.machine } else { reachable(listens, self.machine) };
+        SocketAddr::new(self.flags.advertise.unwrap_or(outside), self.flags.listen.port())
+    }
 }
 
 /// Takes what a member needs before anything is written, and then its folder: a start that is refused leaves nothing.
@@ -89,47 +127,254 @@ pub(crate) async fn take(folder: &Path, flags: &MemberFlags) -> anyhow::Result<(
 
 /// Starts a member. It answers requests when this returns.
 pub(crate) async fn start(
-    data: &DataFolder,
-    flags: &MemberFlags,
+    start: Start<'_>,
     listener: TcpListener,
-    machine: IpAddr,
     shutdown: CancellationToken,
 ) -> anyhow::Result<ControlPlane> {
-    let parts = open(data, flags).await?;
-    let listens = flags.listen.ip();
-    // Endpoints may not name a loopback address; each node's forwarder finds the member in any case.
-    let outside = if listens.is_loopback() { machine } else { reachable(listens, machine) };
-    let advertise = flags.advertise.unwrap_or(outside);
-    let certificate =
-        ServerCertificate::issue(parts.pki.clone(), &parts.settings, &[listens, advertise, machine], &*parts.clock)?;
-    let node_ready = Arc::new(AtomicBool::new(false));
-    let known = Arc::new(KnownImages(OnceLock::new()));
-    let api = api_server(&parts, node_ready.clone(), known.clone())?;
-    let images = image_registry(data, &api, &parts)?;
-    // The API server asks the registry of images, whose index is objects of the API server: one of them comes first.
-    let _first = known.0.set(images.clone());
-    let router = api.layers(images.router());
-    api.bootstrap().await.context("the cluster's first objects could not be made")?;
+    let Start { data, flags, .. } = start;
+    let record = member::ensure(data, flags.name(), start.join, start.advertised()).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let pki = Arc::new(Pki::open(&data.pki(), clock.now())?);
+    let metrics = Arc::new(Mutex::new(MetricsRegistry::default()));
+    let cluster = data.cluster_id(&SystemEntropy)?;
+    let name = MemberName { id: record.id, cluster: cluster.clone() };
+    let leaf = name.issue(&pki.members, clock.now())?;
+    let identity = Arc::new(tandem_peers::Identity::new(name, &leaf, pki.members.certificate())?);
+    let mut options = OpenOptions::new(data.store(), record.id, cluster.clone());
+    options.metrics = tandem_store::Metrics::register(&mut metrics.lock());
+    (options.begin, options.address, options.name) = (record.begin(), start.advertised().to_string(), flags.name());
+    let mut running = Running::open(options, &identity).await?;
+    record.settled(data)?;
 
-    let mut tasks = JoinSet::new();
-    let tls = tandem_apiserver::tls::server_config(certificate.clone(), parts.pki.cluster.certificate())?;
-    tasks.spawn(serve(listener, tls, router.clone(), shutdown.clone()));
-    tasks.spawn(certificate.keep_fresh(parts.clock.clone(), shutdown.clone()));
-    tasks.spawn(images.run(shutdown.clone()));
-    let leads = follow_leadership(parts.store.leadership(), &mut tasks, shutdown.clone());
+    // Other members are answered from now on: without them nothing is known that clients could be answered with.
+    let front = Arc::new(OnceLock::new());
+    running.listen(listener, identity.clone(), front.clone());
+    running.tasks.spawn(certificates::renew_identity(pki.clone(), identity, clock.clone(), shutdown.clone()));
+    let store = running.store.clone();
+    let waiting = Waiting { store: &store, progress: start.progress, shutdown: &shutdown };
+    waiting.for_settings().await?;
+    let settings = settings::settle(&*store, &flags.settings).await?;
+    let parts = Parts { clock, entropy: Arc::new(SystemEntropy), pki, store: store.clone(), settings, metrics };
+    let Made { api, router, node_ready } = front_of(&start, &parts, cluster, &front, &mut running, &shutdown)?;
+    waiting.for_quorum(&api, &router, &parts.settings, &record).await?;
+    move_to(&store, flags.name(), start.advertised()).await?;
     let port = flags.listen.port();
-    controllers(&parts, &router, leads, SocketAddr::new(advertise, port), &mut tasks, &shutdown);
-    publish_settings(&router, &parts.settings).await?;
-
-    let local = SocketAddr::new(reachable(listens, Ipv4Addr::LOCALHOST.into()), port);
-    let shown = if flags.advertise.is_some() { advertise } else { local.ip() };
+    let local = SocketAddr::new(reachable(flags.listen.ip(), Ipv4Addr::LOCALHOST.into()), port);
+    let shown = flags.advertise.unwrap_or(local.ip());
     let server = format!("https://{}", SocketAddr::new(shown, port));
     let administrator = write_kubeconfig(data, &parts, &server)?;
-    let Parts { pki, store, settings, clock, .. } = parts;
-    Ok(ControlPlane { router, settings, pki, administrator, server, local, node_ready, store, tasks, clock })
+    let Parts { pki, settings, clock, .. } = parts;
+    Ok(ControlPlane { router, settings, pki, administrator, server, local, node_ready, clock, running })
+}
+
+/// What clients meet.
+struct Made {
+    api: ApiServer,
+    router: Router,
+    node_ready: Arc<AtomicBool>,
+}
+
+/// Puts together what clients meet, and lets them in.
+fn front_of(
+    start: &Start<'_>,
+    parts: &Parts,
+    cluster: String,
+    front: &OnceLock<Front>,
+    running: &mut Running,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Made> {
+    let (data, advertised) = (start.data, start.advertised());
+    let addresses = [start.flags.listen.ip(), advertised.ip(), start.machine];
+    let certificate = ServerCertificate::issue(parts.pki.clone(), &parts.settings, &addresses, &*parts.clock)?;
+    let node_ready = Arc::new(AtomicBool::new(false));
+    let known = Arc::new(KnownImages(OnceLock::new()));
+    let api = api_server(parts, node_ready.clone(), known.clone())?;
+    let members = leading::addresses(parts.store.members(), advertised, &mut running.tasks, shutdown.clone());
+    let images = image_registry(data, &api, parts, advertised, members.clone())?;
+    // The API server asks the registry of images, whose index is objects of the API server: one of them comes first.
+    let _first = known.0.set(images.clone());
+    let membership = Membership {
+        store: parts.store.clone(),
+        cluster,
+        keys: data.pki(),
+        data: data.store(),
+        images: data.images(),
+        listens: start.flags.listen,
+        certificate: certificate.clone(),
+        authority: parts.pki.cluster.certificate().to_owned(),
+    };
+    let router = api.layers(images.router().merge(members::router(membership)));
+    let tls = tandem_apiserver::tls::server_config(certificate.clone(), parts.pki.cluster.certificate())?;
+    let _first = front.set(Front { tls: Arc::new(tls), router: router.clone() });
+    running.tasks.spawn(certificate.keep_fresh(parts.clock.clone(), shutdown.clone()));
+    running.tasks.spawn(images.run(shutdown.clone()));
+    let (leads, term) = leading::follow(parts.store.leadership(), &mut running.tasks, shutdown.clone());
+    let work = leading::Work {
+        router: &router,
+        leads,
+        term,
+        members,
+        settings: &parts.settings,
+        clock: &parts.clock,
+        metrics: &parts.metrics,
+        pki: &parts.pki,
+    };
+    work.start(&mut running.tasks, shutdown);
+    Ok(Made { api, router, node_ready })
+}
+
+impl Running {
+    /// Opens the store on threads of its own.
+    async fn open(mut options: OpenOptions, identity: &Arc<tandem_peers::Identity>) -> anyhow::Result<Running> {
+        let thread = Thread::start().context("cannot start threads")?;
+        options.peers = Network::new(identity.clone(), thread.handle());
+        let store = thread.spawn(RaftStore::open(options)).await?.context("the store cannot be opened")?;
+        Ok(Running { store, thread, closing: CancellationToken::new(), tasks: JoinSet::new() })
+    }
+
+    fn listen(&mut self, listener: TcpListener, identity: Arc<tandem_peers::Identity>, front: Arc<OnceLock<Front>>) {
+        let answerer = Arc::new(StoreAnswerer(self.store.clone()));
+        let server = tandem_peers::Server::new(identity, answerer, self.thread.handle(), self.closing.clone());
+        let take = Arc::new(move |start, from| server.take(start, from));
+        let members = OtherProtocol { name: tandem_peers::ALPN, take };
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = tandem_apiserver::serve_beside(listener, front, Some(members), closing).await {
+                tracing::error!(%error, "the API server ended");
+            }
+        });
+    }
+
+    async fn stop(mut self) {
+        // Clients are answered until another member leads: what they write now is passed on to it.
+        let store = self.store.clone();
+        let handing = self.thread.spawn(async move { store.hand_over().await });
+        if timeout(HAND_OVER_MAX, handing).await.is_err() {
+            tracing::warn!("no other member took over the lead in time");
+        }
+        self.closing.cancel();
+        let ended = timeout(STOP_MAX, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        let store = self.store.clone();
+        match self.thread.spawn(async move { store.shutdown().await }).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the store was not closed in order; its log has everything"),
+            Err(error) => tracing::error!(%error, "the store was not closed in order; its log has everything"),
+        }
+    }
+}
+
+/// What a member of several waits for before it can answer clients.
+struct Waiting<'a> {
+    store: &'a RaftStore,
+    progress: &'a Progress,
+    shutdown: &'a CancellationToken,
+}
+
+impl Waiting<'_> {
+    /// A new member learns the settings from the others; the founder makes them; all others have them.
+    async fn for_settings(&self) -> anyhow::Result<()> {
+        let alone = || self.store.members().borrow().len() == 1 && self.store.leadership().borrow().leader;
+        self.until("the other members send what the cluster holds", async || {
+            Ok((alone() || settings::are_known(self.store).await?).then_some(()))
+        })
+        .await
+    }
+
+    /// Makes what every cluster has, as soon as anything can be written.
+    async fn for_quorum(
+        &self,
+        api: &ApiServer,
+        router: &Router,
+        settings: &Settings,
+        record: &Record,
+    ) -> anyhow::Result<()> {
+        let store = self.store;
+        self.until("a quorum of the members is there", async || {
+            if !store.has_quorum() {
+                return Ok(None);
+            }
+            match first_objects(api, router, settings).await {
+                Ok(()) => Ok(Some(())),
+                Err(error) if is_passing(&error) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
+        if record.is_joining() {
+            let what = "this member has caught up and votes";
+            self.until(what, async || Ok((*store.standing().borrow() == Standing::Voter).then_some(()))).await?;
+            self.progress.done(&format!("member {}: {what}", record.id));
+        }
+        Ok(())
+    }
+
+    async fn until(&self, what: &str, mut look: impl AsyncFnMut() -> anyhow::Result<Option<()>>) -> anyhow::Result<()> {
+        let began = tokio::time::Instant::now();
+        let mut told = false;
+        while look().await?.is_none() {
+            if *self.store.standing().borrow() == Standing::Removed {
+                bail!(removed(self.store.id()));
+            }
+            if !told && began.elapsed() > PATIENCE {
+                told = true;
+                self.progress.note(&format!("waiting until {what}"));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.shutdown.cancelled() => bail!("stopped before {what}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells the others where this member is, should that have changed since it last ran.
+async fn move_to(store: &RaftStore, name: String, address: SocketAddr) -> anyhow::Result<()> {
+    let (member, address) = (store.id(), address.to_string());
+    let known = store.members().borrow().iter().find(|other| other.id == member).cloned();
+    if known.is_none_or(|known| (known.name, known.address) == (name.clone(), address.clone())) {
+        return Ok(());
+    }
+    store
+        .change(Change::Move { member, name, address })
+        .await
+        .context("the other members cannot be told this address")?;
+    Ok(())
+}
+
+/// What is said to whoever runs a member that is none any longer.
+fn removed(member: u64) -> String {
+    format!(
+        "member {member} was removed from its cluster, and its data folder is of no use any more. To come back as a new \
+         member: empty the folder, then `tandem control --data-dir DIR --listen ADDRESS --join URL --token TOKEN` \
+         (`tandem token create --role control` on a member prints the token)"
+    )
+}
+
+/// Whether it is only that the members have not found each other yet.
+fn is_passing(error: &anyhow::Error) -> bool {
+    if let Some(error) = error.downcast_ref::<ApiError>() {
+        return matches!(error.reason, Reason::ServiceUnavailable | Reason::Timeout);
+    }
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if matches!(status.code, 503 | 504))
 }
 
 impl ControlPlane {
+    /// Resolves, with what to say, when this member has been removed from its cluster.
+    pub(crate) fn until_removed(&self) -> impl Future<Output = anyhow::Error> + Send + 'static {
+        let (mut standing, member) = (self.running.store.standing(), self.running.store.id());
+        async move {
+            let told = standing.wait_for(|standing| *standing == Standing::Removed).await.is_ok();
+            if !told {
+                std::future::pending::<()>().await;
+            }
+            anyhow::anyhow!(removed(member))
+        }
+    }
+
     /// Writes the certificates of the node in this process.
     pub(crate) fn issue_node(&self, files: &NodeFiles, name: &str, address: Ipv4Addr) -> anyhow::Result<()> {
         let user = format!("system:node:{name}");
@@ -150,15 +395,9 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Waits for what was told to stop, then closes the store.
-    pub(crate) async fn stop(mut self) {
-        let ended = timeout(STOP_MAX, async { while self.tasks.join_next().await.is_some() {} }).await;
-        if ended.is_err() {
-            tracing::warn!("some tasks did not end in time");
-        }
-        if let Err(error) = self.store.shutdown().await {
-            tracing::error!(%error, "the store was not closed in order; its log has everything");
-        }
+    /// Hands over, waits for what was told to stop, then closes the store.
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
     }
 }
 
@@ -172,20 +411,16 @@ fn reachable(address: IpAddr, otherwise: IpAddr) -> IpAddr {
     if address.is_unspecified() { otherwise } else { address }
 }
 
-async fn open(data: &DataFolder, flags: &MemberFlags) -> anyhow::Result<Parts> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    let pki = Arc::new(Pki::open(&data.pki(), clock.now())?);
-    let metrics = Arc::new(Mutex::new(MetricsRegistry::default()));
-    let cluster = data.cluster_id(&*entropy)?;
-    let mut options = OpenOptions::new(data.store(), FIRST_MEMBER, cluster);
-    options.metrics = tandem_store::Metrics::register(&mut metrics.lock());
-    let store = RaftStore::open(options).await.context("the store cannot be opened")?;
-    let settings = settings::settle(&*store, &flags.settings).await?;
-    Ok(Parts { clock, entropy, pki, store, settings, metrics })
-}
-
-fn image_registry(data: &DataFolder, api: &ApiServer, parts: &Parts) -> anyhow::Result<Arc<tandem_images::Registry>> {
+fn image_registry(
+    data: &DataFolder,
+    api: &ApiServer,
+    parts: &Parts,
+    own: SocketAddr,
+    members: watch::Receiver<Vec<SocketAddr>>,
+) -> anyhow::Result<Arc<tandem_images::Registry>> {
+    let masters = [tandem_api::groups::MASTERS];
+    let leaf = certificates::client(&parts.pki, "system:member", &masters, &*parts.clock)?;
+    let others = OtherRegistries::new(parts.pki.cluster.certificate(), &leaf, own, members)?;
     let folder = data.images();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let client = in_process(api.router(), Identity::controller("image"));
@@ -194,6 +429,7 @@ fn image_registry(data: &DataFolder, api: &ApiServer, parts: &Parts) -> anyhow::
         folder,
         clock: parts.clock.clone(),
         verifier: None,
+        others: Some(Arc::new(others)),
         limits: tandem_images::Limits::default(),
     });
     Ok(Arc::new(registry.context("the registry's folder cannot be opened")?))
@@ -220,6 +456,7 @@ fn api_server(parts: &Parts, node_ready: Arc<AtomicBool>, images: Arc<KnownImage
         nodes: Some(Arc::new(nodes)),
         images: Some(images),
         ready: vec![node],
+        quorum: Some(parts.store.quorum()),
         metrics: parts.metrics.clone(),
     }))
 }
@@ -241,62 +478,10 @@ impl ImageKinds for KnownImages {
     }
 }
 
-async fn serve(listener: TcpListener, tls: rustls::ServerConfig, router: Router, shutdown: CancellationToken) {
-    if let Err(error) = tandem_apiserver::serve(listener, tls, router, shutdown).await {
-        tracing::error!(%error, "the API server ended");
-    }
-}
-
-/// Leader or not, without the term: what controllers and scheduler ask.
-fn follow_leadership(
-    mut store: watch::Receiver<Leadership>,
-    tasks: &mut JoinSet<()>,
-    shutdown: CancellationToken,
-) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(store.borrow().leader);
-    tasks.spawn(async move {
-        loop {
-            tokio::select! {
-                changed = store.changed() => if changed.is_err() { return },
-                () = shutdown.cancelled() => return,
-            }
-            let leads = store.borrow_and_update().leader;
-            sender.send_if_modified(|current| std::mem::replace(current, leads) != leads);
-        }
-    });
-    receiver
-}
-
-fn controllers(
-    parts: &Parts,
-    router: &Router,
-    leads: watch::Receiver<bool>,
-    advertise: SocketAddr,
-    tasks: &mut JoinSet<()>,
-    shutdown: &CancellationToken,
-) {
-    let api = router.clone();
-    let client_for = move |name: &str| -> kube::Client { in_process(api.clone(), Identity::controller(name)) };
-    let context = tandem_controllers::Context {
-        client_for: Arc::new(client_for),
-        reader: in_process(router.clone(), Identity::controller("generic-garbage-collector")),
-        leadership: leads.clone(),
-        settings: parts.settings.clone(),
-        clock: parts.clock.clone(),
-        metrics: tandem_controllers::Metrics::register(&mut parts.metrics.lock()),
-        ca_pem: parts.pki.cluster.certificate().to_owned(),
-        signer: Arc::new(ClusterSigner { pki: parts.pki.clone(), clock: parts.clock.clone() }),
-        advertise,
-        node_grace: tandem_controllers::NODE_GRACE,
-    };
-    tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
-    let context = tandem_scheduler::Context {
-        client: in_process(router.clone(), Identity::scheduler()),
-        leadership: leads,
-        clock: parts.clock.clone(),
-        metrics: tandem_scheduler::Metrics::register(&mut parts.metrics.lock()),
-    };
-    tasks.spawn(tandem_scheduler::run(context, shutdown.clone()));
+/// What every cluster has, made by whoever comes first.
+async fn first_objects(api: &ApiServer, router: &Router, settings: &Settings) -> anyhow::Result<()> {
+    api.bootstrap().await.context("the cluster's first objects could not be made")?;
+    publish_settings(router, settings).await
 }
 
 async fn publish_settings(router: &Router, settings: &Settings) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ const FORMAT_NAME: &str = "tandem-data";
 /// The format that this version reads and writes.
 const FORMAT_VERSION: u32 = 1;
 const ROOT_FOLDER: &str = "/var/lib/tandem";
+const CLUSTER_ID: &str = "cluster-id";
 const USER_FOLDER: &str = ".local/share/tandem";
 
 /// A data folder in use by this process, until it is dropped.
@@ -53,9 +54,18 @@ impl DataFolder {
         Ok(DataFolder { path: path.to_owned(), _lock: lock })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes this a folder of another member's cluster.
+    pub(crate) fn set_cluster_id(&self, id: &str) -> anyhow::Result<()> {
+        Ok(tandem_pki::write_private(&self.path.join(CLUSTER_ID), format!("{id}\n").as_bytes())?)
+    }
+
     /// The id of the cluster whose data this is, made when the folder is new.
     pub(crate) fn cluster_id(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
-        let file = self.path.join("cluster-id");
+        let file = self.path.join(CLUSTER_ID);
         match fs::read_to_string(&file) {
             Ok(id) => Ok(id.trim().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -73,6 +83,11 @@ impl DataFolder {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.path.join("store")
+    }
+
+    /// Who this member is; see [`crate::member`].
+    pub(crate) fn member(&self) -> PathBuf {
+        self.path.join("member")
     }
 
     pub(crate) fn images(&self) -> PathBuf {

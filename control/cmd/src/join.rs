@@ -182,7 +182,7 @@ async fn signed(client: &kube::Client, name: &str, signer: &str, usage: &str, re
 }
 
 /// The CA certificate (PEM) that `server` shows, if it is the one with this fingerprint and the server's own is from it.
-async fn fetch_authority(server: &str, fingerprint: &str) -> anyhow::Result<String> {
+pub(crate) async fn fetch_authority(server: &str, fingerprint: &str) -> anyhow::Result<String> {
     let (host, port) = host_and_port(server)?;
     let pinned = Arc::new(Pinned { fingerprint: fingerprint.to_ascii_lowercase(), provider: provider() });
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -203,7 +203,7 @@ async fn fetch_authority(server: &str, fingerprint: &str) -> anyhow::Result<Stri
     Ok(to_pem(authority))
 }
 
-fn to_pem(certificate: &CertificateDer<'_>) -> String {
+pub(crate) fn to_pem(certificate: &CertificateDer<'_>) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let body = STANDARD.encode(certificate);
     let lines: Vec<String> =

@@ -7,21 +7,28 @@ mod cli;
 mod control;
 mod data;
 mod down;
+mod elsewhere;
+mod enrol;
 mod inspect;
 mod join;
+mod leading;
+mod member;
+mod members;
 mod node;
 mod program;
 mod push;
 mod settings;
 mod signer;
+mod status;
 mod terminal;
 mod token;
 mod up;
+mod way;
 
 use std::{path::Path, process::ExitCode};
 
 use clap::Parser as _;
-use cli::{Cli, Command, TokenCommand};
+use cli::{Cli, Command, MemberCommand, Registry, TokenCommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,6 +74,10 @@ fn told(error: &anyhow::Error) -> String {
     causes.fold(first, |text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
 }
 
+fn kubeconfig(cluster: &Registry) -> std::path::PathBuf {
+    token::kubeconfig_path(cluster.kubeconfig.as_deref(), cluster.data.data_dir.as_deref())
+}
+
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(up) => up::up(&up).await,
@@ -77,9 +88,18 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let kubeconfig = token::kubeconfig_path(kubeconfig.as_deref(), data.data_dir.as_deref());
             token::create(role, ttl, &kubeconfig).await
         }
+        Command::Member { command: MemberCommand::List { cluster, output } } => {
+            status::members(&kubeconfig(&cluster), output).await
+        }
+        Command::Member { command: MemberCommand::Promote { id, cluster } } => {
+            status::promote(id, &kubeconfig(&cluster)).await
+        }
+        Command::Member { command: MemberCommand::Remove { id, cluster } } => {
+            status::remove(id, &kubeconfig(&cluster)).await
+        }
+        Command::Status(asked) => status::show(&kubeconfig(&asked.cluster), asked.output).await,
         Command::Push(push) => {
-            let registry = &push.registry;
-            let kubeconfig = token::kubeconfig_path(registry.kubeconfig.as_deref(), registry.data.data_dir.as_deref());
+            let kubeconfig = kubeconfig(&push.registry);
             push::push(&push.file, &push.reference, &kubeconfig).await
         }
         Command::Inspect(inspect) => {
@@ -87,9 +107,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             if file.exists() {
                 return inspect::show(&inspect.target, &inspect::read(file)?);
             }
-            let registry = &inspect.registry;
-            let kubeconfig = token::kubeconfig_path(registry.kubeconfig.as_deref(), registry.data.data_dir.as_deref());
-            push::show(&inspect.target, &kubeconfig).await
+            push::show(&inspect.target, &kubeconfig(&inspect.registry)).await
         }
         Command::WasmHost { .. } => Ok(()),
     }

@@ -23,7 +23,7 @@ use tandem_runtime::Runtime;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, program, terminal::Progress};
+use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, program, terminal::Progress, way::Way};
 
 /// How long the control plane may take to give the node its pod addresses.
 const RANGE_WAIT: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
     pub(crate) files: NodeFiles,
     pub(crate) client: kube::Client,
     pub(crate) settings: Settings,
-    pub(crate) members: Vec<SocketAddr>,
+    pub(crate) way: Way,
     /// The port of a member on this machine that listens on all addresses.
     pub(crate) member_everywhere: Option<u16>,
 }
@@ -80,7 +80,7 @@ pub(crate) async fn run(
     let Some(network) = *given else { bail!("the node has no pod addresses") };
     drop(given);
     let ranges = Allocator::open(&plan.directory.join(ADDRESSES_FILE), network)?;
-    let prepared = Network::prepare(network_config(&plan, flags, ranges.ranges())).await?;
+    let prepared = Network::prepare(network_config(&plan, ranges.ranges())).await?;
     let serving = ipam::serve(&plan.directory.join(ADDRESS_SOCKET), ranges.clone(), shutdown.clone())?;
     tasks.spawn(async move {
         serving.await;
@@ -101,13 +101,13 @@ pub(crate) async fn run(
     Ok(())
 }
 
-fn registry_url(flags: &NodeFlags) -> String {
+pub(crate) fn local_url(flags: &NodeFlags) -> String {
     format!("https://127.0.0.1:{}", flags.local_port)
 }
 
 async fn components(plan: &Plan, flags: &NodeFlags) -> anyhow::Result<Arc<dyn Runtime>> {
     let registry = tandem_wasm::Registry {
-        endpoint: registry_url(flags),
+        endpoint: local_url(flags),
         ca: Some(plan.files.authority.clone()),
         certificate: Some(plan.files.client_certificate.clone()),
         key: Some(plan.files.client_key.clone()),
@@ -139,7 +139,7 @@ async fn containers(
         mtu: tandem_net::node::MTU,
         registry: Some(tandem_containerd::Registry {
             host: CLUSTER_REGISTRY.to_owned(),
-            endpoint: registry_url(flags),
+            endpoint: local_url(flags),
             authority: Some(plan.files.authority.clone()),
             client: Some((plan.files.client_certificate.clone(), plan.files.client_key.clone())),
             mirrors: flags.mirrors.iter().map(|host| mirror(host)).collect(),
@@ -180,7 +180,7 @@ fn agent_config(
     pod_cidr: watch::Sender<Option<ipnet::Ipv4Net>>,
 ) -> tandem_agent::Config {
     let registry = tandem_agent::Endpoint {
-        url: registry_url(flags),
+        url: local_url(flags),
         authority: Some(plan.files.authority.clone()),
         identity: Some((plan.files.client_certificate.clone(), plan.files.client_key.clone())),
     };
@@ -211,17 +211,17 @@ fn agent_config(
     }
 }
 
-fn network_config(plan: &Plan, flags: &NodeFlags, pods: Ranges) -> tandem_net::node::Config {
+fn network_config(plan: &Plan, pods: Ranges) -> tandem_net::node::Config {
     tandem_net::node::Config {
         client: plan.client.clone(),
         node: plan.name.clone(),
         directory: plan.directory.clone(),
         pods,
         settings: plan.settings.clone(),
-        members: watch::channel(plan.members.clone()).1,
+        members: plan.way.members.clone(),
+        known: plan.way.known.clone(),
         gateway_port: plan.member_everywhere.unwrap_or(API_PORT),
         forward_gateway: plan.member_everywhere.is_none(),
-        local_port: flags.local_port,
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tandem_api::{Key, Settings};
-use tandem_store::{Command, Consistency, Expect, Reply, Storage};
+use tandem_store::{Command, Consistency, Expect, Reply, Storage, Stored};
 
 use crate::cli::SettingsFlags;
 
@@ -62,8 +62,7 @@ pub(crate) fn from_flags(flags: &SettingsFlags) -> anyhow::Result<Settings> {
 /// The settings in the store; those of `flags` are written there when the cluster is new, and compared when it is not.
 pub(crate) async fn settle(storage: &dyn Storage, flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let asked = from_flags(flags)?;
-    let stored = storage.get(&key(), Consistency::Linearizable).await.context("cannot read the cluster's settings")?;
-    let Some(stored) = stored else {
+    let Some(stored) = stored(storage).await? else {
         let value = Bytes::from(serde_json::to_vec(&asked)?);
         return match storage.write(Command::put(key(), value, Expect::Absent)).await? {
             Reply::Done { .. } => Ok(asked),
@@ -81,6 +80,17 @@ pub(crate) async fn settle(storage: &dyn Storage, flags: &SettingsFlags) -> anyh
         );
     }
     Ok(settings)
+}
+
+/// They never change: where this member has them, they are the cluster's.
+async fn stored(storage: &dyn Storage) -> anyhow::Result<Option<Stored>> {
+    let read = storage.get(&key(), Consistency::Any).await;
+    read.context("cannot read the cluster's settings")
+}
+
+/// Whether this member has the cluster's settings; a new one does once it has caught up so far.
+pub(crate) async fn are_known(storage: &dyn Storage) -> anyhow::Result<bool> {
+    Ok(stored(storage).await?.is_some())
 }
 
 fn has_any(flags: &SettingsFlags) -> bool {

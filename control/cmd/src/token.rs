@@ -34,13 +34,16 @@ pub(crate) async fn create(role: Role, ttl: SignedDuration, kubeconfig: &Path) -
 
 /// The Secret that the API server knows the token by (Kubernetes: bootstrap tokens).
 fn secret(token: &JoinToken, role: Role, expiry: jiff::Timestamp) -> Secret {
-    let Role::Node = role;
+    let groups = match role {
+        Role::Node => "system:bootstrappers:nodes",
+        Role::Control => tandem_api::groups::MEMBER_BOOTSTRAPPERS,
+    };
     let data = [
         ("token-id", token.id.clone()),
         ("token-secret", token.secret.clone()),
         ("expiration", expiry.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         ("usage-bootstrap-authentication", "true".to_owned()),
-        ("auth-extra-groups", "system:bootstrappers:nodes".to_owned()),
+        ("auth-extra-groups", groups.to_owned()),
     ];
     Secret {
         metadata: ObjectMeta { name: Some(format!("bootstrap-token-{}", token.id)), ..ObjectMeta::default() },

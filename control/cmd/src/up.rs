@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address,
-    cli::{Control, Node, Up},
-    control::{self, ControlPlane},
+    cli::{Control, JoinFlags, Node, Up},
+    control::{self, ControlPlane, Start},
     data::{self, DataFolder},
     join::{self, NodeFiles},
     node,
     terminal::Progress,
+    way::Way,
 };
 
 fn need_root(command: &str) -> anyhow::Result<()> {
@@ -50,7 +51,14 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
     let name = address::node_name(up.node.node_name.as_deref())?;
     let address = address::of_node(up.node.node_ip)?;
     let (data, listener) = control::take(&data::chosen(up.data.data_dir.as_deref()), &up.member).await?;
-    let starting = control::start(&data, &up.member, listener, address.into(), shutdown.clone());
+    let start = Start {
+        data: &data,
+        flags: &up.member,
+        join: &JoinFlags::default(),
+        machine: address.into(),
+        progress: &progress,
+    };
+    let starting = control::start(start, listener, shutdown.clone());
     let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
     let started = started?;
     progress.done(&format!("control plane: the API server answers at {}", started.server));
@@ -68,7 +76,7 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
         directory,
         files,
         settings: started.settings.clone(),
-        members: vec![started.local],
+        way: Way::to_own(up.node.local_port, started.local, &shutdown).await?,
         member_everywhere: up.member.listen.ip().is_unspecified().then_some(up.member.listen.port()),
     };
     let kubeconfig = data.admin_kubeconfig().display().to_string();
@@ -78,7 +86,11 @@ pub(crate) async fn up(up: &Up) -> anyhow::Result<()> {
         progress.done("the cluster is ready");
         progress.note(&format!("next:  export KUBECONFIG={kubeconfig}; kubectl get nodes"));
     };
-    let result = node::run(plan, &up.node, &progress, shutdown.clone(), finished).await;
+    let removed = started.until_removed();
+    let result = tokio::select! {
+        result = node::run(plan, &up.node, &progress, shutdown.clone(), finished) => result,
+        error = removed => Err(error),
+    };
     shutdown.cancel();
     started.stop().await;
     result
@@ -89,15 +101,26 @@ pub(crate) async fn control(control: &Control) -> anyhow::Result<()> {
     let shutdown = until_told()?;
     let (data, listener) = control::take(&data::chosen(control.data.data_dir.as_deref()), &control.member).await?;
     let fallback = address::of_default_route().unwrap_or(Ipv4Addr::LOCALHOST);
-    let starting = control::start(&data, &control.member, listener, fallback.into(), shutdown.clone());
+    let start = Start {
+        data: &data,
+        flags: &control.member,
+        join: &control.join,
+        machine: fallback.into(),
+        progress: &progress,
+    };
+    let starting = control::start(start, listener, shutdown.clone());
     let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
     let started = started?;
     started.node_ready.store(true, std::sync::atomic::Ordering::Relaxed);
     progress.done(&format!("the API server answers at {}", started.server));
     progress.note("next:  tandem token create --role node");
-    shutdown.cancelled().await;
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        error = started.until_removed() => Err(error),
+    };
+    shutdown.cancel();
     started.stop().await;
-    Ok(())
+    result
 }
 
 pub(crate) async fn node(flags: &Node) -> anyhow::Result<()> {
@@ -116,13 +139,15 @@ pub(crate) async fn node(flags: &Node) -> anyhow::Result<()> {
         let members: Vec<SocketAddr> = members.with_context(|| format!("cannot find {host}"))?.collect();
         join::ensure(&files, &flags.server, flags.token.as_deref(), &name, address.into()).await?;
         progress.done(&format!("this machine is node {name} of the cluster at {}", flags.server));
-        let client = tandem_client::with_credentials(&flags.server, &files.credentials())?;
+        let way = Way::to_any(flags.node.local_port, &directory, members, &files.authority, &shutdown).await?;
+        // Through its own port, so that the node goes on when the member that it joined through is gone.
+        let client = tandem_client::with_credentials(&node::local_url(&flags.node), &files.credentials())?;
         let settings = cluster_settings(&client).await?;
-        anyhow::Ok((members, client, settings))
+        anyhow::Ok((way, client, settings))
     };
     let Some(joined) = shutdown.run_until_cancelled(joining).await else { return Ok(()) };
-    let (members, client, settings) = joined?;
-    let plan = node::Plan { name, address, directory, files, client, settings, members, member_everywhere: None };
+    let (way, client, settings) = joined?;
+    let plan = node::Plan { name, address, directory, files, client, settings, way, member_everywhere: None };
     let finished = || progress.done("the node is ready");
     node::run(plan, &flags.node, &progress, shutdown, finished).await
 }

@@ -1,6 +1,6 @@
 //! Which pods, and which of their ports, a Service leads to.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{Container, ContainerPort, ObjectReference, Pod, Service, ServicePort, ServiceSpec},
@@ -11,6 +11,10 @@ use crate::{Cache, Change, Delta, Key, Manifest, action::Action, object, pod};
 
 /// The Service that leads to the API server itself.
 pub(crate) const API_SERVICE: (&str, &str) = ("default", "kubernetes");
+
+pub(crate) fn api_service() -> Key {
+    Key::new(API_SERVICE.0, API_SERVICE.1)
+}
 
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
@@ -115,8 +119,8 @@ pub(crate) fn labels(service: &Service, own: &[(&str, &str)]) -> BTreeMap<String
 }
 
 /// The port of the Service that leads to the API.
-pub(crate) fn api_port(api: SocketAddr) -> Port {
-    Port { name: "https".to_owned(), port: api.port().into(), protocol: protocol(None).to_owned(), app_protocol: None }
+pub(crate) fn api_port(port: u16) -> Port {
+    Port { name: "https".to_owned(), port: port.into(), protocol: protocol(None).to_owned(), app_protocol: None }
 }
 
 /// The name under which DNS knows the pod, when it has asked for one below this Service.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use kube::api::ObjectMeta;
+use tokio::sync::watch;
 
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
@@ -20,7 +21,7 @@ const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
 
 pub(crate) struct EndpointsOfServices {
-    pub(crate) advertise: SocketAddr,
+    pub(crate) members: watch::Receiver<Vec<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(crate) struct View {
     pods: Vec<Arc<Pod>>,
     endpoints: Option<Arc<Endpoints>>,
     /// Where the API is, for the Service that leads to it.
-    api: Option<SocketAddr>,
+    api: Option<Vec<SocketAddr>>,
 }
 
 impl Controller for EndpointsOfServices {
@@ -52,7 +53,7 @@ impl Controller for EndpointsOfServices {
 
     async fn view(&self, input: &Input<'_>, service: Arc<Service>) -> Result<View, Error> {
         let endpoints = input.cache.endpoints.get(&Key::of(&service.metadata));
-        let api = backends::is_api_service(&service).then_some(self.advertise);
+        let api = backends::is_api_service(&service).then(|| self.members.borrow().clone());
         Ok(View { pods: backends::pods(input.cache, &service), endpoints, api, service })
     }
 
@@ -71,7 +72,9 @@ impl Controller for EndpointsOfServices {
 
 fn plan(view: &View) -> Plan {
     let spec = backends::spec(&view.service);
-    let subsets = match view.api {
+    let subsets = match &view.api {
+        // Nobody knows the members yet, or nobody else can reach them: what is there stays.
+        Some(api) if api.is_empty() => return Plan::default(),
         Some(api) => api_subsets(api),
         None if backends::is_selecting(&spec) => subsets(view),
         None => return Plan::default(),
@@ -105,10 +108,17 @@ fn plan(view: &View) -> Plan {
     Plan::of(backends::made_so(view.endpoints.as_deref(), wanted).into_iter().collect())
 }
 
-fn api_subsets(api: SocketAddr) -> Vec<EndpointSubset> {
-    let port = endpoint_port(backends::api_port(api));
-    let address = EndpointAddress { ip: api.ip().to_string(), ..EndpointAddress::default() };
-    vec![EndpointSubset { addresses: Some(vec![address]), ports: Some(vec![port]), not_ready_addresses: None }]
+fn api_subsets(api: &[SocketAddr]) -> Vec<EndpointSubset> {
+    let mut by_port: BTreeMap<u16, Vec<EndpointAddress>> = BTreeMap::new();
+    for member in api {
+        let address = EndpointAddress { ip: member.ip().to_string(), ..EndpointAddress::default() };
+        by_port.entry(member.port()).or_default().push(address);
+    }
+    let subset = |(port, addresses): (u16, Vec<EndpointAddress>)| {
+        let port = endpoint_port(backends::api_port(port));
+        EndpointSubset { addresses: Some(addresses), ports: Some(vec![port]), not_ready_addresses: None }
+    };
+    by_port.into_iter().map(subset).collect()
 }
 
 #[derive(Default)]
@@ -275,12 +285,19 @@ mod tests {
 
     #[test]
     fn the_api_service_leads_to_the_api() {
-        let api = Some("192.0.2.1:6443".parse().unwrap());
-        let view = View { service: Arc::new(service("443:6443 manual")), pods: Vec::new(), endpoints: None, api };
+        let shown = |members: &[&str]| {
+            let api = Some(members.iter().map(|member| member.parse().unwrap()).collect());
+            let view = View { service: Arc::new(service("443:6443 manual")), pods: Vec::new(), endpoints: None, api };
+            show(&plan(&view))
+        };
         expect![[r#"
             create Endpoints default/web [192.0.2.1@-] not [] on 6443
         "#]]
-        .assert_eq(&show(&plan(&view)));
+        .assert_eq(&shown(&["192.0.2.1:6443"]));
+        expect![[r#"
+            create Endpoints default/web [192.0.2.1@- 192.0.2.2@-] not [] on 6443
+        "#]]
+        .assert_eq(&shown(&["192.0.2.1:6443", "192.0.2.2:6443"]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
 };
 use kube::api::ObjectMeta;
+use tokio::sync::watch;
 
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
@@ -28,7 +29,7 @@ const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(crate) struct SlicesOfServices {
-    pub(crate) advertise: SocketAddr,
+    pub(crate) members: watch::Receiver<Vec<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -38,7 +39,7 @@ pub(crate) struct View {
     slices: Vec<Arc<EndpointSlice>>,
     /// The zones of the nodes that are in one.
     zones: BTreeMap<String, String>,
-    api: Option<SocketAddr>,
+    api: Option<Vec<SocketAddr>>,
 }
 
 impl Controller for SlicesOfServices {
@@ -65,7 +66,8 @@ impl Controller for SlicesOfServices {
 
     async fn view(&self, input: &Input<'_>, service: Arc<Service>) -> Result<View, Error> {
         let cache = input.cache;
-        let (key, api) = (Key::of(&service.metadata), backends::is_api_service(&service).then_some(self.advertise));
+        let key = Key::of(&service.metadata);
+        let api = backends::is_api_service(&service).then(|| self.members.borrow().clone());
         let mut slices = cache.endpoint_slices.in_namespace(&key.namespace);
         slices.retain(|slice| service_key(slice).as_ref() == Some(&key) && (api.is_some() || is_ours(slice)));
         let pods = backends::pods(cache, &service);
@@ -98,8 +100,9 @@ fn plan(view: &View) -> Plan {
         return Plan::default();
     }
     let spec = backends::spec(&view.service);
-    if let Some(api) = view.api {
-        return api_slice(view, api);
+    if let Some(api) = &view.api {
+        // Nobody knows the members yet, or nobody else can reach them: what is there stays.
+        return if api.is_empty() { Plan::default() } else { api_slices(view, api) };
     }
     if !backends::is_selecting(&spec) {
         return Plan::default();
@@ -280,32 +283,55 @@ fn endpoints(view: &View, family: &str) -> BTreeMap<Vec<Port>, Vec<Endpoint>> {
     groups
 }
 
-/// The slice of the Service that leads to the API. It has Kubernetes' name, and no manager but us.
-fn api_slice(view: &View, api: SocketAddr) -> Plan {
+/// The slices of the Service that leads to the API: one for each port and family that members have. The first has
+/// Kubernetes' name; none has a manager but us.
+fn api_slices(view: &View, api: &[SocketAddr]) -> Plan {
+    let name = object::name(&view.service.metadata);
+    let mut groups: Vec<(u16, bool, Vec<Endpoint>)> = Vec::new();
+    for member in api {
+        let (port, v4) = (member.port(), member.is_ipv4());
+        let endpoint = Endpoint {
+            addresses: vec![member.ip().to_string()],
+            conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
+            ..Endpoint::default()
+        };
+        match groups.iter_mut().find(|group| (group.0, group.1) == (port, v4)) {
+            Some(group) => group.2.push(endpoint),
+            None => groups.push((port, v4, vec![endpoint])),
+        }
+    }
+    let mut actions = Vec::new();
+    let mut names = Vec::new();
+    for (index, (port, v4, endpoints)) in groups.into_iter().enumerate() {
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        let own = if index == 0 { name.to_owned() } else { format!("{name}-{}-{port}", family.to_lowercase()) };
+        actions.extend(api_slice(view, &own, family, port, endpoints));
+        names.push(own);
+    }
+    let left = view.slices.iter().filter(|slice| !names.iter().any(|name| *name == object::name(&slice.metadata)));
+    actions.extend(left.map(|slice| Action::Delete(Deletion::of(&**slice))));
+    Plan::of(actions)
+}
+
+fn api_slice(view: &View, name: &str, family: &str, port: u16, endpoints: Vec<Endpoint>) -> Option<Action> {
     let meta = &view.service.metadata;
-    let name = object::name(meta);
-    let conditions = EndpointConditions { ready: Some(true), ..EndpointConditions::default() };
     let seen = view.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
     let metadata = match seen {
         Some(seen) => seen.metadata.clone(),
         None => ObjectMeta {
             name: Some(name.to_owned()),
             namespace: meta.namespace.clone(),
-            labels: Some([(SERVICE_NAME.to_owned(), name.to_owned())].into()),
+            labels: Some([(SERVICE_NAME.to_owned(), object::name(meta).to_owned())].into()),
             ..ObjectMeta::default()
         },
     };
     let wanted = EndpointSlice {
         metadata,
-        address_type: if api.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned(),
-        endpoints: Some(vec![Endpoint {
-            addresses: vec![api.ip().to_string()],
-            conditions: Some(conditions),
-            ..Endpoint::default()
-        }]),
-        ports: Some(vec![endpoint_port(&backends::api_port(api))]),
+        address_type: family.to_owned(),
+        endpoints: Some(endpoints),
+        ports: Some(vec![endpoint_port(&backends::api_port(port))]),
     };
-    Plan::of(backends::made_so(seen.map(|slice| &**slice), wanted).into_iter().collect())
+    backends::made_so(seen.map(|slice| &**slice), wanted)
 }
 
 #[cfg(test)]

@@ -122,8 +122,8 @@ pub struct Context {
     /// The certificates that pods trust the API server by.
     pub ca_pem: String,
     pub signer: Arc<dyn Signer>,
-    /// Where the `kubernetes` Service leads.
-    pub advertise: SocketAddr,
+    /// Where the `kubernetes` Service leads: every member of the control plane.
+    pub members: watch::Receiver<Vec<SocketAddr>>,
     /// A node that was not heard of for this long is not ready.
     pub node_grace: Duration,
 }
@@ -134,7 +134,7 @@ pub const NODE_GRACE: Duration = Duration::from_secs(8);
 /// Runs all controllers until it is told to stop.
 pub async fn run(context: Context, shutdown: CancellationToken) {
     let mut running = Running { cache: Arc::default(), tasks: JoinSet::new(), shutdown: shutdown.clone(), context };
-    let (settings, advertise) = (running.context.settings.clone(), running.context.advertise);
+    let (settings, members) = (running.context.settings.clone(), running.context.members.clone());
     running.add(replicaset::ReplicaSets);
     running.add(deployment::Deployments);
     running.add(daemonset::DaemonSets);
@@ -143,8 +143,9 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(job::Jobs);
     running.add(job_ttl::FinishedJobs);
     running.add(cronjob::CronJobs);
-    running.add(endpoints::EndpointsOfServices { advertise });
-    running.add(endpointslice::SlicesOfServices { advertise });
+    running.add(endpoints::EndpointsOfServices { members: members.clone() });
+    running.add(endpointslice::SlicesOfServices { members: members.clone() });
+    running.tell_of_members(members);
     running.add(service_account::DefaultAccounts);
     running.add(root_ca::RootCertificates { ca_pem: running.context.ca_pem.clone() });
     running.add(namespace::Namespaces);
@@ -190,6 +191,22 @@ impl Running {
         self.tasks.spawn(async move {
             driver.run(shutdown).await;
             events.abort();
+        });
+    }
+
+    /// Members are no objects: whoever depends on them looks at the API's Service again.
+    fn tell_of_members(&mut self, mut members: watch::Receiver<Vec<SocketAddr>>) {
+        let (cache, shutdown) = (self.cache.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    changed = members.changed() => if changed.is_err() { return },
+                }
+                if let Some(service) = cache.services.get(&backends::api_service()) {
+                    cache.notify(&Change::Service(Delta { old: Some(service.clone()), new: Some(service) }));
+                }
+            }
         });
     }
 

@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         index: Arc::new(FileIndex::open(&Path::new(&folder).join("index.json"))?),
         clock: Arc::new(SystemClock),
         verifier: Some(verifier),
+        others: None,
         limits: Limits::default(),
     };
     let registry = Arc::new(Registry::open(config)?);

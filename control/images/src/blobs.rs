@@ -37,6 +37,17 @@ impl Blobs {
         Ok(blobs)
     }
 
+    /// Where content is written before it is known to be whole.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Whether the content is here, whoever may see it.
+    pub(crate) async fn holds(&self, digest: &Digest) -> Result<bool, Error> {
+        let found = tokio::fs::try_exists(self.path(digest)).await;
+        found.map_err(|error| Error::storage("look for a blob", &error))
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         let hash = digest.hash();
         self.blobs.join(digest.algorithm().name()).join(&hash[..2]).join(hash)

@@ -18,6 +18,7 @@ use tandem_api::Identity;
 
 use crate::{
     access::{Action, authenticate, authorize},
+    elsewhere::HERE_ONLY,
     error::Error,
     name::{Digest, Reference, Repository},
     registry::Registry,
@@ -91,6 +92,11 @@ impl Call {
 
     fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether another member asks, which has asked everybody already.
+    fn is_here_only(&self) -> bool {
+        self.headers.contains_key(HERE_ONLY)
     }
 
     fn authorize(&self, repository: &Repository, action: Action) -> Result<(), Error> {

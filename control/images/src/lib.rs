@@ -20,6 +20,7 @@
 mod access;
 mod blobs;
 mod durable;
+mod elsewhere;
 mod endpoint;
 mod error;
 mod file_index;
@@ -33,6 +34,7 @@ mod registry;
 mod uploads;
 
 pub use access::{Action, Verifier, allowed};
+pub use elsewhere::{Elsewhere, HERE_ONLY};
 pub use endpoint::{Credentials, Endpoint, EndpointError};
 pub use error::Error;
 pub use file_index::FileIndex;

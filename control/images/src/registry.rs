@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::Verifier,
     blobs::Blobs,
+    elsewhere::{Elsewhere, Fetches},
     error::Error,
     index::{Entry, Index, IndexError, Kind},
     manifest::Sound,
@@ -47,6 +48,8 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// For requests that carry a token which the layers in front did not look at.
     pub verifier: Option<Verifier>,
+    /// Where content is fetched from that is not here; `None` for a registry that is alone.
+    pub others: Option<Arc<dyn Elsewhere>>,
     pub limits: Limits,
 }
 
@@ -68,6 +71,7 @@ pub struct Registry {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) verifier: Option<Verifier>,
     pub(crate) limits: Limits,
+    pub(crate) fetches: Fetches,
     pub(crate) bodies: Semaphore,
     /// Deletions hold it alone, so that nothing goes between a manifest's check and its put.
     pub(crate) changes: RwLock<()>,
@@ -85,6 +89,7 @@ impl Registry {
             index: config.index,
             clock: config.clock,
             verifier: config.verifier,
+            fetches: Fetches::new(config.others),
             bodies: Semaphore::new(config.limits.bodies),
             limits: config.limits,
             changes: RwLock::new(()),
@@ -161,8 +166,18 @@ impl Registry {
         Ok(())
     }
 
+    /// Has a blob here that only another member has: it may have been uploaded there.
+    pub(crate) async fn fetch_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+        self.fetches.blob(&self.blobs, repository, digest, self.limits.blob_bytes).await
+    }
+
+    pub(crate) async fn fetch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+        self.fetches.manifest(&self.blobs, repository, digest, self.limits.manifest_bytes).await
+    }
+
     async fn check_references(&self, repository: &Repository, sound: &Sound) -> Result<(), Error> {
         for blob in &sound.blobs {
+            self.fetch_blob(repository, blob).await?;
             if !self.blobs.is_linked(repository, blob).await? {
                 return Err(Error::manifest_blob_unknown(blob.as_str()));
             }

@@ -44,6 +44,7 @@ impl Server {
             index: Arc::new(FileIndex::open(&folder.path().join("index.json")).unwrap()),
             clock: Arc::new(SystemClock),
             verifier: Some(verifier),
+            others: None,
             limits: Limits::default(),
         };
         let registry = Arc::new(Registry::open(config).unwrap());

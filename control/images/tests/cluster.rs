@@ -50,6 +50,7 @@ async fn start() -> Cluster {
         nodes: None,
         images: None,
         ready: Vec::new(),
+        quorum: None,
         metrics: Arc::default(),
     });
     api.bootstrap().await.expect("bootstrap");
@@ -59,6 +60,7 @@ async fn start() -> Cluster {
         index: Arc::new(index),
         clock: Arc::new(SystemClock),
         verifier: None,
+        others: None,
         limits: Limits::default(),
     };
     let registry = Arc::new(Registry::open(config).unwrap());

@@ -24,6 +24,7 @@ async fn objects() -> ObjectIndex {
         nodes: None,
         images: None,
         ready: Vec::new(),
+        quorum: None,
         metrics: Arc::default(),
     });
     api.bootstrap().await.expect("bootstrap");

@@ -146,6 +146,7 @@ fn open(folder: &std::path::Path, clock: &Arc<FixedClock>, limits: Limits) -> Ar
         index: Arc::new(index),
         clock: Arc::clone(clock) as Arc<dyn tandem_api::Clock>,
         verifier: None,
+        others: None,
         limits,
     };
     Arc::new(Registry::open(config).unwrap())

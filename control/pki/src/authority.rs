@@ -199,6 +199,15 @@ pub fn fingerprint(certificate: &str) -> Result<String, Error> {
     Ok(hex::encode(Sha256::digest(&pem.contents)))
 }
 
+/// When a PEM certificate ends.
+pub fn not_after(certificate: &str) -> Result<Timestamp, Error> {
+    let malformed = |why: String| Error::Malformed { path: "certificate".to_owned(), why };
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(|why| malformed(why.to_string()))?;
+    let parsed = pem.parse_x509().map_err(|why| malformed(why.to_string()))?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).map_err(|why| malformed(why.to_string()))
+}
+
 fn distinguished_name(common_name: &str, organizations: &[&str]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     for organization in organizations {

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, files};
 
-const FILE: &str = "service-account.key";
+pub(crate) const FILE: &str = "service-account.key";
 /// An uncompressed P-256 point is this byte, then x and y of 32 bytes each (SEC 1, 2.3.3).
 const UNCOMPRESSED: u8 = 4;
 const COORDINATE_BYTES: usize = 32;

@@ -95,6 +95,7 @@ impl Changes {
             Change::Join { name, address, aim } => self.join(Node { name, address, aim }).await,
             Change::Promote { member } => self.promote(member).await.map(|()| member),
             Change::Remove { member } => self.remove(member).await.map(|()| member),
+            Change::Move { member, name, address } => self.relocate(member, name, address).await.map(|()| member),
         }?;
         self.check_settled()?;
         Ok(changed)
@@ -176,6 +177,19 @@ impl Changes {
         }
         self.hand_over_if(&metrics, member).await?;
         self.change(ChangeMembers::RemoveVoters(gone)).await
+    }
+
+    /// Nothing but what is known of the member changes: who votes stays as it is.
+    async fn relocate(&self, member: u64, name: String, address: String) -> Changed<()> {
+        let metrics = metrics_of(&self.raft);
+        let Some(node) = metrics.membership_config.membership().get_node(&member) else {
+            return Err(unknown_member(member));
+        };
+        if name.is_empty() || address.is_empty() {
+            return Err(Refusal::Denied("a member needs a name and an address".to_owned()));
+        }
+        let node = Node { name, address, aim: node.aim };
+        self.change(ChangeMembers::SetNodes([(member, node)].into())).await
     }
 
     /// A leader that is to go hands over first; whoever asked turns to the new one.

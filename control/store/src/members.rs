@@ -61,6 +61,8 @@ pub enum Change {
     Promote { member: u64 },
     /// A member is to go. The leader hands over first when it is the one.
     Remove { member: u64 },
+    /// A member is reached at another address from now on, and has this name.
+    Move { member: u64, name: String, address: String },
 }
 
 pub(crate) fn metrics_of(raft: &Core) -> RaftMetrics {

@@ -48,14 +48,14 @@ pub struct Config {
     /// The node's pod addresses.
     pub pods: Ranges,
     pub settings: Settings,
-    /// The control-plane members, the preferred one first.
-    pub members: watch::Receiver<Vec<SocketAddr>>,
+    /// The control-plane members.
+    pub members: forward::Members,
+    /// Told which members there are; `None` where the member on this machine is always the one.
+    pub known: Option<watch::Sender<Vec<SocketAddr>>>,
     /// The port of the API server on the pod gateway.
     pub gateway_port: u16,
     /// False where a member in this network namespace listens on all addresses, the pod gateway's included.
     pub forward_gateway: bool,
-    /// The port of the API server on the node's loopback address.
-    pub local_port: u16,
     /// The text of the node's `resolv.conf`.
     pub resolv_conf: String,
 }
@@ -73,7 +73,7 @@ pub struct Network {
     links: Links,
     dns_udp: UdpSocket,
     dns_tcp: TcpListener,
-    forwarders: Vec<TcpListener>,
+    forwarder: Option<TcpListener>,
 }
 
 impl Network {
@@ -88,12 +88,11 @@ impl Network {
         let dns_udp = UdpSocket::bind(dns).await.map_err(listen(dns))?;
         let dns_tcp = TcpListener::bind(dns).await.map_err(listen(dns))?;
         let gateway = SocketAddr::from((config.pods.gateway(), config.gateway_port));
-        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, config.local_port));
-        let mut forwarders = vec![TcpListener::bind(local).await.map_err(listen(local))?];
-        if config.forward_gateway {
-            forwarders.push(TcpListener::bind(gateway).await.map_err(listen(gateway))?);
-        }
-        Ok(Network { config, links, dns_udp, dns_tcp, forwarders })
+        let forwarder = match config.forward_gateway {
+            true => Some(TcpListener::bind(gateway).await.map_err(listen(gateway))?),
+            false => None,
+        };
+        Ok(Network { config, links, dns_udp, dns_tcp, forwarder })
     }
 
     /// The file of the namespace that light pods share.
@@ -103,7 +102,7 @@ impl Network {
 
     /// Follows the API until shutdown. The links and rules stay, so that workloads go on.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Network { config, links, dns_udp, dns_tcp, forwarders } = self;
+        let Network { config, links, dns_udp, dns_tcp, forwarder } = self;
         let domain = config.settings.dns_domain.clone();
         let (zone, zones) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
         let (peers, routes) = watch::channel(BTreeMap::new());
@@ -111,7 +110,7 @@ impl Network {
         let mut tasks = JoinSet::new();
         let server = dns::Server::new(zones, upstreams);
         tasks.spawn(server.serve(dns_udp, dns_tcp, shutdown.clone()));
-        for listener in forwarders {
+        if let Some(listener) = forwarder {
             tasks.spawn(forward::forward(listener, config.members.clone(), shutdown.clone()));
         }
         tasks.spawn(follow_routes(links, routes, shutdown.clone()));
@@ -121,7 +120,8 @@ impl Network {
             api: (config.pods.gateway(), config.gateway_port),
             domain,
         };
-        let result = proxy::run(config.client, fixed, proxy::Published { zone, peers }, shutdown).await;
+        let result =
+            proxy::run(config.client, fixed, proxy::Published { zone, peers, members: config.known }, shutdown).await;
         while tasks.join_next().await.is_some() {}
         result
     }

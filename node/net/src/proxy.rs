@@ -1,6 +1,12 @@
 //! The driver: watches Services, EndpointSlices and Nodes, and makes the kernel, DNS and the routes follow.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use ipnet::Ipv4Net;
@@ -31,6 +37,9 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// How long to wait before the kernel is asked again after it refused a transaction.
 const RETRY: Duration = Duration::from_secs(1);
 const NFT_TIMEOUT: Duration = Duration::from_secs(20);
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The Service that leads to the API server.
+const API_SERVICE: (&str, &str) = ("default", "kubernetes");
 
 /// What the driver turns the cluster's state into, beside the kernel's rules.
 #[derive(Debug)]
@@ -38,6 +47,8 @@ pub struct Published {
     pub zone: watch::Sender<Arc<Zone>>,
     /// The pod ranges of the other nodes, with the address of each.
     pub peers: watch::Sender<BTreeMap<Ipv4Net, Ipv4Addr>>,
+    /// Where the API server is reached, if anybody wants to know.
+    pub members: Option<watch::Sender<Vec<SocketAddr>>>,
 }
 
 /// What does not change while the node runs.
@@ -98,7 +109,35 @@ pub async fn run(
             *current = peers;
             changed
         });
+        // A Service without endpoints is one that nobody has filled yet: what was known before is better.
+        if let Some(told) = &published.members
+            && let members @ [_, ..] = &*members(&sorted(&caches.slices))
+        {
+            told.send_if_modified(|current| {
+                let changed = current != members;
+                *current = members.to_vec();
+                changed
+            });
+        }
     }
+}
+
+/// Where the `kubernetes` Service leads: to every member of the control plane.
+fn members(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
+    let is_api = |slice: &&EndpointSlice| {
+        let of = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+        slice.namespace().as_deref() == Some(API_SERVICE.0) && of.is_some_and(|of| of == API_SERVICE.1)
+    };
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(is_api) {
+        let port = slice.ports.iter().flatten().find_map(|port| u16::try_from(port.port?).ok());
+        let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| &endpoint.addresses);
+        let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+        found.extend(addresses.filter_map(|address| Some(SocketAddr::new(address, port?))));
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Removes everything of ours from the kernel's packet filter.

@@ -9,8 +9,15 @@ pub mod groups {
     pub const UNAUTHENTICATED: &str = "system:unauthenticated";
     pub const NODES: &str = "system:nodes";
     pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
+    /// Those who hold a token to become a control-plane member.
+    pub const MEMBER_BOOTSTRAPPERS: &str = "system:bootstrappers:members";
     pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 }
+
+/// The term of the leader in whose name a request inside the process writes: what it writes fails when that term has
+/// passed. A request extension, as [`Identity`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence(pub u64);
 
 /// Who makes a request, after authentication.
 ///

@@ -18,7 +18,7 @@ mod settings;
 
 pub use environment::{Clock, Entropy, FixedClock, SeededEntropy, SystemClock, SystemEntropy};
 pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND};
-pub use identity::{Identity, groups};
+pub use identity::{Fence, Identity, groups};
 pub use key::{Key, Revision};
 pub use object::{GroupVersion, Object};
 pub use settings::{Settings, SettingsError};

@@ -14,7 +14,8 @@ use std::{
 
 use axum::Router;
 use http::Request;
-use tandem_api::Identity;
+use tandem_api::{Fence, Identity};
+use tokio::sync::watch;
 use tower::Service;
 
 pub use k8s_openapi;
@@ -41,13 +42,20 @@ pub enum Error {
 ///
 /// `identity` travels as a request extension, which no request from outside can carry.
 pub fn in_process(router: Router, identity: Identity) -> kube::Client {
-    kube::Client::new(InProcess { router, identity }, DEFAULT_NAMESPACE)
+    kube::Client::new(InProcess { router, identity, term: None }, DEFAULT_NAMESPACE)
+}
+
+/// As [`in_process`], for the work of a leader: `term` is the one in which this member leads or last led, and what is
+/// written fails once another leader has taken over.
+pub fn in_process_as_leader(router: Router, identity: Identity, term: watch::Receiver<u64>) -> kube::Client {
+    kube::Client::new(InProcess { router, identity, term: Some(term) }, DEFAULT_NAMESPACE)
 }
 
 #[derive(Clone)]
 struct InProcess {
     router: Router,
     identity: Identity,
+    term: Option<watch::Receiver<u64>>,
 }
 
 impl Service<Request<kube::client::Body>> for InProcess {
@@ -61,6 +69,9 @@ impl Service<Request<kube::client::Body>> for InProcess {
 
     fn call(&mut self, mut request: Request<kube::client::Body>) -> Self::Future {
         request.extensions_mut().insert(self.identity.clone());
+        if let Some(term) = &self.term {
+            request.extensions_mut().insert(Fence(*term.borrow()));
+        }
         self.router.call(request)
     }
 }
@@ -96,10 +107,18 @@ pub fn with_token(server: &str, authority: &str, token: &str) -> Result<kube::Cl
 
 /// A client of the cluster that a kubeconfig file names as current.
 pub async fn from_kubeconfig(path: &std::path::Path) -> Result<kube::Client, Error> {
+    from_kubeconfig_at(path, None).await
+}
+
+/// As [`from_kubeconfig`], of another member of the same cluster: the one at `server` (`https://HOST:PORT`).
+pub async fn from_kubeconfig_at(path: &std::path::Path, server: Option<&str>) -> Result<kube::Client, Error> {
     let at = |source| Error::Kubeconfig { path: path.display().to_string(), source };
     let file = kube::config::Kubeconfig::read_from(path).map_err(at)?;
     let options = kube::config::KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(at)?;
+    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(at)?;
+    if let Some(server) = server {
+        config.cluster_url = server.parse().map_err(|source| Error::Address { address: server.to_owned(), source })?;
+    }
     let address = config.cluster_url.to_string();
     client(&address, config)
 }
@@ -126,5 +145,24 @@ mod tests {
         let client = in_process(router, Identity::controller("deployment"));
         let node = Api::<k8s_openapi::api::core::v1::Node>::all(client).get("any").await.unwrap();
         assert_eq!(node.metadata.name.unwrap(), "system:serviceaccount:kube-system:deployment-controller");
+    }
+
+    #[tokio::test]
+    async fn the_work_of_a_leader_carries_its_newest_term() {
+        let fence = |fence: Option<Extension<Fence>>| async move {
+            let metadata =
+                kube::core::ObjectMeta { name: fence.map(|fence| fence.0.0.to_string()), ..Default::default() };
+            Json(k8s_openapi::api::core::v1::Node { metadata, ..Default::default() })
+        };
+        let router = Router::new().route("/api/v1/nodes/any", get(fence));
+        let name = async |client: kube::Client| {
+            Api::<k8s_openapi::api::core::v1::Node>::all(client).get("any").await.unwrap().metadata.name
+        };
+        let (term, terms) = watch::channel(3);
+        let leader = in_process_as_leader(router.clone(), Identity::scheduler(), terms);
+        assert_eq!(name(leader.clone()).await.as_deref(), Some("3"));
+        term.send_replace(5);
+        assert_eq!(name(leader).await.as_deref(), Some("5"));
+        assert_eq!(name(in_process(router, Identity::scheduler())).await, None);
     }
 }

@@ -5,7 +5,7 @@ use tandem_api::{ApiError, Cause, Entropy, Key, Object, Settings};
 use tandem_store::{Consistency, Expect, Op};
 
 use super::Effects;
-use crate::{core::Core, envelope, objects::read_error};
+use crate::{core::Core, envelope, objects::store_error};
 
 /// What only one Service may have is claimed by a key of its own, written in one command with the Service. So two
 /// members of the control plane can never give the same address away.
@@ -257,7 +257,7 @@ fn free_port(settings: &Settings, entropy: &dyn Entropy, taken: &HashSet<String>
 
 async fn is_taken(core: &Core, sort: &str, name: &str) -> Result<bool, ApiError> {
     let found = core.objects.storage().get(&claim(sort, name), Consistency::Linearizable).await;
-    Ok(found.map_err(read_error)?.is_some())
+    Ok(found.map_err(store_error)?.is_some())
 }
 
 async fn names(core: &Core, sort: &str) -> Result<HashSet<String>, ApiError> {

@@ -53,7 +53,7 @@ impl Followed {
             for stored in &page.items {
                 take(&mut grants, &def, &stored.key, Some(stored));
             }
-            let stream = core.objects.storage().watch(&prefix, page.revision).map_err(objects::read_error)?;
+            let stream = core.objects.storage().watch(&prefix, page.revision).map_err(objects::store_error)?;
             changes.push((def, stream));
         }
         Ok(Followed { grants: Arc::new(grants), changes })

@@ -81,6 +81,7 @@ const RULES: &[Rule] = &[
     rule(AUTHENTICATED, CREATE, &["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"]),
     rule(AUTHENTICATED, CREATE, &["authentication.k8s.io"], &["selfsubjectreviews"]),
     rule(BOOTSTRAPPERS, &["create", "get", "list", "watch"], &["certificates.k8s.io"], &["certificatesigningrequests"]),
+    paths(Subject::Group(groups::MEMBER_BOOTSTRAPPERS), &["post"], &["/tandem/v1/members"]),
     // What stands in kube-public is meant for everybody who is known.
     within("kube-public", rule(AUTHENTICATED, READ, CORE, &["configmaps"])),
     // The scheduler.

@@ -55,6 +55,44 @@ async fn requests_beyond_the_limit_are_told_to_wait() {
 }
 
 #[tokio::test]
+async fn without_a_quorum_clients_are_sent_away_at_once() {
+    let (quorum, told) = tokio::sync::watch::channel(true);
+    let server = Server::with(Parts { quorum: Some(told), ..Parts::default() }).await;
+    let outside = |uri: &str| {
+        let mut request = ask("GET", uri).build();
+        request.extensions_mut().insert(Peer(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))));
+        server.router.clone().oneshot(request)
+    };
+    let namespaces = "/api/v1/namespaces?resourceVersion=0";
+    assert_eq!(outside(namespaces).await.unwrap().status(), StatusCode::OK);
+    quorum.send_replace(false);
+    let refused = outside(namespaces).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+    assert_eq!(outside("/readyz").await.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
+    for own in ["/livez", "/version", "/metrics"] {
+        assert_eq!(outside(own).await.unwrap().status(), StatusCode::OK, "{own}");
+    }
+    assert_eq!(server.get(namespaces).await.code, 200, "the process's own clients keep what they know");
+    quorum.send_replace(true);
+    assert_eq!(outside(namespaces).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_leader_of_the_past_changes_nothing() {
+    let server = Server::start().await;
+    let create = |name: &str, term: u64| {
+        let mut request = ask("POST", &in_default("configmaps")).json(&config_map(name)).build();
+        request.extensions_mut().insert(tandem_api::Fence(term));
+        server.router.clone().oneshot(request)
+    };
+    assert_eq!(create("now", tandem_store::MEMORY_TERM).await.unwrap().status(), StatusCode::CREATED);
+    let refused = create("late", tandem_store::MEMORY_TERM - 1).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(server.get(&format!("{}/late", in_default("configmaps"))).await.code, 404);
+}
+
+#[tokio::test]
 async fn keys_are_published() {
     let server = Server::start().await;
     let configuration = server.get("/.well-known/openid-configuration").await.json();

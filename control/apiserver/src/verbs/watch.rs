@@ -17,7 +17,7 @@ use crate::{
     call::Call,
     core::Core,
     negotiate::{Format, Offer, Shape},
-    objects::{self, Objects, read_error},
+    objects::{self, Objects, store_error},
     options::{Freshness, Selection},
 };
 
@@ -262,7 +262,7 @@ fn too_old(error: Error) -> ApiError {
         Error::Compacted { requested, compacted } => {
             ApiError::new(Reason::Expired, format!("too old resource version: {requested} ({compacted})"))
         }
-        other => read_error(other),
+        other => store_error(other),
     }
 }
 

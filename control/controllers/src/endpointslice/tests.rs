@@ -152,14 +152,14 @@ fn a_change_of_one_pod_changes_one_slice() {
 #[test]
 fn the_api_service_has_one_slice_with_its_name() {
     let mut view = view("443:6443 manual", "");
-    view.api = Some("192.0.2.1:6443".parse().unwrap());
+    view.api = Some(vec!["192.0.2.1:6443".parse().unwrap()]);
     let first = plan(&view);
     expect![[r#"
         create EndpointSlice default/web [192.0.2.1 ready] on [6443]
     "#]]
     .assert_eq(&show(&first));
     apply(&mut view, first);
-    view.api = Some("192.0.2.2:6443".parse().unwrap());
+    view.api = Some(vec!["192.0.2.2:6443".parse().unwrap(), "192.0.2.3:6443".parse().unwrap()]);
     expect![[r#"
         update EndpointSlice default/web [192.0.2.2 ready] on [6443]
     "#]]

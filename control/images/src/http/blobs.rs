@@ -34,6 +34,9 @@ fn part(range: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, Error> {
 
 pub(super) async fn get(call: &Call, repository: &Repository, digest: &Digest) -> Result<Response, Error> {
     call.authorize(repository, Action::Pull)?;
+    if !call.is_here_only() {
+        call.registry.fetch_blob(repository, digest).await?;
+    }
     let (mut file, size) = call.registry.blobs.open_in(repository, digest).await?;
     let mut headers = vec![
         (CONTENT_DIGEST, digest.to_string()),

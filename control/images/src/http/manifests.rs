@@ -31,6 +31,9 @@ pub(super) async fn get(call: &Call, repository: &Repository, reference: &Refere
     ];
     let mut response = reply(StatusCode::OK, &headers);
     if call.method == Method::GET {
+        if !call.is_here_only() {
+            call.registry.fetch_manifest(repository, &entry.digest).await?;
+        }
         let bytes = call.registry.blobs.read(&entry.digest, call.registry.limits.manifest_bytes).await?;
         *response.body_mut() = Body::from(bytes);
     }

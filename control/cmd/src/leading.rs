@@ -1,0 +1,163 @@
+//! What only the leader does, kept warm on every member: controllers and scheduler.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::Router;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tandem_api::{Clock, Identity, Settings};
+use tandem_client::{in_process, in_process_as_leader, kube};
+use tandem_pki::Pki;
+use tandem_store::{Leadership, Member, Role};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::signer::ClusterSigner;
+
+/// Whether this member leads, and the term in which it does or last did. The term is told first: nobody works in a new
+/// term with the fence of an old one.
+pub(crate) fn follow(
+    mut store: watch::Receiver<Leadership>,
+    tasks: &mut JoinSet<()>,
+    shutdown: CancellationToken,
+) -> (watch::Receiver<bool>, watch::Receiver<u64>) {
+    let (leads, leading) = watch::channel(false);
+    let (term, terms) = watch::channel(0);
+    tasks.spawn(async move {
+        loop {
+            let now = *store.borrow_and_update();
+            let before = *term.borrow();
+            // Another term is another time as leader, even where the one between was not seen.
+            if !now.leader || before != now.term {
+                leads.send_if_modified(|leads| std::mem::take(leads));
+            }
+            if now.leader {
+                term.send_replace(now.term);
+                leads.send_if_modified(|leads| !std::mem::replace(leads, true));
+            }
+            tokio::select! {
+                changed = store.changed() => if changed.is_err() { break },
+                () = shutdown.cancelled() => break,
+            }
+        }
+        leads.send_replace(false);
+    });
+    (leading, terms)
+}
+
+/// Where the voters are reached by clients; this member's own address until it knows more. Members that only their own
+/// machine reaches are left out, as nobody else may be sent there.
+pub(crate) fn addresses(
+    mut members: watch::Receiver<Vec<Member>>,
+    own: SocketAddr,
+    tasks: &mut JoinSet<()>,
+    shutdown: CancellationToken,
+) -> watch::Receiver<Vec<SocketAddr>> {
+    let (told, addresses) = watch::channel(voters(&members.borrow(), own));
+    tasks.spawn(async move {
+        loop {
+            let now = voters(&members.borrow_and_update(), own);
+            told.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+            tokio::select! {
+                changed = members.changed() => if changed.is_err() { return },
+                () = shutdown.cancelled() => return,
+            }
+        }
+    });
+    addresses
+}
+
+fn voters(members: &[Member], own: SocketAddr) -> Vec<SocketAddr> {
+    let voters = members.iter().filter(|member| member.role != Role::Learner);
+    let found: Vec<SocketAddr> = voters.filter_map(|member| member.address.parse().ok()).collect();
+    let mut found = if found.is_empty() { vec![own] } else { found };
+    found.retain(|address| !address.ip().is_loopback());
+    found
+}
+
+/// What the leader's work is made of.
+pub(crate) struct Work<'a> {
+    pub(crate) router: &'a Router,
+    pub(crate) leads: watch::Receiver<bool>,
+    pub(crate) term: watch::Receiver<u64>,
+    pub(crate) members: watch::Receiver<Vec<SocketAddr>>,
+    pub(crate) settings: &'a Settings,
+    pub(crate) clock: &'a Arc<dyn Clock>,
+    pub(crate) metrics: &'a Mutex<MetricsRegistry>,
+    pub(crate) pki: &'a Arc<Pki>,
+}
+
+impl Work<'_> {
+    pub(crate) fn start(self, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) {
+        let (api, term) = (self.router.clone(), self.term.clone());
+        let client_for = move |name: &str| -> kube::Client {
+            in_process_as_leader(api.clone(), Identity::controller(name), term.clone())
+        };
+        let context = tandem_controllers::Context {
+            client_for: Arc::new(client_for),
+            reader: in_process(self.router.clone(), Identity::controller("generic-garbage-collector")),
+            leadership: self.leads.clone(),
+            settings: self.settings.clone(),
+            clock: self.clock.clone(),
+            metrics: tandem_controllers::Metrics::register(&mut self.metrics.lock()),
+            ca_pem: self.pki.cluster.certificate().to_owned(),
+            signer: Arc::new(ClusterSigner { pki: self.pki.clone(), clock: self.clock.clone() }),
+            members: self.members,
+            node_grace: tandem_controllers::NODE_GRACE,
+        };
+        tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
+        let context = tandem_scheduler::Context {
+            client: in_process_as_leader(self.router.clone(), Identity::scheduler(), self.term),
+            leadership: self.leads,
+            clock: self.clock.clone(),
+            metrics: tandem_scheduler::Metrics::register(&mut self.metrics.lock()),
+        };
+        tasks.spawn(tandem_scheduler::run(context, shutdown.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_new_term_ends_the_work_of_the_old_one() {
+        let leading = |leader, term| Leadership { leader, term };
+        let (store, leadership) = watch::channel(leading(true, 2));
+        let mut tasks = JoinSet::new();
+        let (mut leads, term) = follow(leadership, &mut tasks, CancellationToken::new());
+        leads.wait_for(|leads| *leads).await.unwrap();
+        assert_eq!(*term.borrow(), 2);
+        store.send_replace(leading(false, 3));
+        leads.wait_for(|leads| !*leads).await.unwrap();
+        assert_eq!(*term.borrow(), 2, "what is still under way belongs to the old term");
+        store.send_replace(leading(true, 4));
+        leads.wait_for(|leads| *leads).await.unwrap();
+        assert_eq!(*term.borrow(), 4);
+        drop(store);
+        leads.wait_for(|leads| !*leads).await.unwrap();
+    }
+
+    #[test]
+    fn clients_are_led_to_voters() {
+        let member = |id, role| Member {
+            id,
+            name: String::new(),
+            address: format!("192.0.2.{id}:6443"),
+            role,
+            matched: None,
+            lag: None,
+            reachable: None,
+        };
+        let own = "192.0.2.9:6443".parse().unwrap();
+        let members = [member(1, Role::Leader), member(2, Role::Voter), member(3, Role::Learner)];
+        let shown: Vec<String> = voters(&members, own).iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["192.0.2.1:6443", "192.0.2.2:6443"]);
+        assert_eq!(voters(&[], own), [own]);
+        assert!(voters(&[], "127.0.0.1:6443".parse().unwrap()).is_empty());
+    }
+}
