@@ -21,7 +21,7 @@ use crate::{
     bugs::Bug,
     history::{History, Reign},
     network::{Network, Seat},
-    twins::{Crash, TwinDisk},
+    twins::{Crash, Fall, TwinDisk},
     world::{self, Dice, Journal, pass_ms},
 };
 
@@ -200,7 +200,7 @@ impl Cluster {
                 address: format!("{id}"),
                 peers: self.network.wire(id, gone.clone()),
                 clock: member.day.clone(),
-                files: Arc::new(member.disk.attach()),
+                files: Arc::new(member.disk.attach(self.fall(id, gone.clone()))),
                 on_failure: self.on_failure(id, gone.clone()),
                 compaction: Some(self.setup.compaction),
                 log_limits: self.setup.limits,
@@ -232,6 +232,16 @@ impl Cluster {
                 self.crash(id, Crash::Process);
             }
         }
+    }
+
+    /// Ends the process from within its disk.
+    fn fall(self: &Arc<Cluster>, id: u64, gone: CancellationToken) -> Fall {
+        let cluster = Arc::downgrade(self);
+        Arc::new(move |how| {
+            if let Some(cluster) = cluster.upgrade().filter(|_| !gone.is_cancelled()) {
+                cluster.crash(id, how);
+            }
+        })
     }
 
     /// A disk that fails ends the process at once.

@@ -26,5 +26,5 @@ pub mod nemesis;
 mod network;
 pub mod run;
 pub mod seeds;
-mod twins;
+pub mod twins;
 pub mod world;

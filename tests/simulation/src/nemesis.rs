@@ -7,7 +7,7 @@ use tandem_store::{Aim, Change, Error, Member, Role};
 use crate::{
     bugs::Bug,
     cluster::Cluster,
-    twins::Crash,
+    twins::{Crash, TRAPS},
     world::{self, Dice, pass_ms},
 };
 
@@ -45,6 +45,7 @@ faults! {
     PowerCutOfAll = "power cut of all",
     Restart = "restart",
     LongAbsence = "long absence",
+    Trapped = "crash at a step",
     SlowDisk = "slow disk",
     FullDisk = "full disk",
     FailedSync = "failed sync of a disk",
@@ -90,6 +91,9 @@ impl Nemesis {
             let fault = self.draw();
             self.cluster.journal.hit(fault.name());
             self.cluster.journal.step(fault.name(), &[]);
+            if self.dice.percent(25) {
+                self.set_traps();
+            }
             self.cause(fault).await;
         }
     }
@@ -124,6 +128,7 @@ impl Nemesis {
             Fault::Reordering => self.weather(|weather, dice| weather.jitter_us = dice.between(5_000, 150_000)).await,
             Fault::Kill | Fault::KillLeader | Fault::PowerCut | Fault::LongAbsence => self.end_one(fault).await,
             Fault::PowerCutOfAll => self.end_all().await,
+            Fault::Trapped => self.set_traps(),
             Fault::Restart => {
                 let victim = self.victim();
                 self.cluster.stop(victim).await;
@@ -200,6 +205,14 @@ impl Nemesis {
             self.cluster.crash(id, Crash::Power);
         }
         self.hold(1_000).await;
+    }
+
+    /// Some steps are rare: a trap stays until somebody falls into it.
+    fn set_traps(&mut self) {
+        for id in self.cluster.ids() {
+            let trap = *self.dice.pick(TRAPS);
+            self.cluster.with(id, |member| member.disk.set_trap(trap));
+        }
     }
 
     async fn spoil_disk(&mut self, fault: Fault) {

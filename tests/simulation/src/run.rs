@@ -140,6 +140,7 @@ fn heal(cluster: &Arc<Cluster>) {
         cluster.with(id, |member| {
             member.disk.set_slowness(Duration::ZERO);
             member.disk.set_full(false);
+            member.disk.clear_traps();
         });
     }
 }

@@ -31,6 +31,45 @@ pub(crate) enum Crash {
     Power,
 }
 
+/// How far a step has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    Written,
+    Synced,
+}
+
+/// A place at which a process can be made to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trap {
+    step: &'static str,
+    edge: Edge,
+    /// What is told when it was hit.
+    pub name: &'static str,
+}
+
+const fn trap(step: &'static str, edge: Edge, name: &'static str) -> Trap {
+    Trap { step, edge, name }
+}
+
+/// Every step that changes what a restart finds, before and after it is synced.
+pub const TRAPS: &[Trap] = &[
+    trap("append", Edge::Written, "crash before an append is synced"),
+    trap("append", Edge::Synced, "crash after an append is synced"),
+    trap("vote", Edge::Written, "crash before a vote is synced"),
+    trap("vote", Edge::Synced, "crash after a vote is synced"),
+    trap("truncation", Edge::Written, "crash before a truncation is synced"),
+    trap("truncation", Edge::Synced, "crash after a truncation is synced"),
+    trap("purge", Edge::Written, "crash before a purge is synced"),
+    trap("purge", Edge::Synced, "crash after a purge is synced"),
+    trap("state flush", Edge::Written, "crash after a flush of the state"),
+    trap("install", Edge::Written, "crash after a snapshot is installed"),
+    trap("state checkpoint", Edge::Written, "crash before a checkpoint is synced"),
+    trap("state checkpoint", Edge::Synced, "crash after a checkpoint is synced"),
+];
+
+/// Ends the process that it was given to.
+pub(crate) type Fall = Arc<dyn Fn(Crash) + Send + Sync>;
+
 #[derive(Clone, Debug, Default)]
 struct LogImage {
     rows: BTreeMap<i64, LogRow>,
@@ -103,6 +142,7 @@ struct DiskState {
     slowness: Duration,
     full: bool,
     failing: bool,
+    traps: Vec<Trap>,
 }
 
 fn off() -> io::Error {
@@ -119,15 +159,25 @@ impl TwinDisk {
             slowness: Duration::ZERO,
             full: false,
             failing: false,
+            traps: Vec::new(),
         };
         Arc::new(TwinDisk { state: Mutex::new(state), journal, bug })
     }
 
     /// The files for the next process of the member.
-    pub(crate) fn attach(self: &Arc<TwinDisk>) -> TwinFiles {
+    pub(crate) fn attach(self: &Arc<TwinDisk>, fall: Fall) -> TwinFiles {
         let mut state = self.state.lock();
         state.epoch += 1;
-        TwinFiles { disk: self.clone(), epoch: state.epoch }
+        TwinFiles { disk: self.clone(), epoch: state.epoch, fall }
+    }
+
+    /// The next process that comes to the place ends there.
+    pub(crate) fn set_trap(&self, trap: Trap) {
+        self.state.lock().traps.push(trap);
+    }
+
+    pub(crate) fn clear_traps(&self) {
+        self.state.lock().traps.clear();
     }
 
     /// From now on the present process reaches nothing any more.
@@ -255,10 +305,39 @@ fn survivors(dice: &mut Dice, unsynced: usize) -> (usize, bool) {
 }
 
 /// The disk as one process of a member sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct TwinFiles {
     disk: Arc<TwinDisk>,
     epoch: u64,
+    fall: Fall,
+}
+
+impl TwinFiles {
+    /// Where a trap may be. Whoever falls into it does not come back.
+    fn reach(&self, step: &'static str, edge: Edge) -> io::Result<()> {
+        let (trap, how) = {
+            let mut state = self.disk.state.lock();
+            let here = |trap: &Trap| trap.step == step && trap.edge == edge;
+            let Some(place) = state.traps.iter().position(here).filter(|_| state.epoch == self.epoch) else {
+                return Ok(());
+            };
+            let how = if state.dice.percent(50) { Crash::Power } else { Crash::Process };
+            (state.traps.swap_remove(place), how)
+        };
+        self.disk.journal.hit(trap.name);
+        (self.fall)(how);
+        Err(off())
+    }
+}
+
+fn step(change: &LogChange) -> &'static str {
+    match change {
+        LogChange::Append(_) => "append",
+        LogChange::Truncate { .. } => "truncation",
+        LogChange::Purge { .. } => "purge",
+        LogChange::Meta { name: "vote", .. } => "vote",
+        LogChange::Meta { .. } => "meta",
+    }
 }
 
 #[async_trait]
@@ -298,15 +377,8 @@ impl LogFile for TwinFiles {
 
     async fn commit(&mut self, changes: Vec<LogChange>, guarded: &Guarded) -> io::Result<()> {
         let (disk, epoch) = (self.disk.clone(), self.epoch);
-        for change in &changes {
-            disk.journal.hit(match change {
-                LogChange::Append(_) => "append",
-                LogChange::Truncate { .. } => "truncation",
-                LogChange::Purge { .. } => "purge",
-                LogChange::Meta { name: "vote", .. } => "vote",
-                LogChange::Meta { .. } => "meta",
-            });
-        }
+        let steps: Vec<&'static str> = changes.iter().map(step).collect();
+        steps.iter().for_each(|step| disk.journal.hit(step));
         disk.check_positions(epoch, &changes)?;
         disk.write(epoch, "log commit", |state| {
             for change in changes.iter().cloned() {
@@ -314,6 +386,7 @@ impl LogFile for TwinFiles {
             }
             state.log.tail.push_back(changes);
         })?;
+        steps.iter().try_for_each(|step| self.reach(step, Edge::Written))?;
         if disk.bug == Some(Bug::AckBeforeSync) && !disk.state.lock().dice.percent(3) {
             return Ok(());
         }
@@ -322,7 +395,8 @@ impl LogFile for TwinFiles {
                 state.log.synced.apply(change, bug);
             }
         });
-        guarded.commit(Durable::LogCommit, synced.boxed()).await
+        guarded.commit(Durable::LogCommit, synced.boxed()).await?;
+        steps.iter().try_for_each(|step| self.reach(step, Edge::Synced))
     }
 
     async fn checkpoint(&mut self, guarded: &Guarded) -> io::Result<()> {
@@ -370,7 +444,8 @@ impl StateRows for TwinFiles {
             }
             state.state.written.apply(change.clone());
             state.state.tail.push_back(change);
-        })
+        })?;
+        self.reach(point, Edge::Written)
     }
 
     async fn checkpoint(&mut self, guarded: &Guarded) -> io::Result<()> {
@@ -379,12 +454,14 @@ impl StateRows for TwinFiles {
         if disk.bug == Some(Bug::PurgeBeforeDurable) {
             return Ok(());
         }
+        self.reach("state checkpoint", Edge::Written)?;
         let synced = disk.sync(self.epoch, |state, _| {
             for change in state.state.tail.drain(..) {
                 state.state.synced.apply(change);
             }
         });
-        guarded.commit(Durable::StateCheckpoint, synced.boxed()).await
+        guarded.commit(Durable::StateCheckpoint, synced.boxed()).await?;
+        self.reach("state checkpoint", Edge::Synced)
     }
 
     async fn close(self: Box<Self>) -> io::Result<()> {

@@ -6,6 +6,7 @@ use tandem_simulation::{
     nemesis::Fault,
     run::ACKNOWLEDGED_MIN,
     seeds::{Enough, Runs},
+    twins::TRAPS,
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_simulate");
@@ -89,7 +90,8 @@ fn no_seed_breaks_a_promise() {
     );
     assert!(failures.is_empty(), "{} seeds failed\n{}", failures.len(), failures.join("\n"));
     if count >= SEEDS {
-        let wanted = Fault::ALL.iter().map(|fault| fault.name()).chain(POINTS.iter().copied());
+        let faults = Fault::ALL.iter().map(|fault| fault.name());
+        let wanted = faults.chain(TRAPS.iter().map(|trap| trap.name)).chain(POINTS.iter().copied());
         let missed: BTreeSet<&str> = wanted.filter(|point| !hits.contains_key(*point)).collect();
         assert!(missed.is_empty(), "never hit: {missed:?}");
     }
