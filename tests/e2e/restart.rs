@@ -6,7 +6,8 @@ use std::{
 use tandem_tests::{cluster::Daemon, machine::Network, root, until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A second, and what a dev build needs more while other tests have the processors.
+/// A second, and what a dev build may need more while other tests have the processors: 0.3 s were measured on an idle
+/// machine, and 0.4 s with seven processes waiting for each core.
 const STOP_MAX: Duration = Duration::from_millis(1500);
 
 /// Asks a URL all the time with new connections and counts the answers, until it is ended.
@@ -94,7 +95,6 @@ fn a_crash_of_tandem_stops_no_workload() {
     }
     let attached = Attached::all(&cluster);
     let took = cluster.stop();
-    println!("stopping took {took:?}");
     assert!(took < STOP_MAX, "stopping took {took:?}");
     drop(attached);
     cluster.start();
