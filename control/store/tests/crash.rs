@@ -191,13 +191,3 @@ async fn every_side_of(steps: &[DurableStep]) {
 async fn the_log_survives_a_crash_at_each_of_its_steps() {
     every_side_of(&DurableStep::ALL[..5]).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_state_survives_a_crash_at_each_of_its_steps() {
-    every_side_of(&DurableStep::ALL[5..8]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snapshots_survive_a_crash_at_each_of_their_steps() {
-    every_side_of(&DurableStep::ALL[8..]).await;
-}

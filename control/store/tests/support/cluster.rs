@@ -14,7 +14,7 @@ use tandem_store::{
     wire::{self, Route},
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::{TestDisk, eventually, memory_dir, options, released};
 
@@ -31,6 +31,7 @@ pub(crate) enum Fault {
 pub(crate) struct Wires {
     members: Mutex<BTreeMap<u64, Arc<RaftStore>>>,
     faults: Mutex<BTreeMap<(u64, u64), Fault>>,
+    healed: Notify,
 }
 
 pub(crate) struct Wire {
@@ -46,7 +47,7 @@ impl Peers for Wire {
         let route = Route { from: self.from, to: member };
         let (head, _) = wire::encode_call(route, &call).map_err(|error| unsent(&error.to_string()))?;
         if self.fault(member) == Some(Fault::Lost) {
-            return std::future::pending().await;
+            return Err(self.lost(member).await);
         }
         let store = self.wires.members.lock().get(&member).cloned().ok_or_else(|| unsent("nobody listens"))?;
         let answer = match &call {
@@ -54,7 +55,7 @@ impl Peers for Wire {
             _ => store.serve(&head, tokio::io::empty()).await,
         };
         match (self.fault(member), call) {
-            (Some(Fault::Lost), _) => std::future::pending().await,
+            (Some(Fault::Lost), _) => Err(self.lost(member).await),
             (Some(Fault::NoReply), Call::Write(_)) => Err(unanswered("the connection was cut".to_owned())),
             _ => wire::decode_answer(&answer).map_err(|error| unanswered(error.to_string())),
         }
@@ -62,6 +63,17 @@ impl Peers for Wire {
 }
 
 impl Wire {
+    /// A connection that carries nothing is noticed when it could carry something again.
+    async fn lost(&self, member: u64) -> PeerError {
+        loop {
+            let healed = self.wires.healed.notified();
+            if self.fault(member) != Some(Fault::Lost) {
+                return PeerError::unanswered(member, "the connection was lost");
+            }
+            healed.await;
+        }
+    }
+
     fn fault(&self, member: u64) -> Option<Fault> {
         self.wires.faults.lock().get(&(self.from, member)).copied()
     }
@@ -187,6 +199,7 @@ impl Cluster {
 
     pub(crate) fn heal(&self) {
         self.wires.faults.lock().clear();
+        self.wires.healed.notify_waiters();
     }
 }
 
