@@ -3,6 +3,7 @@
 //! Figures are printed, never asserted: machines are noisy. Ratios compare two programs that ran right after each other.
 
 mod api;
+mod failover;
 mod footprint;
 mod neighbours;
 mod pods;
@@ -25,6 +26,8 @@ fn main() -> anyhow::Result<()> {
     pods::creation(&mut report, &cluster)?;
     serving::requests(&mut report, &cluster)?;
     neighbours::loops(&mut report, &cluster);
+    drop(cluster);
+    failover::kills(&mut report, &network)?;
     report.end();
     Ok(())
 }
