@@ -295,7 +295,7 @@ mod tests {
         "#]]
         .assert_eq(&shown(&["192.0.2.1:6443"]));
         expect![[r#"
-            create Endpoints default/web [192.0.2.1@- 192.0.2.2@-] not [] on 6443
+            create Endpoints default/web [192.0.2.1@-,192.0.2.2@-] not [] on 6443
         "#]]
         .assert_eq(&shown(&["192.0.2.1:6443", "192.0.2.2:6443"]));
     }

@@ -161,7 +161,7 @@ fn the_api_service_has_one_slice_with_its_name() {
     apply(&mut view, first);
     view.api = Some(vec!["192.0.2.2:6443".parse().unwrap(), "192.0.2.3:6443".parse().unwrap()]);
     expect![[r#"
-        update EndpointSlice default/web [192.0.2.2 ready] on [6443]
+        update EndpointSlice default/web [192.0.2.2 ready, 192.0.2.3 ready] on [6443]
     "#]]
     .assert_eq(&show(&plan(&view)));
 }
