@@ -292,7 +292,7 @@ async fn change(cluster: &Arc<Cluster>, change: Change) -> Result<u64, Error> {
 }
 
 /// Brings a new member in and waits until it votes.
-pub(crate) async fn grow(cluster: &Arc<Cluster>, aim: Aim) {
+pub(crate) async fn grow(cluster: &Arc<Cluster>, mut aim: Aim) {
     let name = cluster.name();
     let _changing = cluster.changing();
     let id = loop {
@@ -304,8 +304,9 @@ pub(crate) async fn grow(cluster: &Arc<Cluster>, aim: Aim) {
                     world::tell(&format!("a new member was denied: {why}"));
                 }
                 cluster.journal.hit("member denied");
-                if let Aim::Replace(_) = aim {
-                    return;
+                // Never given up: one dead voter more, and the next fault would take the quorum for good.
+                if why.starts_with("there is no member") {
+                    aim = Aim::Vote;
                 }
                 pass_ms(500).await;
             }
