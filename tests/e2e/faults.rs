@@ -13,7 +13,7 @@ use tandem_tests::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAIRS: usize = 5;
-const RATIO_MAX: f64 = 3.0;
+const RATIO_MAX: f64 = 6.0;
 
 fn refused(output: &Output, words: &str) {
     let error = String::from_utf8_lossy(&output.stderr);
@@ -86,7 +86,7 @@ fn a_failing_component_harms_nobody_else() {
 /// Four components loop for ever, each within half a core, so that they want all of this test's machine.
 ///
 /// The goal is a ratio of 1.2 between the neighbour's 99th percentiles with and without them; `make bench` holds a
-/// release build against it. In a dev build, on cores that other tests use, too, the ratio scatters: 1.4 was seen with
+/// release build against it. In a dev build, on cores that other tests use, too, the ratio scatters: 1.4 to 3.3 were seen with
 /// seven processes waiting for each core, and 9 to 24 while a request that had waited for a core was taken for one that
 /// computes. So this test takes the middle of interleaved pairs and asserts [`RATIO_MAX`], which lies between.
 #[test]
