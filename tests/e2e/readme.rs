@@ -101,7 +101,8 @@ impl Host {
         let text = format!("[ ! -e {kept} ] || . {kept}\nset -euo pipefail\n{text}\nexport -p > {kept}");
         let output = self.shell(&text).output().expect("bash runs");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "on {}:\n{text}\nended with {}:\n{shown}", self.name, output.status);
+        let last = shown.trim_end().lines().next_back().unwrap_or_default();
+        assert!(output.status.success(), "{} on {}: {last}\n{shown}\nafter:\n{text}", output.status, self.name);
         shown
     }
 

@@ -45,6 +45,10 @@ use crate::{
     terminal::Progress,
 };
 
+/// What to do about a member whose files are not what it wrote.
+const DAMAGED: &str = "the store is damaged, and this member does not start with it. Where there are other members, \
+    put a new one in its place: `tandem control --data-dir EMPTY-FOLDER --join URL --token TOKEN --replace ID`";
+
 /// Where nodes that join read the cluster's settings.
 pub(crate) const SETTINGS_NAMESPACE: &str = "kube-public";
 pub(crate) const SETTINGS_NAME: &str = "tandem-settings";
@@ -142,6 +146,7 @@ pub(crate) async fn start(
     let identity = Arc::new(tandem_peers::Identity::new(name, &leaf, pki.members.certificate())?);
     let mut options = OpenOptions::new(data.store(), record.id, cluster.clone());
     options.metrics = tandem_store::Metrics::register(&mut metrics.lock());
+    options.reserve_bytes = tandem_store::RESERVE_BYTES;
     (options.begin, options.address, options.name) = (record.begin(), start.advertised().to_string(), flags.name());
     let mut running = Running::open(options, &identity).await?;
     record.settled(data)?;
@@ -228,7 +233,12 @@ impl Running {
     async fn open(mut options: OpenOptions, identity: &Arc<tandem_peers::Identity>) -> anyhow::Result<Running> {
         let thread = Thread::start().context("cannot start threads")?;
         options.peers = Network::new(identity.clone(), thread.handle());
-        let store = thread.spawn(RaftStore::open(options)).await?.context("the store cannot be opened")?;
+        let store = match thread.spawn(RaftStore::open(options)).await? {
+            Err(error @ tandem_store::Error::Damaged { .. }) => {
+                return Err(anyhow::Error::new(error).context(DAMAGED));
+            }
+            opened => opened.context("the store cannot be opened")?,
+        };
         Ok(Running { store, thread, closing: CancellationToken::new(), tasks: JoinSet::new() })
     }
 

@@ -25,10 +25,8 @@ use tandem_client::events::{self, Note, Severity};
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan, Report},
-    history::{Gap, History, Line, REVISION_HASH},
-    object,
-    ownership::{self, controller_key},
-    pod,
+    history::{self, Gap, History, Line, REVISION_HASH},
+    object, ownership, pod,
     pod::Availability,
 };
 use fit::Fit;
@@ -74,9 +72,7 @@ impl Controller for DaemonSets {
                 if is_news { cache.daemon_sets.keys() } else { Vec::new() }
             }
             Change::Pod(delta) => ownership::woken(&cache.daemon_sets, delta, wants),
-            Change::ControllerRevision(delta) => {
-                delta.versions().filter_map(|one| controller_key::<DaemonSet, _>(&**one)).take(1).collect()
-            }
+            Change::ControllerRevision(delta) => history::woken::<DaemonSet>(delta),
             _ => Vec::new(),
         }
     }
@@ -111,8 +107,7 @@ fn spec(set: &DaemonSet) -> DaemonSetSpec {
 }
 
 fn selector(set: &DaemonSet) -> Option<Selector> {
-    let selector = &set.spec.as_ref()?.selector;
-    if object::is_empty(selector) { None } else { object::selector(selector) }
+    object::own_selector(&set.spec.as_ref()?.selector)
 }
 
 fn line<'a>(set: &'a DaemonSet, spec: &'a DaemonSetSpec) -> Line<'a, DaemonSet> {

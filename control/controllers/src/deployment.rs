@@ -95,7 +95,7 @@ impl Controller for Deployments {
 
 fn wants(deployment: &Deployment, set: &ReplicaSet) -> bool {
     let Some(spec) = &deployment.spec else { return false };
-    !object::is_empty(&spec.selector) && object::matches(object::selector(&spec.selector).as_ref(), &set.metadata)
+    object::matches(object::own_selector(&spec.selector).as_ref(), &set.metadata)
 }
 
 fn spec(deployment: &Deployment) -> DeploymentSpec {

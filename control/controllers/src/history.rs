@@ -12,10 +12,12 @@ use k8s_openapi::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Delta, Key,
     action::{Action, Deletion},
     cache::Cached,
     hash::template_hash,
     object,
+    ownership::controller_key,
 };
 
 /// On a pod: the revision that it was made from.
@@ -59,6 +61,11 @@ fn encode(template: &PodTemplateSpec) -> Option<RawExtension> {
 pub(crate) fn template(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let text = serde_json::to_string(revision.data.as_ref()?).ok()?;
     serde_json::from_str::<Stored>(&text).ok().map(|stored| stored.spec.template)
+}
+
+/// The parent that a change of a revision matters to.
+pub(crate) fn woken<K: Cached>(delta: &Delta<ControllerRevision>) -> Vec<Key> {
+    delta.versions().filter_map(|revision| controller_key::<K, _>(&**revision)).take(1).collect()
 }
 
 /// The revisions of a parent, the oldest first, and the one that its template is now.

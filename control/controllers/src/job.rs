@@ -119,8 +119,7 @@ fn wants(parent: &Job, pod: &Pod) -> bool {
 }
 
 fn selector(job: &Job) -> Option<Selector> {
-    let selector = job.spec.as_ref()?.selector.as_ref()?;
-    if object::is_empty(selector) { None } else { object::selector(selector) }
+    object::own_selector(job.spec.as_ref()?.selector.as_ref()?)
 }
 
 pub(crate) fn condition<'a>(status: &'a JobStatus, kind: &str) -> Option<&'a JobCondition> {

@@ -84,6 +84,11 @@ pub(crate) fn matches(selector: Option<&Selector>, meta: &ObjectMeta) -> bool {
     selector.is_some_and(|selector| selector.matches(meta.labels.as_ref().unwrap_or(&none)))
 }
 
+/// The selector by which a workload finds its pods: one that is empty would select all, and selects none.
+pub(crate) fn own_selector(labels: &LabelSelector) -> Option<Selector> {
+    if is_empty(labels) { None } else { selector(labels) }
+}
+
 pub(crate) fn is_empty(selector: &LabelSelector) -> bool {
     selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)

@@ -83,8 +83,7 @@ fn spec(set: &ReplicaSet) -> ReplicaSetSpec {
 }
 
 fn selector(set: &ReplicaSet) -> Option<Selector> {
-    let selector = &set.spec.as_ref()?.selector;
-    if object::is_empty(selector) { None } else { object::selector(selector) }
+    object::own_selector(&set.spec.as_ref()?.selector)
 }
 
 fn plan(view: &View, now: Timestamp) -> Plan {

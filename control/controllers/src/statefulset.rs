@@ -26,10 +26,8 @@ use tandem_client::events::{self, Note, Severity};
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan, Report},
-    history::{Gap, History, Line, REVISION_HASH},
-    object,
-    ownership::{self, controller_key},
-    pod,
+    history::{self, Gap, History, Line, REVISION_HASH},
+    object, ownership, pod,
     pod::Availability,
 };
 
@@ -68,9 +66,7 @@ impl Controller for StatefulSets {
         match change {
             Change::StatefulSet(delta) => vec![delta.key()],
             Change::Pod(delta) => ownership::woken(&cache.stateful_sets, delta, wants),
-            Change::ControllerRevision(delta) => {
-                delta.versions().filter_map(|one| controller_key::<StatefulSet, _>(&**one)).take(1).collect()
-            }
+            Change::ControllerRevision(delta) => history::woken::<StatefulSet>(delta),
             Change::PersistentVolumeClaim(delta) => {
                 let key = delta.key();
                 let sets = cache.stateful_sets.in_namespace(&key.namespace);
@@ -113,8 +109,7 @@ fn spec(set: &StatefulSet) -> StatefulSetSpec {
 }
 
 fn selector(set: &StatefulSet) -> Option<Selector> {
-    let selector = &set.spec.as_ref()?.selector;
-    if object::is_empty(selector) { None } else { object::selector(selector) }
+    object::own_selector(&set.spec.as_ref()?.selector)
 }
 
 fn line<'a>(set: &'a StatefulSet, spec: &'a StatefulSetSpec) -> Line<'a, StatefulSet> {

@@ -2,13 +2,16 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::{
+    fs::{FallocateFlags, fallocate, statvfs},
+    io::Errno,
+};
 use tokio::sync::watch;
 
 /// Bytes that a member keeps in reserve, unless its options say otherwise.
@@ -86,7 +89,11 @@ impl Reserve {
     fn make(&self) -> io::Result<()> {
         let partial = self.dir.join(format!("{RESERVE_FILE}.partial"));
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
-        fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?;
+        match fallocate(&file, FallocateFlags::empty(), 0, self.bytes) {
+            // Some file systems can only be written to.
+            Err(Errno::OPNOTSUPP) => drop(io::copy(&mut io::repeat(0).take(self.bytes), &mut &file)?),
+            allocated => allocated?,
+        }
         file.sync_all()?;
         std::fs::rename(&partial, self.file())?;
         File::open(&self.dir)?.sync_all()
