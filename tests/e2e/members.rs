@@ -20,7 +20,7 @@ use tandem_client::{
         api::{ListParams, ObjectMeta, PostParams},
     },
 };
-use tandem_tests::{cluster::Daemon, machine::Network, sample, until};
+use tandem_tests::{allowed, cluster::Daemon, machine::Network, sample, until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const WRITERS: u64 = 8;
@@ -282,7 +282,7 @@ fn members_are_restarted_removed_and_replaced_under_clients() {
         let [a, b, restarted] = daemons;
         let clients = Clients::start(&[&*a, &*b]);
         let took = restarted.stop();
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        assert!(took < allowed(Duration::from_secs(3)), "{took:?}");
         restarted.start();
         await_voters(a, &names);
         clients.end();
@@ -345,7 +345,7 @@ fn a_node_goes_on_through_another_member_and_a_lonely_member_refuses() {
     });
     let took = at.elapsed();
     println!("the node's way to the API leads to another member after {took:?}");
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < allowed(Duration::from_secs(3)), "{took:?}");
     two.read(&["label", "node", "worker", "seen=yes"]);
     two.read(&["wait", "--for=condition=Ready", "node/worker", "--timeout=30s"]);
 
@@ -354,10 +354,10 @@ fn a_node_goes_on_through_another_member_and_a_lonely_member_refuses() {
         let ready = two.kubectl(&["get", "--raw", "/readyz"]);
         if ready.status.success() { Err("ready".to_owned()) } else { Ok(()) }
     });
-    let line = format!("curl -s -i -k --max-time 5 https://{}:6443/api/v1/nodes", two.machine.address);
+    let line = format!("curl -s -i -k --max-time 30 https://{}:6443/api/v1/nodes", two.machine.address);
     let asked = Instant::now();
     let answer = String::from_utf8_lossy(&two.machine.shell(&line).stdout).to_ascii_lowercase();
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < allowed(Duration::from_secs(2)), "{:?}", asked.elapsed());
     assert!(answer.contains(" 503") && answer.contains("retry-after: 1"), "{answer}");
     assert!(answer.contains("\"reason\":\"serviceunavailable\""), "{answer}");
     one.start();

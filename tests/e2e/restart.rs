@@ -3,12 +3,10 @@ use std::{
     time::Duration,
 };
 
-use tandem_tests::{cluster::Daemon, machine::Network, root, until};
+use tandem_tests::{allowed, cluster::Daemon, machine::Network, root, until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A second, and what a dev build may need more while other tests have the processors: 0.3 s were measured on an idle
-/// machine, and 0.4 s with seven processes waiting for each core.
-const STOP_MAX: Duration = Duration::from_millis(1500);
+const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Asks a URL all the time with new connections and counts the answers, until it is ended.
 struct Client {
@@ -95,7 +93,7 @@ fn a_crash_of_tandem_stops_no_workload() {
     }
     let attached = Attached::all(&cluster);
     let took = cluster.stop();
-    assert!(took < STOP_MAX, "stopping took {took:?}");
+    assert!(took < allowed(STOP_MAX), "stopping took {took:?}");
     drop(attached);
     cluster.start();
     assert_eq!(facts(&cluster), before);

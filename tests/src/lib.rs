@@ -20,6 +20,7 @@ use std::{
 
 /// How often a condition is looked at while a test waits for it.
 const POLL: Duration = Duration::from_millis(50);
+const BUSY_FACTOR: u32 = 10;
 
 /// Waits until `probe` gives a value; panics with what it said last when the deadline passes.
 pub fn until<T, E: Debug>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, E>) -> T {
@@ -36,6 +37,13 @@ pub fn until<T, E: Debug>(what: &str, limit: Duration, mut probe: impl FnMut() -
 #[allow(clippy::disallowed_methods, reason = "the one place where tests wait, and always for a condition")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// How long something may take that is to take `goal` on a machine that does nothing else: on a busy one the goal says
+/// little, and the tests of a change have to pass there too. `TANDEM_QUIET_MACHINE` makes it the goal itself.
+pub fn allowed(goal: Duration) -> Duration {
+    let quiet = std::env::var_os("TANDEM_QUIET_MACHINE").is_some();
+    if quiet { goal } else { goal.saturating_mul(BUSY_FACTOR) }
 }
 
 /// A client of plain HTTP servers.

@@ -91,7 +91,7 @@ async fn a_loop_does_not_stop_its_neighbours() {
     };
     tokio::select! {
         _ = loops => unreachable!("a loop never answers"),
-        slowest = asked => assert!(slowest < Duration::from_secs(2), "{slowest:?}"),
+        slowest = asked => assert!(slowest < Duration::from_secs(20), "{slowest:?}"),
     }
     bench.finish().await;
 }
