@@ -202,6 +202,19 @@ impl Clients {
     }
 }
 
+/// Makes a namespace and waits for what a controller has to make in it.
+fn await_leader_work(member: &Daemon, namespace: &str) {
+    let mut told = |arguments: &[&str]| {
+        let output = member.kubectl(arguments);
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    };
+    // A creation that was not answered may have happened.
+    until("a namespace is made", DEADLINE, || {
+        told(&["create", "namespace", namespace]).or_else(|_| told(&["get", "namespace", namespace]))
+    });
+    until("it has its ServiceAccount", DEADLINE, || told(&["get", "serviceaccount", "default", "-n", namespace]));
+}
+
 /// A cluster grows from one to three, any member serves any client, and the death of the leader loses nothing.
 #[test]
 fn three_members_serve_as_one_and_outlive_their_leader() {
@@ -242,6 +255,8 @@ fn three_members_serve_as_one_and_outlive_their_leader() {
         load.await_acknowledged(30);
         let at = Instant::now();
         killed.kill();
+        await_leader_work(rest[0], &format!("after-{round}"));
+        println!("the next leader's controllers have answered a new object {:?} after the kill", at.elapsed());
         load.await_acknowledged(30);
         let acks = load.end();
         let next = acks.iter().filter(|ack| ack.at > at).map(|ack| ack.at).min().expect("a write after the kill");
