@@ -2,6 +2,8 @@
 //!
 //! Figures are printed, never asserted: machines are noisy. Ratios compare two programs that ran right after each other.
 
+#![allow(clippy::print_stdout, reason = "a report is printed")]
+
 mod api;
 mod failover;
 mod footprint;

@@ -1,6 +1,13 @@
 //! End-to-end tests: the real binary, real containerd, real wasmtime, real kubectl, each cluster in a network namespace
 //! of its own. They need root.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test says by a panic what is wrong"
+)]
+
 mod faults;
 mod loads;
 mod members;

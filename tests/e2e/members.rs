@@ -204,7 +204,7 @@ impl Clients {
 
 /// Makes a namespace and waits for what a controller has to make in it.
 fn await_leader_work(member: &Daemon, namespace: &str) {
-    let mut told = |arguments: &[&str]| {
+    let told = |arguments: &[&str]| {
         let output = member.kubectl(arguments);
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     };

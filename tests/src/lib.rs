@@ -7,6 +7,8 @@
 //!
 //! Everything is removed again by name when it is dropped. The tests need root, as the product does.
 
+#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test says by a panic what is wrong")]
+
 pub mod cluster;
 pub mod machine;
 pub mod neighbours;

@@ -29,7 +29,7 @@ pub(crate) fn follow(
             let before = *term.borrow();
             // Another term is another time as leader, even where the one between was not seen.
             if !now.leader || before != now.term {
-                leads.send_if_modified(|leads| std::mem::take(leads));
+                leads.send_if_modified(std::mem::take);
             }
             if now.leader {
                 term.send_replace(now.term);

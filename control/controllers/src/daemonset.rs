@@ -188,7 +188,7 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     let history = History::of(&view.revisions, &spec.template);
     if !object::is_deleting(&set.metadata) {
         match history.gap(&line(set, &spec), view.taken) {
-            Some(Gap::Write(write)) => return Plan::of(vec![write]),
+            Some(Gap::Write(write)) => return Plan::of(vec![*write]),
             Some(Gap::Taken) => {
                 let mut status = set.status.clone().unwrap_or_default();
                 status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);

@@ -104,7 +104,7 @@ fn scale(cache: &Cache, namespace: &str, pods: &[Arc<Pod>]) -> i32 {
             "ReplicaSet" => {
                 let Some(set) = cache.replica_sets.get(&key(name)) else { continue };
                 let parent = object::controller_of(&set.metadata).filter(|owner| owner.kind == "Deployment");
-                if let Some(parent) = parent.and_then(|owner| deployment(owner)) {
+                if let Some(parent) = parent.and_then(&deployment) {
                     let wanted = parent.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
                     scales.insert(object::uid(&parent.metadata).to_owned(), wanted);
                 } else {

@@ -79,7 +79,7 @@ pub(crate) struct History<'a> {
 /// What has to be written before there is a current revision.
 #[derive(Debug)]
 pub(crate) enum Gap {
-    Write(Action),
+    Write(Box<Action>),
     /// The name of the new revision is taken by another: the collision count has to go up.
     Taken,
 }
@@ -138,10 +138,10 @@ impl<'a> History<'a> {
             // Rolled back to: it becomes the newest again.
             Some(current) => {
                 let draft = ControllerRevision { revision: last + 1, ..ControllerRevision::clone(current) };
-                Some(Gap::Write(Action::update(draft)))
+                Some(Gap::Write(Box::new(Action::update(draft))))
             }
             None if taken => Some(Gap::Taken),
-            None => Some(Gap::Write(Action::create(line.revision(last + 1)))),
+            None => Some(Gap::Write(Box::new(Action::create(line.revision(last + 1))))),
         }
     }
 

@@ -90,7 +90,7 @@ impl Controller for Jobs {
 
     /// Nobody counts the pods of a Job that is gone: their finalizer would keep them for ever.
     fn absent(&self, cache: &Cache, key: &Key) -> Plan {
-        Plan::of(leftovers(cache, key, None).iter().map(|pod| tally::release(pod)).collect())
+        Plan::of(leftovers(cache, key, None).iter().map(tally::release).collect())
     }
 }
 
@@ -189,14 +189,12 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     }
     let claims = ownership::claim(job, selector(job).as_ref(), &view.owned, view.orphans.iter());
     let mut ownership = claims.actions;
-    ownership.extend(view.leftovers.iter().map(|pod| tally::release(pod)));
+    ownership.extend(view.leftovers.iter().map(tally::release));
     if !ownership.is_empty() {
         return Plan::of(ownership);
     }
     if finished(job).is_some() {
-        return Plan::of(
-            claims.kept.into_iter().filter(|pod| tally::is_held(pod)).map(|pod| tally::release(pod)).collect(),
-        );
+        return Plan::of(claims.kept.into_iter().filter(|pod| tally::is_held(pod)).map(tally::release).collect());
     }
     advance(&Round { job, spec, pods: claims.kept, now })
 }

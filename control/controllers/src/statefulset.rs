@@ -192,7 +192,7 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     let history = History::of(&view.revisions, &spec.template);
     if !object::is_deleting(&set.metadata) {
         match history.gap(&line(set, &spec), view.taken) {
-            Some(Gap::Write(write)) => return Plan::of(vec![write]),
+            Some(Gap::Write(write)) => return Plan::of(vec![*write]),
             Some(Gap::Taken) => {
                 let mut status = set.status.clone().unwrap_or_default();
                 status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
@@ -244,8 +244,7 @@ fn places<'a>(set: &StatefulSet, spec: &StatefulSetSpec, pods: Vec<&'a Arc<Pod>>
 /// Fills the places, then empties what is beyond, then updates; ordered, each step waits for the one before.
 fn manage(round: &Round<'_>, plan: &mut Plan) {
     let (set, ordered, before) = (round.set, round.is_ordered(), plan.actions.len());
-    let mut ordinal = round.start();
-    for place in &round.places {
+    for (ordinal, place) in (round.start()..).zip(&round.places) {
         let step = match place {
             None => {
                 plan.actions.extend(identity::create(round, ordinal));
@@ -268,7 +267,6 @@ fn manage(round: &Round<'_>, plan: &mut Plan) {
             }
             Some(pod) => ordered && !round.is_available(pod),
         };
-        ordinal += 1;
         if step || plan.actions.len() - before >= BURST {
             return;
         }

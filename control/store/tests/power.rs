@@ -1,6 +1,6 @@
 //! Power cuts: what was answered is there afterwards, whatever the disk had in flight.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(unsafe_code, reason = "the disk of the test sits below SQLite, whose interface is C")]
 
 #[path = "support/power.rs"]

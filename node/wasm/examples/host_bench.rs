@@ -2,7 +2,7 @@
 //! `host_bench SERVER.wasm [PODS]`
 
 #[path = "../tests/host/registry.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests")]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared with the tests")]
 mod registry;
 
 use std::{

@@ -27,7 +27,6 @@ mod engine;
 mod host;
 mod images;
 mod link;
-mod measure;
 mod metrics;
 mod network;
 mod notices;
@@ -43,7 +42,6 @@ mod worker;
 use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
 pub use images::{Registries, Registry};
-pub use measure::serve_component;
 pub use supervisor::{Config, Error, Supervised, down, start};
 
 const USAGE: &str = "usage: wasm-host --dir DIR --socket SOCKET [--cgroup NAME]\n       wasm-host compile IN OUT";

@@ -45,6 +45,9 @@ pub(crate) struct Sample<'a> {
     pub(crate) cpu: Duration,
 }
 
+/// Name, type, help, and the figure itself.
+type Figure = (&'static str, &'static str, &'static str, fn(&Sample<'_>) -> String);
+
 /// The text of all samples in the Prometheus exposition format.
 pub(crate) fn exposition(samples: &[Sample<'_>]) -> String {
     let mut out = String::new();
@@ -68,7 +71,7 @@ pub(crate) fn exposition(samples: &[Sample<'_>]) -> String {
         line("", "_sum", &seconds(get(&sample.metrics.time_us)));
         line("", "_count", &all.to_string());
     });
-    let simple: [(&str, &str, &str, fn(&Sample<'_>) -> String); 7] = [
+    let simple: [Figure; 7] = [
         ("requests_rejected_total", "counter", "Requests that found the queue full.", |sample| {
             sample.metrics.rejected.load(Ordering::Relaxed).to_string()
         }),

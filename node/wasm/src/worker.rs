@@ -41,10 +41,8 @@ async fn run(folder: PathBuf) -> io::Result<()> {
     let engine = Arc::new(Engine::new().map_err(io::Error::other)?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let lanes = Lanes::start(engine.ticker().clone(), cores, None)?;
-    let compiling = Compiling::Child {
-        program: PathBuf::from("/proc/self/exe"),
-        arguments: vec!["wasm-host".into(), "compile".into()],
-    };
+    let compiling =
+        Compiling { program: PathBuf::from("/proc/self/exe"), arguments: vec!["wasm-host".into(), "compile".into()] };
     let compiler = Compiler::new(&engine, folder.join("cache"), compiling)?;
     let host = Host::open(HostParts {
         folder,

@@ -120,14 +120,14 @@ impl Dice {
         Dice(part.bytes().fold(splitmix(seed), |state, byte| splitmix(state ^ u64::from(byte))))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
         splitmix(self.0)
     }
 
     /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.roll() % limit
     }
 
     pub fn between(&mut self, least: u64, most: u64) -> u64 {

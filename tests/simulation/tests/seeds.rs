@@ -1,5 +1,7 @@
 //! Many seeds: none breaks a promise, and together they reach every fault and every injection point.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a test says by a panic what is wrong")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use tandem_simulation::{

@@ -20,12 +20,14 @@ use crate::{
 
 const RESOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
 
+type Changes = BoxStream<'static, Result<WatchItem, Error>>;
+
 #[derive(Default)]
 pub(crate) struct Follower(Mutex<Option<Followed>>);
 
 struct Followed {
     grants: Arc<Grants>,
-    changes: Vec<(Arc<ResourceDef>, BoxStream<'static, Result<WatchItem, Error>>)>,
+    changes: Vec<(Arc<ResourceDef>, Changes)>,
 }
 
 impl Follower {

@@ -33,8 +33,11 @@ pub(super) struct Fit {
     pub(super) stays: bool,
 }
 
+/// Labels, taints, and whether it is cordoned.
+type Traits<'a> = (Option<&'a BTreeMap<String, String>>, Option<&'a Vec<Taint>>, Option<bool>);
+
 /// What of a node decides; other changes of it are no news.
-pub(super) fn traits(node: &Node) -> (Option<&BTreeMap<String, String>>, Option<&Vec<Taint>>, Option<bool>) {
+pub(super) fn traits(node: &Node) -> Traits<'_> {
     let spec = node.spec.as_ref();
     (
         node.metadata.labels.as_ref(),

@@ -35,13 +35,12 @@ pub(crate) enum CompileError {
     Timeout,
 }
 
-/// Who compiles.
+/// Who compiles: a child process with limits of its own.
 #[derive(Clone, Debug)]
-pub(crate) enum Compiling {
-    /// A child process with limits of its own: this program and the arguments before the two paths.
-    Child { program: PathBuf, arguments: Vec<OsString> },
-    /// This process: for measurements, where nothing else is served.
-    Here,
+pub(crate) struct Compiling {
+    pub(crate) program: PathBuf,
+    /// What comes before the two paths.
+    pub(crate) arguments: Vec<OsString>,
 }
 
 /// A compiled file that this host made itself.
@@ -75,14 +74,14 @@ impl Compiler {
     }
 
     /// The code of the file with this digest, compiled now if it never was.
-    pub(crate) async fn compiled(&self, digest: &str, file: &Path, binary: Binary) -> Result<Trusted, CompileError> {
+    pub(crate) async fn compiled(&self, digest: &str, file: &Path) -> Result<Trusted, CompileError> {
         let name = digest.replace(':', "-");
         let path = self.path(digest);
         let turn = self.under_way.lock().entry(name.clone()).or_default().clone();
         let held = turn.lock().await;
         let found = match self.check(&path) {
             Ok(found) => Ok(found),
-            Err(_) => self.compile(file, &path, binary).await,
+            Err(_) => self.compile(file, &path).await,
         };
         drop(held);
         let mut under_way = self.under_way.lock();
@@ -117,19 +116,10 @@ impl Compiler {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, "someone else can write to the compile cache"))
     }
 
-    async fn compile(&self, file: &Path, path: &Path, binary: Binary) -> Result<Trusted, CompileError> {
+    async fn compile(&self, file: &Path, path: &Path) -> Result<Trusted, CompileError> {
         let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
         let temporary = path.with_extension("new");
-        match &self.compiling {
-            Compiling::Child { program, arguments } => {
-                compile_in_child(program, arguments, file, &temporary).await?;
-            }
-            Compiling::Here => {
-                let (file, temporary) = (file.to_owned(), temporary.clone());
-                let done = tokio::task::spawn_blocking(move || compile_here(&file, &temporary, binary));
-                done.await.map_err(io::Error::other)??;
-            }
-        }
+        compile_in_child(&self.compiling.program, &self.compiling.arguments, file, &temporary).await?;
         std::fs::rename(&temporary, path)?;
         Ok(self.check(path)?)
     }

@@ -111,7 +111,7 @@ impl Host {
             return Ok(program);
         }
         let path = self.images.file(file).ok_or_else(|| HostError::NotFound(format!("file {file}")))?;
-        let compiled = self.compiler.compiled(file, &path, image.inspection.binary).await;
+        let compiled = self.compiler.compiled(file, &path).await;
         let compiled = compiled.map_err(|error| match error {
             CompileError::Refused(_) => HostError::Refused(error.to_string()),
             CompileError::Io(_) | CompileError::Timeout => HostError::Failed(error.to_string()),

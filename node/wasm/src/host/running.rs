@@ -36,7 +36,7 @@ pub(crate) struct Running {
 
 pub(crate) enum Work {
     Http(Arc<Service>),
-    Command(CommandWork),
+    Command(Box<CommandWork>),
 }
 
 pub(crate) struct CommandWork {
@@ -179,7 +179,8 @@ impl Host {
         let ending = self.launch(launch, streams)?;
         let memory = parts.memory.clone();
         let keeper = |stop| keep_command(ending, pulse, memory, stop);
-        self.keep(&record.id, parts, Work::Command(CommandWork { blueprint, metrics: Metrics::default() }), keeper);
+        let work = Box::new(CommandWork { blueprint, metrics: Metrics::default() });
+        self.keep(&record.id, parts, Work::Command(work), keeper);
         Ok(())
     }
 

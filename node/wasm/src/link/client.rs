@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Ask, Call, LINK_PROTOCOL, Reply, Wire, sockets};
+use super::{Answer, Ask, Call, LINK_PROTOCOL, Reply, Wire};
 use crate::network::{SocketKind, Sockets};
 
 const ASKS: usize = 256;
@@ -138,24 +138,5 @@ impl Sockets for Link {
 
     async fn outgoing(&self, namespace: &Path, kind: SocketKind, source: Option<IpAddr>) -> io::Result<OwnedFd> {
         self.socket(Ask::Outgoing { namespace: namespace.to_owned(), kind, source }).await
-    }
-}
-
-/// Sockets made by this process: for measurements and tests of what is above the link.
-#[derive(Default)]
-pub(crate) struct LocalSockets;
-
-#[async_trait]
-impl Sockets for LocalSockets {
-    async fn listener(&self, _key: &str, namespace: Option<&Path>, address: SocketAddr) -> io::Result<OwnedFd> {
-        sockets::listener(namespace, address)
-    }
-
-    async fn close(&self, _key: &str) -> io::Result<()> {
-        Ok(())
-    }
-
-    async fn outgoing(&self, namespace: &Path, kind: SocketKind, source: Option<IpAddr>) -> io::Result<OwnedFd> {
-        sockets::outgoing(namespace, kind, source)
     }
 }

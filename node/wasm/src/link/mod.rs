@@ -20,7 +20,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use client::{Link, LocalSockets};
+pub(crate) use client::Link;
 pub(crate) use parent::{ParentOptions, parent_main};
 pub(crate) use wire::{Wire, watched};
 

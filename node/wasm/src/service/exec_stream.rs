@@ -86,6 +86,7 @@ impl ExecStreams {
 
     async fn converse(self: Arc<Self>, stream: TcpStream) {
         let mut taken = None;
+        #[allow(clippy::result_large_err, reason = "tungstenite's callback returns the refusal itself")]
         let accept = tokio_tungstenite::accept_hdr_async(stream, |request: &Request, mut response: Response| {
             let token = request.uri().path().strip_prefix("/exec/").unwrap_or_default();
             let protocol = protocol(request).ok_or_else(|| refuse(StatusCode::FORBIDDEN, "no known protocol"))?;
