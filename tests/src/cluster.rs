@@ -28,7 +28,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `tandem up` and waits until it is ready.
     pub fn up(machine: Machine, flags: &[&str]) -> Daemon {
-        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+        let data = folder();
         let path = data.path().display().to_string();
         let address = machine.address.to_string();
         let base =
@@ -43,7 +43,7 @@ impl Daemon {
 
     /// Starts `tandem control` as the first member of a cluster.
     pub fn control(machine: Machine, name: &str) -> Daemon {
-        Daemon::member_with(machine, name, &[])
+        Daemon::member_in(folder(), machine, name, &[])
     }
 
     /// Starts `tandem control` as a further member of the cluster of `server`, and waits until it votes.
@@ -51,11 +51,11 @@ impl Daemon {
         let url = format!("https://{}:6443", server.machine.address);
         let token = server.token("control");
         let join = ["--join", &url, "--token", &token];
-        Daemon::member_with(machine, name, &[&join[..], flags].concat())
+        Daemon::member_in(folder(), machine, name, &[&join[..], flags].concat())
     }
 
-    fn member_with(machine: Machine, name: &str, flags: &[&str]) -> Daemon {
-        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+    /// A member on any folder: the first one of a cluster, unless its flags say whom it joins.
+    pub fn member_in(data: TempDir, machine: Machine, name: &str, flags: &[&str]) -> Daemon {
         let path = data.path().display().to_string();
         let address = machine.address.to_string();
         let base = ["control", "--data-dir", &path, "--listen", "0.0.0.0:6443", "--advertise", &address];
@@ -75,7 +75,7 @@ impl Daemon {
 
     /// Starts `tandem node`, which joins the cluster of `server`.
     pub fn join(machine: Machine, server: &Daemon, name: &str, flags: &[&str]) -> Daemon {
-        let data = TempDir::with_prefix("tdt").expect("a temporary folder");
+        let data = folder();
         let token = server.token("node");
         let url = format!("https://{}:6443", server.machine.address);
         let path = data.path().display().to_string();
@@ -143,6 +143,15 @@ impl Daemon {
         self.process = Some(command.spawn().expect("tandem starts"));
     }
 
+    /// Sends a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.as_ref().expect("the process was started"), name);
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// Ends the process as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -157,8 +166,9 @@ impl Daemon {
         if let Some(mut process) = self.process.take()
             && process.try_wait().expect("the process can be asked").is_none()
         {
-            let signal = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
-            assert!(signal.expect("kill runs").success());
+            signal(&process, "TERM");
+            // One that a test has stopped would not hear of it.
+            signal(&process, "CONT");
             process.wait().expect("the process ends");
         }
         began.elapsed()
@@ -210,6 +220,16 @@ impl Drop for Daemon {
         }
         let _gone = std::fs::remove_file(self.log());
     }
+}
+
+fn signal(process: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &process.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success(), "the process {} is not there", process.id());
+}
+
+/// A folder for a process's data.
+pub fn folder() -> TempDir {
+    TempDir::with_prefix("tdt").expect("a temporary folder")
 }
 
 /// The last lines of a log.

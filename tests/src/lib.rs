@@ -10,6 +10,7 @@
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a test says by a panic what is wrong")]
 
 pub mod cluster;
+pub mod https;
 pub mod machine;
 pub mod neighbours;
 pub mod session;

@@ -113,6 +113,8 @@ pub struct History {
     pub watches: Vec<Watch>,
     pub reigns: Vec<Reign>,
     pub finals: Vec<Final>,
+    /// Others write beside these clients: revisions that nobody here saw are theirs.
+    pub beside_others: bool,
 }
 
 /// A promise that was broken.

@@ -64,12 +64,29 @@ fn well() -> History {
         watches: [1, 2].map(|member| Watch { member, prefix: "".into(), after: 0, delivered: events() }).into(),
         reigns: vec![Reign { member: 1, term: 2 }, Reign { member: 2, term: 3 }],
         finals: vec![last(1), last(2)],
+        beside_others: false,
     }
 }
 
 #[test]
 fn a_history_in_which_all_is_well_passes() {
     assert_eq!(check(&well()), []);
+}
+
+/// Where others write as well, their revisions are missing, and nothing else may be.
+#[test]
+fn revisions_of_others_are_no_gaps() {
+    let mut history = History { beside_others: true, ..well() };
+    let work = |change: &Delivered| matches!(change, Delivered::Change(change) if &*change.key == "/work");
+    for watch in &mut history.watches {
+        watch.delivered.retain(|delivered| !work(delivered));
+    }
+    history.writes.retain(|write| write.work.is_none());
+    history.reads.pop();
+    history.finals.clear();
+    assert_eq!(check(&history), []);
+    history.watches.iter_mut().for_each(|watch| drop(watch.delivered.remove(1)));
+    assert!(!check(&history).is_empty());
 }
 
 type Spoil = fn(&mut History);

@@ -11,7 +11,7 @@ pub(super) fn check(evidence: &Evidence<'_>, broken: &mut dyn FnMut(String)) {
     line.contradictions.iter().cloned().for_each(&mut *broken);
     let mut expected = 1;
     for revision in line.revisions.keys() {
-        if *revision != expected {
+        if *revision != expected && !evidence.history.beside_others {
             broken(format!("revision {revision} follows {}", expected - 1));
         }
         expected = revision + 1;
