@@ -41,7 +41,10 @@ test: setup-test
 # The same faults again and again: what fails once in many runs is found here.
 ROUNDS ?= 5
 SEEDS ?= 10000
+FAULTS ?= 20
 test-long: test
+	@scripts/setup long
+	TANDEM_MATRIX_ROUNDS=$(FAULTS) cargo test --workspace --test matrix -- --nocapture --test-threads 1
 	TANDEM_SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --test seeds -- --nocapture
 	TANDEM_POWER_CUTS=100 cargo test --workspace --test power
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done

@@ -1,6 +1,5 @@
 use std::{
     path::PathBuf,
-    process::{Child, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use tandem_client::{
@@ -21,12 +19,15 @@ use tandem_client::{
 };
 use tandem_tests::{
     cluster::Daemon,
-    machine::{Machine, Network, inside},
+    machine::{Network, inside},
     until,
 };
 use tokio::{sync::OnceCell, task::JoinSet};
 
-use crate::report::{Goal, Report, median};
+use crate::{
+    etcd::Etcds,
+    report::{Goal, Report, median},
+};
 
 /// How often the leader is killed.
 const ROUNDS: usize = 10;
@@ -187,91 +188,16 @@ impl Writes for Gateway {
     }
 }
 
-/// One member of etcd on a machine of its own.
-struct Etcd {
-    machine: Machine,
-    arguments: Vec<String>,
-    process: Option<Child>,
-}
-
-impl Etcd {
-    fn start(&mut self) -> anyhow::Result<()> {
-        let mut command = self.machine.command("etcd");
-        command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(command.spawn().context("etcd is not installed: run `scripts/setup bench`")?);
-        Ok(())
-    }
-
-    fn kill(&mut self) {
-        // It may have ended by itself; then there is nothing to kill.
-        let _ended = self.process.take().map(|mut process| process.kill().and_then(|()| process.wait().map(drop)));
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}:2379", self.machine.address)
-    }
-
-    fn leads(&self) -> Result<bool, String> {
-        #[derive(Deserialize)]
-        struct Header {
-            member_id: String,
-        }
-        #[derive(Deserialize)]
-        struct Status {
-            header: Header,
-            #[serde(default)]
-            leader: String,
-        }
-        let line = format!("curl -s --max-time 1 -X POST -d '{{}}' {}/v3/maintenance/status", self.url());
-        let output = self.machine.shell(&line);
-        let status: Status = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
-        Ok(status.leader == status.header.member_id)
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn etcd(network: &Network) -> anyhow::Result<Vec<f64>> {
-    let folder = tempfile::tempdir()?;
-    let machines = [44, 45, 46].map(|number| network.machine(number));
-    let peers: Vec<String> =
-        machines.iter().enumerate().map(|(at, machine)| format!("m{at}=http://{}:2380", machine.address)).collect();
-    let peers = peers.join(",");
-    let mut members = Vec::new();
-    for (at, machine) in machines.into_iter().enumerate() {
-        let (client, peer) = (format!("http://{}:2379", machine.address), format!("http://{}:2380", machine.address));
-        let data = folder.path().join(at.to_string()).display().to_string();
-        let name = format!("m{at}");
-        let arguments = [
-            ["--name", &name],
-            ["--data-dir", &data],
-            ["--listen-client-urls", &client],
-            ["--advertise-client-urls", &client],
-            ["--listen-peer-urls", &peer],
-            ["--initial-advertise-peer-urls", &peer],
-            ["--initial-cluster", &peers],
-        ];
-        let arguments = arguments.iter().flatten().map(ToString::to_string).collect();
-        members.push(Etcd { machine, arguments, process: None });
-    }
-    for member in &mut members {
-        member.start()?;
-    }
-    let servers: Vec<String> = members.iter().map(Etcd::url).collect();
+    let mut etcds = Etcds::start(network, 44, 3)?;
+    let servers = etcds.urls();
     let mut gaps = Vec::new();
     for round in 0..ROUNDS {
-        let leading = until("all three of etcd to answer and one to lead", DEADLINE, || {
-            let leading: Vec<bool> = members.iter().map(Etcd::leads).collect::<Result<_, _>>()?;
-            leading.iter().position(|leads| *leads).ok_or_else(|| format!("{leading:?}"))
-        });
-        let namespace = members[(leading + 1) % 3].machine.namespace();
+        let leading = etcds.leader();
+        let namespace = etcds.members[(leading + 1) % 3].machine.namespace();
         let gateway = Gateway { client: reqwest::Client::builder().build()?, servers: servers.clone() };
-        gaps.push(gap(namespace, gateway, round, || members[leading].kill())?);
-        members[leading].start()?;
+        gaps.push(gap(namespace, gateway, round, || etcds.members[leading].kill())?);
+        etcds.members[leading].start()?;
     }
     Ok(gaps)
 }

@@ -5,11 +5,13 @@
 #![allow(clippy::print_stdout, reason = "a report is printed")]
 
 mod api;
+mod etcd;
 mod failover;
 mod footprint;
 mod neighbours;
 mod pods;
 mod report;
+mod scale;
 mod serving;
 mod store;
 
@@ -19,8 +21,15 @@ use tandem_tests::{cluster::Daemon, machine::Network};
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
     report.machine();
-    let store = store::alone(&mut report)?;
     let network = Network::new();
+    // `cargo bench ... -- scale` measures this part alone.
+    if std::env::args().any(|argument| argument == "scale") {
+        scale::clients(&mut report, &network)?;
+        scale::objects(&mut report, &network)?;
+        report.end();
+        return Ok(());
+    }
+    let store = store::alone(&mut report)?;
     let cluster = footprint::starts(&mut report, &network)?;
     footprint::idle(&mut report, &cluster)?;
     upload(&cluster)?;
@@ -30,6 +39,8 @@ fn main() -> anyhow::Result<()> {
     neighbours::loops(&mut report, &cluster);
     drop(cluster);
     failover::kills(&mut report, &network)?;
+    scale::clients(&mut report, &network)?;
+    scale::objects(&mut report, &network)?;
     report.end();
     Ok(())
 }

@@ -125,7 +125,7 @@ fn trace(daemon: &Daemon, call: &str, what: &str) -> Child {
         &format!("inject={call}:{what}"),
     ]);
     command.args(["-p", &pid]).stdin(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("strace is installed: run `make setup-long`")
+    command.spawn().expect("strace is installed: run `scripts/setup long`")
 }
 
 fn await_end(child: &mut Child) {

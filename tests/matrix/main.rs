@@ -10,6 +10,7 @@
 //! `TANDEM_MATRIX_ROWS` names rows by a part of their names.
 
 mod client;
+mod clocks;
 mod disks;
 mod load;
 mod members;
@@ -59,7 +60,7 @@ fn run(tables: &[&[Row]], start: impl FnOnce() -> Members) {
     report.print();
 }
 
-const ALL: &[&[Row]] = &[processes::ROWS, networks::ROWS, disks::ROWS, membership::ROWS];
+const ALL: &[&[Row]] = &[processes::ROWS, networks::ROWS, disks::ROWS, clocks::ROWS, membership::ROWS];
 
 #[test]
 fn three_members() {

@@ -21,6 +21,8 @@ pub struct Daemon {
     pub machine: Machine,
     data: TempDir,
     arguments: Vec<String>,
+    /// Variables of the next process.
+    pub environment: Vec<(&'static str, String)>,
     process: Option<Child>,
     kubeconfig: PathBuf,
 }
@@ -36,7 +38,7 @@ impl Daemon {
         let named = ["--node-name", "one"];
         let arguments = base.iter().chain(&named).chain(flags).map(ToString::to_string).collect();
         let kubeconfig = data.path().join("admin.kubeconfig");
-        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig };
+        let mut daemon = Daemon { machine, data, arguments, environment: Vec::new(), process: None, kubeconfig };
         daemon.start();
         daemon
     }
@@ -61,7 +63,7 @@ impl Daemon {
         let base = ["control", "--data-dir", &path, "--listen", "0.0.0.0:6443", "--advertise", &address];
         let arguments = base.iter().chain(&["--member-name", name]).chain(flags).map(ToString::to_string).collect();
         let kubeconfig = data.path().join("admin.kubeconfig");
-        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig };
+        let mut daemon = Daemon { machine, data, arguments, environment: Vec::new(), process: None, kubeconfig };
         daemon.start();
         daemon
     }
@@ -94,7 +96,14 @@ impl Daemon {
             &address,
         ];
         let arguments = base.iter().chain(flags).map(ToString::to_string).collect();
-        let mut daemon = Daemon { machine, data, arguments, process: None, kubeconfig: server.kubeconfig.clone() };
+        let mut daemon = Daemon {
+            machine,
+            data,
+            arguments,
+            environment: Vec::new(),
+            process: None,
+            kubeconfig: server.kubeconfig.clone(),
+        };
         daemon.spawn();
         daemon
     }
@@ -137,6 +146,7 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let mut command = self.machine.command(tandem());
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "info,openraft=warn");
         }

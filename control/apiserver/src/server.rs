@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{Router, body::Body};
+use futures::StreamExt as _;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -49,14 +50,19 @@ const PING_ANSWER_MAX: Duration = Duration::from_secs(15);
 const STREAMS_MAX: u32 = 250;
 /// Connections on which nothing has happened for this long are closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
-/// Requests that have not ended this long after the shutdown began are cut off; watches never end by themselves.
-const DRAIN_MAX: Duration = Duration::from_millis(300);
+/// Requests that have not ended this long after the shutdown began are cut off. What never ends by itself is ended at once.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// The pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a request came from. Requests made inside the process have none.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
+
+/// Marks an answer that goes on for as long as its client listens. It ends when the server does, in order, so that what
+/// does come to an end has the time for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endless;
 
 /// What clients meet: the server's side of TLS, and the routes behind it.
 #[derive(Clone)]
@@ -203,17 +209,18 @@ async fn connection(
 ) -> Result<(), Failure> {
     let identity = peer_identity(&stream);
     let activity = Arc::new(Activity::default());
-    let working = activity.clone();
+    let (working, closing) = (activity.clone(), shutdown.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
         if let Some(identity) = &identity {
             request.extensions_mut().insert(identity.clone());
         }
-        let (router, work) = (router.clone(), working.begin());
+        let (router, work, closing) = (router.clone(), working.begin(), closing.clone());
         async move {
             let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-            Ok::<_, Infallible>(response.map(|body| held(body, work)))
+            let end = response.extensions().get::<Endless>().map(|_| closing);
+            Ok::<_, Infallible>(response.map(|body| held(until(body, end), work)))
         }
     });
     let builder = builder();
@@ -226,6 +233,14 @@ async fn connection(
         () = shutdown.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     serving.await
+}
+
+/// The body, or as much of it as comes before `end`.
+fn until(body: Body, end: Option<CancellationToken>) -> Body {
+    match end {
+        Some(end) => Body::from_stream(body.into_data_stream().take_until(end.cancelled_owned())),
+        None => body,
+    }
 }
 
 /// How many requests of a connection are being answered, and how many have been.
@@ -334,5 +349,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FirstByte<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_never_ends_ends_with_the_server() {
+        let endless = || {
+            let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"first"))]);
+            Body::from_stream(first.chain(stream::pending()))
+        };
+        let (closing, whole) = (CancellationToken::new(), Bytes::from_static(b"whole"));
+        let mut body = until(endless(), Some(closing.clone())).into_data_stream();
+        assert_eq!(body.next().await.unwrap().unwrap(), "first");
+        closing.cancel();
+        assert!(body.next().await.is_none());
+        let ends = until(Body::from(whole.clone()), None);
+        assert_eq!(axum::body::to_bytes(ends, usize::MAX).await.unwrap(), whole);
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     leading,
     member::{self, Record},
     members::{self, Membership},
-    settings,
+    recovery, settings,
     terminal::Progress,
 };
 
@@ -55,7 +55,7 @@ pub(crate) const SETTINGS_NAME: &str = "tandem-settings";
 pub(crate) const SETTINGS_KEY: &str = "settings.json";
 
 /// What still runs this long after the end began is left behind.
-const STOP_MAX: Duration = Duration::from_millis(900);
+const STOP_MAX: Duration = Duration::from_millis(1_300);
 /// How long handing over the lead may take before the member goes without it.
 const HAND_OVER_MAX: Duration = Duration::from_millis(600);
 /// How often a member that waits for the others looks again.
@@ -141,20 +141,21 @@ pub(crate) async fn start(
     let pki = Arc::new(Pki::open(&data.pki(), clock.now())?);
     let metrics = Arc::new(Mutex::new(MetricsRegistry::default()));
     let cluster = data.cluster_id(&SystemEntropy)?;
-    let name = MemberName { id: record.id, cluster: cluster.clone() };
-    let leaf = name.issue(&pki.members, clock.now())?;
-    let identity = Arc::new(tandem_peers::Identity::new(name, &leaf, pki.members.certificate())?);
-    let mut options = OpenOptions::new(data.store(), record.id, cluster.clone());
-    options.metrics = tandem_store::Metrics::register(&mut metrics.lock());
-    options.reserve_bytes = tandem_store::RESERVE_BYTES;
-    (options.begin, options.address, options.name) = (record.begin(), start.advertised().to_string(), flags.name());
-    let mut running = Running::open(options, &identity).await?;
+    let opening = Opening {
+        start: &start,
+        pki: &pki,
+        cluster: &cluster,
+        clock: &*clock,
+        metrics: tandem_store::Metrics::register(&mut metrics.lock()),
+    };
+    let Opened { mut running, identity, record } = opening.open(record).await?;
     record.settled(data)?;
 
     // Other members are answered from now on: without them nothing is known that clients could be answered with.
     let front = Arc::new(OnceLock::new());
     running.listen(listener, identity.clone(), front.clone());
     running.tasks.spawn(certificates::renew_identity(pki.clone(), identity, clock.clone(), shutdown.clone()));
+    running.tasks.spawn(recovery::remember(running.store.members(), record.id, data.others(), shutdown.clone()));
     let store = running.store.clone();
     let waiting = Waiting { store: &store, progress: start.progress, shutdown: &shutdown };
     waiting.for_settings().await?;
@@ -170,6 +171,67 @@ pub(crate) async fn start(
     let administrator = write_kubeconfig(data, &parts, &server)?;
     let Parts { pki, settings, clock, .. } = parts;
     Ok(ControlPlane { router, settings, pki, administrator, server, local, node_ready, clock, running })
+}
+
+/// What a store is opened with.
+struct Opening<'a> {
+    start: &'a Start<'a>,
+    pki: &'a Arc<Pki>,
+    cluster: &'a str,
+    clock: &'a dyn Clock,
+    metrics: tandem_store::Metrics,
+}
+
+/// A member with its store.
+struct Opened {
+    running: Running,
+    identity: Arc<tandem_peers::Identity>,
+    record: Record,
+}
+
+impl Opening<'_> {
+    /// Opens the store. A member whose files are damaged comes back as a new one, where others take it in.
+    async fn open(&self, record: Record) -> anyhow::Result<Opened> {
+        let data = self.start.data;
+        let record = if record.is_replacing() { recovery::set_aside(data, record, self.clock)? } else { record };
+        let error = match self.try_open(&record).await {
+            Ok((running, identity)) => return Ok(Opened { running, identity, record }),
+            Err(error) => error,
+        };
+        if !matches!(error.downcast_ref(), Some(tandem_store::Error::Damaged { .. })) {
+            return Err(error);
+        }
+        self.start.progress.note(&format!("{error:#}; the other members are asked to take this one in anew"));
+        let masters = [tandem_api::groups::MASTERS];
+        let damaged = recovery::Damaged {
+            data,
+            record,
+            name: self.start.flags.name(),
+            address: self.start.advertised(),
+            authority: self.pki.cluster.certificate(),
+            leaf: certificates::client(self.pki, "system:member", &masters, self.clock)?,
+            clock: self.clock,
+        };
+        let record = match damaged.become_new().await {
+            Ok(record) => record,
+            Err(why) => return Err(error.context(format!("{DAMAGED} ({why:#})"))),
+        };
+        let (running, identity) = self.try_open(&record).await?;
+        Ok(Opened { running, identity, record })
+    }
+
+    async fn try_open(&self, record: &Record) -> anyhow::Result<(Running, Arc<tandem_peers::Identity>)> {
+        let Start { data, flags, .. } = self.start;
+        let name = MemberName { id: record.id, cluster: self.cluster.to_owned() };
+        let leaf = name.issue(&self.pki.members, self.clock.now())?;
+        let identity = Arc::new(tandem_peers::Identity::new(name, &leaf, self.pki.members.certificate())?);
+        let mut options = OpenOptions::new(data.store(), record.id, self.cluster.to_owned());
+        options.metrics = self.metrics.clone();
+        options.reserve_bytes = tandem_store::RESERVE_BYTES;
+        let address = self.start.advertised().to_string();
+        (options.begin, options.address, options.name) = (record.begin(), address, flags.name());
+        Ok((Running::open(options, &identity).await?, identity))
+    }
 }
 
 /// What clients meet.
@@ -219,6 +281,7 @@ fn front_of(
         leads,
         term,
         members,
+        differing: parts.store.differing(),
         settings: &parts.settings,
         clock: &parts.clock,
         metrics: &parts.metrics,
@@ -233,12 +296,7 @@ impl Running {
     async fn open(mut options: OpenOptions, identity: &Arc<tandem_peers::Identity>) -> anyhow::Result<Running> {
         let thread = Thread::start().context("cannot start threads")?;
         options.peers = Network::new(identity.clone(), thread.handle());
-        let store = match thread.spawn(RaftStore::open(options)).await? {
-            Err(error @ tandem_store::Error::Damaged { .. }) => {
-                return Err(anyhow::Error::new(error).context(DAMAGED));
-            }
-            opened => opened.context("the store cannot be opened")?,
-        };
+        let store = thread.spawn(RaftStore::open(options)).await?.context("the store cannot be opened")?;
         Ok(Running { store, thread, closing: CancellationToken::new(), tasks: JoinSet::new() })
     }
 

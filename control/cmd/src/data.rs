@@ -90,6 +90,11 @@ impl DataFolder {
         self.path.join("member")
     }
 
+    /// Where the other members are; see [`crate::recovery`].
+    pub(crate) fn others(&self) -> PathBuf {
+        self.path.join("others")
+    }
+
     pub(crate) fn images(&self) -> PathBuf {
         self.path.join("images")
     }

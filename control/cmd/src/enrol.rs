@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
-use tandem_pki::{JoinToken, Secrets};
+use tandem_pki::{JoinToken, Leaf, Secrets};
 use tokio::time::timeout;
 
 use crate::{join, members::PATH};
@@ -47,21 +47,40 @@ pub(crate) async fn ask(server: &str, token: &JoinToken, enrolment: &Enrolment) 
     let authority = timeout(CONNECT_MAX, join::fetch_authority(server, &token.fingerprint))
         .await
         .with_context(|| format!("{server} does not answer"))??;
-    let client = reqwest::Client::builder()
+    let client = client(&authority)?.build()?;
+    let url = server.trim_end_matches('/');
+    let enrolled = send(client.post(format!("{url}{PATH}")).bearer_auth(token.bearer()), server, enrolment).await?;
+    match enrolled.secrets.cluster_certificate().map(tandem_pki::fingerprint).transpose()? {
+        Some(fingerprint) if fingerprint == token.fingerprint => Ok(enrolled),
+        _ => bail!("{server} answers with the keys of another cluster than the token names"),
+    }
+}
+
+/// Asks for a new id for a member that has the cluster's keys already.
+pub(crate) async fn ask_again(
+    server: SocketAddr,
+    authority: &str,
+    leaf: &Leaf,
+    enrolment: &Enrolment,
+) -> anyhow::Result<u64> {
+    let identity = [leaf.certificate.as_bytes(), leaf.key.as_bytes()].concat();
+    let client = client(authority)?.identity(reqwest::Identity::from_pem(&identity)?).build()?;
+    let enrolled = send(client.post(format!("https://{server}{PATH}")), &server.to_string(), enrolment).await?;
+    Ok(enrolled.member)
+}
+
+fn client(authority: &str) -> anyhow::Result<reqwest::ClientBuilder> {
+    Ok(reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(authority.as_bytes())?])
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_MAX)
-        .timeout(ANSWER_MAX)
-        .build()?;
-    let url = format!("{}{PATH}", server.trim_end_matches('/'));
-    let response = client
-        .post(url)
-        .bearer_auth(token.bearer())
-        .json(enrolment)
-        .send()
-        .await
-        .with_context(|| format!("{server} does not take the request to join"))?;
+        .timeout(ANSWER_MAX))
+}
+
+async fn send(request: reqwest::RequestBuilder, server: &str, enrolment: &Enrolment) -> anyhow::Result<Enrolled> {
+    let response = request.json(enrolment).send().await;
+    let response = response.with_context(|| format!("{server} does not take the request to join"))?;
     let code = response.status();
     let body = response.bytes().await.with_context(|| format!("{server} does not finish its answer"))?;
     if code == reqwest::StatusCode::UNAUTHORIZED {
@@ -82,8 +101,5 @@ pub(crate) async fn ask(server: &str, token: &JoinToken, enrolment: &Enrolment) 
     let Ok(enrolled) = serde_json::from_slice::<Enrolled>(&body) else {
         bail!("{server} answers with something else than the keys of a member; does it run the same version?");
     };
-    match enrolled.secrets.cluster_certificate().map(tandem_pki::fingerprint).transpose()? {
-        Some(fingerprint) if fingerprint == token.fingerprint => Ok(enrolled),
-        _ => bail!("{server} answers with the keys of another cluster than the token names"),
-    }
+    Ok(enrolled)
 }

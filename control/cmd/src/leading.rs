@@ -6,7 +6,12 @@ use axum::Router;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tandem_api::{Clock, Identity, Settings};
-use tandem_client::{in_process, in_process_as_leader, kube};
+use tandem_client::{
+    events::{Note, Recorder, Severity},
+    in_process, in_process_as_leader,
+    k8s_openapi::api::core::v1::ObjectReference,
+    kube,
+};
 use tandem_pki::Pki;
 use tandem_store::{Leadership, Member, Role};
 use tokio::{sync::watch, task::JoinSet};
@@ -85,6 +90,8 @@ pub(crate) struct Work<'a> {
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) term: watch::Receiver<u64>,
     pub(crate) members: watch::Receiver<Vec<SocketAddr>>,
+    /// Members that hold something else than the leader does.
+    pub(crate) differing: watch::Receiver<Vec<u64>>,
     pub(crate) settings: &'a Settings,
     pub(crate) clock: &'a Arc<dyn Clock>,
     pub(crate) metrics: &'a Mutex<MetricsRegistry>,
@@ -110,6 +117,13 @@ impl Work<'_> {
             node_grace: tandem_controllers::NODE_GRACE,
         };
         tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
+        let events = in_process_as_leader(self.router.clone(), Identity::administrator(), self.term.clone());
+        let (recorder, writing) = Recorder::start(events, "tandem-members", self.clock.clone());
+        tasks.spawn(tell_of_differing(self.differing, recorder, shutdown.clone()));
+        tasks.spawn(async move {
+            // It ends with its recorder.
+            let _ended = writing.await;
+        });
         let context = tandem_scheduler::Context {
             client: in_process_as_leader(self.router.clone(), Identity::scheduler(), self.term),
             leadership: self.leads,
@@ -120,9 +134,56 @@ impl Work<'_> {
     }
 }
 
+/// Events about members that hold something else than the leader does: the leader alone compares.
+async fn tell_of_differing(mut differing: watch::Receiver<Vec<u64>>, events: Recorder, shutdown: CancellationToken) {
+    loop {
+        let now = differing.borrow_and_update().clone();
+        for member in now {
+            events.record(Note::new(api_service(), Severity::Warning, "MemberDiffers", differs(member)));
+        }
+        tokio::select! {
+            changed = differing.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn differs(member: u64) -> String {
+    format!(
+        "member {member} of the control plane holds something else than the leader. Put a new one in its place: \
+         `tandem control --data-dir EMPTY-FOLDER --join URL --token TOKEN --replace {member}`"
+    )
+}
+
+/// Members are no objects: what there is to say of them is said of the Service that leads to them.
+fn api_service() -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some("default".to_owned()),
+        name: Some("kubernetes".to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_member_that_differs_is_told_of_once() {
+        let (told, differing) = watch::channel(Vec::new());
+        let (recorder, mut notes) = Recorder::detached();
+        let telling = tokio::spawn(tell_of_differing(differing, recorder, CancellationToken::new()));
+        told.send_replace(vec![43]);
+        let note = notes.recv().await.unwrap();
+        assert_eq!((note.reason.as_str(), note.severity), ("MemberDiffers", Severity::Warning));
+        assert!(note.message.contains("--replace 43"), "{}", note.message);
+        told.send_replace(Vec::new());
+        drop(told);
+        telling.await.unwrap();
+        assert_eq!(notes.recv().await, None);
+    }
 
     #[tokio::test]
     async fn a_new_term_ends_the_work_of_the_old_one() {

@@ -17,6 +17,7 @@ mod members;
 mod node;
 mod program;
 mod push;
+mod recovery;
 mod settings;
 mod signer;
 mod status;

@@ -3,6 +3,8 @@
 //! ```text
 //!   empty folder ──┬─ no --join ─> founding ─┐
 //!                  └─ --join ────> joining ──┴─ the store has files ─> member
+//!                                     ^                                  │ damaged, and others take it in
+//!                                     └─────────── replacing <───────────┘
 //! ```
 
 use std::{io, net::SocketAddr, path::Path};
@@ -32,6 +34,8 @@ enum Stage {
     Joining,
     /// Its store was there: should it ever be gone, then that is a loss.
     Member,
+    /// It has a new id, and still the damaged files of who it was.
+    Replacing,
 }
 
 /// The file `D/member`.
@@ -62,7 +66,7 @@ impl Record {
         Ok(Some(record))
     }
 
-    fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         Ok(write_private(path, &serde_json::to_vec(self)?)?)
     }
 
@@ -71,8 +75,22 @@ impl Record {
         match self.stage {
             Stage::Founding => Begin::Cluster,
             Stage::Joining => Begin::Member,
-            Stage::Member => Begin::Never,
+            Stage::Member | Stage::Replacing => Begin::Never,
         }
+    }
+
+    /// A member whose files are damaged, once the others have given it a new id.
+    pub(crate) fn replaced_by(&self, id: u64) -> Record {
+        Record::new(id, Stage::Replacing)
+    }
+
+    pub(crate) fn is_replacing(&self) -> bool {
+        self.stage == Stage::Replacing
+    }
+
+    /// A new member without files.
+    pub(crate) fn joins(&self) -> Record {
+        Record::new(self.id, Stage::Joining)
     }
 
     pub(crate) fn is_joining(&self) -> bool {
@@ -82,7 +100,7 @@ impl Record {
     /// The store has its files now.
     pub(crate) fn settled(&self, data: &DataFolder) -> anyhow::Result<()> {
         match self.stage {
-            Stage::Member => Ok(()),
+            Stage::Member | Stage::Replacing => Ok(()),
             Stage::Founding | Stage::Joining => Record::new(self.id, Stage::Member).write(&data.member()),
         }
     }
@@ -208,6 +226,7 @@ mod tests {
         check(Some(Stage::Joining), false, true, false, expect!["continue as 7 with Member"]);
         check(Some(Stage::Member), true, true, true, expect!["continue as 7 with Never"]);
         check(Some(Stage::Member), false, true, false, expect!["continue as 7 with Never"]);
+        check(Some(Stage::Replacing), true, true, true, expect!["continue as 7 with Never"]);
     }
 
     #[test]
@@ -218,6 +237,11 @@ mod tests {
         Record::new(12, Stage::Joining).write(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), r#"{"version":1,"id":12,"stage":"joining"}"#);
         assert_eq!(Record::read(&path).unwrap(), Some(Record::new(12, Stage::Joining)));
+        let replacing = Record::new(12, Stage::Member).replaced_by(31);
+        replacing.write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), r#"{"version":1,"id":31,"stage":"replacing"}"#);
+        assert!(Record::read(&path).unwrap().unwrap().is_replacing());
+        assert!(replacing.joins().is_joining());
         std::fs::write(&path, r#"{"version":2,"id":12,"stage":"member"}"#).unwrap();
         assert!(Record::read(&path).unwrap_err().to_string().contains("newer version"));
     }

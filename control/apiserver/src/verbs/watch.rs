@@ -19,6 +19,7 @@ use crate::{
     negotiate::{Format, Offer, Shape},
     objects::{self, Objects, store_error},
     options::{Freshness, Selection},
+    server::Endless,
 };
 
 /// Clients that name no timeout are cut off between this and twice this, so that they spread over the members.
@@ -100,6 +101,7 @@ fn stream_response(body: Body) -> Response {
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response.extensions_mut().insert(Endless);
     response
 }
 
