@@ -105,7 +105,9 @@ const ROW: Row = Row { name: "", inject: |_| (), writes_go_on: true, heal: NOTHI
 const FULL: Row = Row { heal: empty, ..ROW };
 
 /// System calls in which a member is killed, and in which one of a row.
-const KILLS: &[(&str, u32)] = &[("fdatasync", 1), ("fdatasync", 8), ("pwrite64", 50)];
+const KILLS: &[(&str, u32)] = &[("fdatasync,fsync", 1), ("fdatasync,fsync", 8), ("pwrite64", 50)];
+const PAGE_BYTES: u64 = 4096;
+const DAMAGE_EACH_BYTES: usize = 500;
 const FILLER: &str = "filler";
 /// Twice the reserve and what a member stores.
 const SMALL_MEGABYTES: u32 = 288;
@@ -149,16 +151,14 @@ fn let_go(arena: &mut Arena) {
     }
 }
 
-/// Ends a member, and changes a bit of each page of one of its files but the first.
+/// Stops a member, so that its files are complete, and changes bits all over one of them, but for the first page.
 fn damage(arena: &mut Arena, member: usize, file: &str) {
-    arena.members.daemons[member].kill();
-    let store = Path::new(&arena.members.daemons[member].data_dir()).join("store");
-    // What has not reached the file yet would be restored from beside it.
-    let path = store.join(file);
+    arena.members.daemons[member].stop();
+    let path = Path::new(&arena.members.daemons[member].data_dir()).join("store").join(file);
     let opened = OpenOptions::new().read(true).write(true).open(&path).expect("the file is there");
-    let pages = opened.metadata().expect("its size").len() / 4096;
-    for page in 1..pages {
-        let (at, mut byte) = (page * 4096 + 2048, [0]);
+    let bytes = opened.metadata().expect("its size").len();
+    for at in (PAGE_BYTES..bytes).step_by(DAMAGE_EACH_BYTES) {
+        let mut byte = [0];
         opened.read_exact_at(&mut byte, at).expect("a byte");
         opened.write_all_at(&[byte[0] ^ 0x10], at).expect("a byte");
     }
