@@ -9,6 +9,8 @@
 //! `TANDEM_MATRIX_ROUNDS` says how often each row is run; without it the short ones are run once.
 //! `TANDEM_MATRIX_ROWS` names rows by a part of their names.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a test says by a panic what is wrong")]
+
 mod client;
 mod clocks;
 mod disks;
