@@ -80,11 +80,27 @@ pub(crate) const ROWS: &[Row] = &[
 
 /// On members whose folders are small file systems.
 pub(crate) const SMALL_ROWS: &[Row] = &[
-    Row { name: "9 the disk of a follower is full", inject: |arena| fill(arena, &[arena.members.follower()]), ..FULL },
+    Row {
+        name: "9 the disk of a follower is full at once",
+        inject: |arena| {
+            let follower = arena.members.follower();
+            fill(arena, &[follower], 0);
+            // It gives up its reserve, or ends where a write came first; whoever watches over it starts it again.
+            let reserve = Path::new(&arena.members.daemons[follower].data_dir()).join("store/reserve");
+            until("the full disk is noticed", DEADLINE, || {
+                let daemon = &mut arena.members.daemons[follower];
+                if !daemon.is_running() {
+                    daemon.restart();
+                }
+                if reserve.exists() { Err("the reserve is there") } else { Ok(()) }
+            });
+        },
+        ..FULL
+    },
     Row {
         name: "9 the disks of all are full",
         inject: |arena| {
-            fill(arena, &(0..arena.members.daemons.len()).collect::<Vec<_>>());
+            fill(arena, &(0..arena.members.daemons.len()).collect::<Vec<_>>(), LEFT_MEGABYTES);
             let wanted = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"too-much"}}"#;
             let create =
                 |arena: &Arena| arena.members.request(0, Method::POST, "/api/v1/namespaces/default/configmaps", wanted);
@@ -109,6 +125,8 @@ const KILLS: &[(&str, u32)] = &[("fdatasync,fsync", 1), ("fdatasync,fsync", 8), 
 const PAGE_BYTES: u64 = 4096;
 const DAMAGE_EACH_BYTES: usize = 500;
 const FILLER: &str = "filler";
+/// Less than half of the reserve: full, as members count.
+const LEFT_MEGABYTES: u64 = 16;
 /// Twice the reserve and what a member stores.
 const SMALL_MEGABYTES: u32 = 288;
 
@@ -174,18 +192,26 @@ fn come_back_anew(arena: &mut Arena) {
     assert_ne!(arena.members.id_of(damaged), before, "a damaged member must not vote as who it was");
 }
 
-fn fill(arena: &mut Arena, members: &[usize]) {
+/// Fills the disks of members, but for so much.
+fn fill(arena: &mut Arena, members: &[usize], left_megabytes: u64) {
     for member in members.iter().copied() {
-        let path = Path::new(&arena.members.daemons[member].data_dir()).join(FILLER);
-        let line = format!("dd if=/dev/zero of={} bs=64k 2>/dev/null || true", path.display());
-        assert!(Command::new("sh").args(["-c", &line]).status().is_ok_and(|status| status.success()));
+        let folder = arena.members.daemons[member].data_dir();
+        let found = rustix::fs::statvfs(folder.as_str()).expect("a file system");
+        let bytes = (found.f_bavail * found.f_frsize).saturating_sub(left_megabytes << 20);
+        let file = std::fs::File::create(Path::new(&folder).join(FILLER)).expect("a file");
+        // Others write meanwhile: the last bytes may be theirs.
+        let _full = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
+            .or_else(|_| rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes - (1 << 20)));
     }
 }
 
 fn empty(arena: &mut Arena) {
-    for daemon in &arena.members.daemons {
+    for daemon in &mut arena.members.daemons {
         // Not all of them are full.
         let _none = std::fs::remove_file(Path::new(&daemon.data_dir()).join(FILLER));
+        if !daemon.is_running() {
+            daemon.restart();
+        }
     }
     arena.await_progress();
 }

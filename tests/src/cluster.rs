@@ -158,6 +158,10 @@ impl Daemon {
         signal(self.process.as_ref().expect("the process was started"), name);
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
     }
