@@ -10,7 +10,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use tandem_tests::{
     cluster::Daemon,
     https::{Access, Connection},
@@ -31,6 +31,7 @@ const OBJECTS: u64 = 100_000;
 const FILLERS: usize = 64;
 const PAGE: usize = 500;
 const PAGES: usize = 100;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What one run of a number of clients measured.
@@ -124,10 +125,17 @@ async fn create(connection: &mut Connection, server: SocketAddr, name: &str) -> 
         r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"value":"{value}"}}}}"#
     );
     let path = "/api/v1/namespaces/default/configmaps";
-    let answer = connection.ask(server, Method::POST, path, body.into()).await;
-    let answer = answer.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
-    anyhow::ensure!(answer.status.is_success(), "{answer:?}");
-    Ok(())
+    let body = Bytes::from(body);
+    loop {
+        let answer = connection.ask(server, Method::POST, path, body.clone()).await;
+        let answer = answer.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        if answer.status != StatusCode::TOO_MANY_REQUESTS {
+            anyhow::ensure!(answer.status.is_success(), "{answer:?}");
+            return Ok(());
+        }
+        // So many writes are not taken at a time, and clients are told when to come again.
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
 }
 
 fn theirs(etcds: &Etcds, clients: usize) -> anyhow::Result<Rate> {

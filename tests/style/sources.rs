@@ -188,6 +188,7 @@ const WAITS: &[(&str, &str)] = &[
     ("node/wasm/tests/host/serving.rs", "between two requests of a loop that ends with a notice"),
     ("tests/bench/failover.rs", "a load runs for a time around the kill"),
     ("tests/bench/footprint.rs", "an idle cluster is measured over time"),
+    ("tests/bench/scale.rs", "a client that is told when to come again"),
     ("tests/matrix/client.rs", "a client of a load that was refused pauses"),
     ("tests/simulation/src/world.rs", "simulated time"),
     ("tests/src/lib.rs", "between two looks at a predicate with a deadline"),
