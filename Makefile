@@ -46,7 +46,7 @@ test-long: test
 	@scripts/setup long
 	TANDEM_MATRIX_ROUNDS=$(FAULTS) cargo test --workspace --test matrix -- --nocapture --test-threads 1
 	TANDEM_SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --test seeds -- --nocapture
-	TANDEM_POWER_CUTS=100 cargo test --workspace --test power
+	TANDEM_POWER_CUTS=100 TANDEM_CRASH_ALL_ENDS=1 cargo test --workspace --test power --test crash
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done
 
 bench:

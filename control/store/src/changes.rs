@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use openraft::{
     ChangeMembers,
     async_runtime::watch::WatchReceiver,
-    errors::{ClientWriteError, RaftError},
+    errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +38,9 @@ pub(crate) struct Changes {
 }
 
 type Changed<T> = Result<T, Refusal>;
+
+type ChangeMembershipErrorOf =
+    ChangeMembershipError<openraft::alias::CommittedLeaderIdOf<TypeConfig>, openraft::alias::NodeIdOf<TypeConfig>>;
 
 impl Changes {
     pub(crate) async fn run(mut self) {
@@ -226,6 +229,20 @@ fn lag(metrics: &RaftMetrics, member: u64) -> Option<u64> {
     members::listed(metrics).into_iter().find(|other| other.id == member && other.matched.is_some())?.lag
 }
 
+/// What another change, or the leader's first entry, stands in the way of can be asked for again.
+fn change_refusal(error: &ChangeMembershipErrorOf) -> Refusal {
+    let why = error.to_string();
+    match error {
+        ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
+            Refusal::Unavailable(format!("the list of members cannot be changed yet: {why}"))
+        }
+        ChangeMembershipError::EmptyMembership(_)
+        | ChangeMembershipError::LearnerNotFound(_)
+        | ChangeMembershipError::UnsupportedMembershipTransition(_)
+        | ChangeMembershipError::NodeMetadataChanged(_) => Refusal::Denied(why),
+    }
+}
+
 pub(crate) fn refusal(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
     match error {
         // Refused before anything was written.
@@ -233,8 +250,29 @@ pub(crate) fn refusal(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
             Refusal::Unknown("another leader took over; it may happen yet".to_owned())
         }
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => Refusal::Denied(error.to_string()),
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => change_refusal(&error),
         RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => Refusal::Denied(error.to_string()),
         RaftError::Fatal(error) => Refusal::Unknown(format!("this member is stopping: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::errors::{EmptyMembership, InProgress};
+
+    use super::*;
+    use crate::{Error, types::Position};
+
+    #[test]
+    fn a_change_that_comes_too_early_can_be_asked_for_again() {
+        let refused = |error: ChangeMembershipErrorOf| {
+            Error::from(refusal(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))))
+        };
+        let before = Some(Position { term: 1, index: 4 }.into());
+        let other = Some(Position { term: 1, index: 7 }.into());
+        let busy = refused(InProgress { committed: before, membership_log_id: other }.into());
+        assert!(matches!(&busy, Error::Unavailable(why) if why.contains("cannot be changed yet")), "{busy}");
+        let empty = refused(EmptyMembership {}.into());
+        assert!(matches!(&empty, Error::Denied(_)), "{empty}");
     }
 }

@@ -30,11 +30,14 @@ use crate::{
 /// it: it ends by itself only when its storage failed, and then the process must not pretend to be a member any longer.
 pub(crate) struct Report {
     pub(crate) raft: Core,
-    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) leadership: Arc<watch::Sender<Leadership>>,
     pub(crate) members: watch::Sender<Vec<Member>>,
     pub(crate) standing: watch::Sender<Standing>,
     /// Another member said that this one was removed.
     pub(crate) removed: watch::Receiver<bool>,
+    pub(crate) quorum: watch::Receiver<bool>,
+    /// The last term in which a quorum confirmed a leader.
+    pub(crate) confirmed: u64,
     pub(crate) metrics: Metrics,
     pub(crate) closing: Arc<AtomicBool>,
     pub(crate) guarded: Guarded,
@@ -49,6 +52,8 @@ impl Report {
             let changed = tokio::select! {
                 changed = server.changed() => changed.is_ok(),
                 removed = self.removed.changed() => removed.is_ok(),
+                // Who tells of the quorum ends when raft does, which is told above.
+                Ok(()) = self.quorum.changed() => true,
             };
             if !changed {
                 self.leadership.send_replace(Leadership { leader: false, ..leadership });
@@ -61,16 +66,26 @@ impl Report {
         }
     }
 
-    fn tell(&self) -> Leadership {
+    fn tell(&mut self) -> Leadership {
         let metrics = metrics_of(&self.raft);
-        let leader = metrics.state.is_leader() && metrics.vote.committed;
+        let leads = metrics.state.is_leader() && metrics.vote.committed;
+        let term = metrics.vote.leader_id.term;
+        let confirmed = *self.quorum.borrow_and_update();
+        if confirmed {
+            self.confirmed = term;
+        }
+        // Who was confirmed and is not any more can do nothing as a leader; perhaps another one leads already.
+        let leader = leads && (confirmed || self.confirmed != term);
         let only_member = metrics.membership_config.nodes().map(|(id, _)| *id).eq([metrics.id]);
         // Who leads nobody needs no clock: no heartbeats, no elections, no work while nothing happens.
-        self.raft.runtime_config().tick(!(leader && only_member));
-        let leadership = Leadership { leader, term: metrics.vote.leader_id.term };
+        self.raft.runtime_config().tick(!(leads && only_member));
+        let leadership = Leadership { leader, term };
         self.metrics.term.set(shown(leadership.term));
         self.metrics.leader.set(i64::from(leadership.leader));
-        self.leadership.send_if_modified(|before| std::mem::replace(before, leadership) != leadership);
+        // What is applied may be ahead of what raft has told.
+        self.leadership.send_if_modified(|before| {
+            before.term <= leadership.term && std::mem::replace(before, leadership) != leadership
+        });
         let members = listed(&metrics);
         self.members.send_if_modified(|before| {
             *before != members && {
@@ -102,6 +117,8 @@ impl Compaction {
     /// At every interval the leader moves the horizons, and every member frees what lies behind them.
     pub(crate) async fn run(self, leadership: watch::Receiver<Leadership>) {
         let mut ticks = tokio::time::interval(self.interval);
+        // What was missed is not made up for: marks of one moment tell nothing.
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut marks: VecDeque<Mark> = VecDeque::new();
         let mut last: Option<Command> = None;
         loop {

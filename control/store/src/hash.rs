@@ -84,20 +84,20 @@ pub fn first_difference(one: &[StateHash], other: &[StateHash]) -> Option<u64> {
 }
 
 /// The members that are not what the leader is, from one comparison to the next.
-pub(crate) async fn compare(cluster: Cluster, hashes: impl Fn() -> Vec<StateHash>, told: watch::Sender<Vec<u64>>) {
-    let mut ticks = tokio::time::interval(HASH_INTERVAL);
+pub(crate) async fn compare(cluster: Cluster, interval: Duration, told: watch::Sender<Vec<u64>>) {
+    let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        if !cluster.raft().is_leader() {
-            continue;
-        }
         let mut differing = Vec::new();
         let metrics = metrics_of(cluster.raft());
-        for (id, node) in metrics.membership_config.nodes().filter(|(id, _)| **id != cluster.node) {
+        // Who does not lead any more does not go on telling what it found.
+        let others =
+            metrics.membership_config.nodes().filter(|(id, _)| metrics.state.is_leader() && **id != cluster.node);
+        for (id, node) in others {
             let asked = cluster.peers.call(*id, &node.address, Call::Hash);
             // A member that cannot be asked is somebody else's alarm.
             let Ok(Ok(Answer::Hash(theirs))) = tokio::time::timeout(ANSWER_TIMEOUT, asked).await else { continue };
-            if let Some(index) = first_difference(&hashes(), &theirs) {
+            if let Some(index) = first_difference(&cluster.leader.replica.hashes(), &theirs) {
                 tracing::error!(member = id, index, "a member has applied something else than the leader has");
                 differing.push(*id);
             }

@@ -37,6 +37,7 @@ mod open;
 mod quorum;
 mod raft;
 mod replica;
+mod runtime;
 mod snapshot;
 mod space;
 mod state;
@@ -68,8 +69,9 @@ pub use memory::{MEMORY_TERM, MemoryStore};
 pub use metrics::Metrics;
 pub use network::{Answer, Call, NoPeers, PeerError, Peers, Refusal, Written};
 pub use open::{Begin, LogLimits, OpenOptions};
-pub use quorum::QUORUM_SILENCE;
+pub use quorum::{QUORUM_SILENCE, WATCH_SILENCE_MAX};
 pub use raft::{COMMAND_BYTES_MAX, Leadership, RaftStore};
+pub use runtime::Runtime;
 pub use space::{RESERVE_BYTES, Space};
 pub use state::{FLUSH_INTERVAL, OPS_MAX, PENDING_BYTES_MAX};
 pub use timing::{ELECTION_TIMEOUT_LIMIT, ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN};
@@ -174,7 +176,8 @@ pub trait Storage: Send + Sync + 'static {
     /// Every change below `prefix` after revision `after`, once each, in order; all watchers see the same order.
     /// [`Error::Compacted`] when `after` is older than history; [`WatchItem::Progress`] comes once at the end of the
     /// replay, and about every second while only other keys change. Ends with an error item when the watcher falls
-    /// behind ([`Error::Overrun`]) or the member shuts down ([`Error::Unavailable`]). To be polled within tokio.
+    /// behind ([`Error::Overrun`]), and when the member shuts down or has had no quorum for [`WATCH_SILENCE_MAX`]
+    /// ([`Error::Unavailable`]); until there is one again no watch begins. To be polled within tokio.
     fn watch(&self, prefix: &Key, after: Revision) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error>;
 
     /// The newest revision that this member has applied.

@@ -231,7 +231,6 @@ pub(crate) struct LogStore {
 pub(crate) struct LogHandle {
     pub(crate) writer: JoinHandle<()>,
     pub(crate) purged: Option<LogId>,
-    pub(crate) last: Option<LogId>,
     /// Nothing was ever promised from this log: no vote, no entry.
     pub(crate) is_new: bool,
 }
@@ -265,8 +264,8 @@ pub(crate) async fn open(
         Ok(())
     };
     file.scan(from, &mut each).await.map_err(unreadable)?;
-    let (purged, last, next_index) = (recent.purged, recent.last, recent.next_index());
-    let is_new = recent.vote.is_none() && last.is_none();
+    let (purged, next_index) = (recent.purged, recent.next_index());
+    let is_new = recent.vote.is_none() && recent.last.is_none();
     let shared = Arc::new(Shared {
         recent: Mutex::new(recent),
         quorum,
@@ -276,7 +275,7 @@ pub(crate) async fn open(
     let (work, queue) = mpsc::channel(QUEUE_MAX);
     let writer = Writer::new(file, folder.clone(), shared.clone(), guarded, committed, next_index);
     let writer = tokio::spawn(writer.run(queue));
-    Ok((LogStore { shared, work, durable }, LogHandle { writer, purged, last, is_new }))
+    Ok((LogStore { shared, work, durable }, LogHandle { writer, purged, is_new }))
 }
 
 fn writer_gone<T>(_: T) -> io::Error {

@@ -9,9 +9,10 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine, Snapshot},
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{
-    Reply,
+    Leadership, Reply,
     apply::Change,
     codec::VersionRow,
     disk::{Folder, Guarded, Owner},
@@ -47,6 +48,7 @@ pub(crate) struct Machine {
     pub(crate) quorum: Arc<Quorum>,
     /// What the state file will say once it has caught up.
     pub(crate) row: Arc<Mutex<StateRow>>,
+    pub(crate) leadership: Arc<watch::Sender<Leadership>>,
 }
 
 impl Machine {
@@ -74,6 +76,14 @@ impl Machine {
         id: LogId,
         payload: EntryPayload<crate::codec::Proposal, u64, crate::types::Node>,
     ) -> Reply {
+        // Whoever sees what another leader did also sees that this member does not lead any more.
+        let term = id.leader_id.term;
+        self.leadership.send_if_modified(|told| {
+            told.term < term && {
+                *told = Leadership { leader: false, term };
+                true
+            }
+        });
         let mut row = self.row.lock().clone();
         row.applied = Some(id.into());
         let (reply, rows, dropped) = match payload {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use openraft::{Instant as _, async_runtime::watch::WatchReceiver};
+use openraft::{Instant as _, async_runtime::watch::WatchReceiver, metrics::RaftServerMetrics};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -65,8 +65,15 @@ pub enum Change {
     Move { member: u64, name: String, address: String },
 }
 
+/// What raft tells of itself. openraft tells all of it a moment after the part of it that wakes whoever waits for
+/// another leader or another list of members, and wakes nobody then: that part is taken from where it is told first.
 pub(crate) fn metrics_of(raft: &Core) -> RaftMetrics {
-    raft.metrics().borrow_watched().clone()
+    let mut metrics = raft.metrics().borrow_watched().clone();
+    let RaftServerMetrics { vote, state, current_leader, membership_config, committed_membership_config, .. } =
+        raft.server_metrics().borrow_watched().clone();
+    (metrics.vote, metrics.state, metrics.current_leader) = (vote, state, current_leader);
+    (metrics.membership_config, metrics.committed_membership_config) = (membership_config, committed_membership_config);
+    metrics
 }
 
 /// Everybody, in the order of ids.

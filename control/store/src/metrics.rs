@@ -1,12 +1,53 @@
 //! What the store tells about itself.
 
+use std::{collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
 use prometheus_client::{
+    encoding::EncodeLabelSet,
     metrics::{
+        family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
     registry::{Registry, Unit},
 };
+
+use crate::Member;
+
+/// The other member that a number is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Peer {
+    member: u64,
+}
+
+/// What the leader knows of each of the other members. Nobody else shows anything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerMetrics {
+    lag: Family<Peer, Gauge>,
+    reachable: Family<Peer, Gauge>,
+    shown: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl PeerMetrics {
+    /// Shows these members, and forgets all others.
+    pub(crate) fn show(&self, members: &[Member], own: u64) {
+        let known = members.iter().filter(|member| member.id != own);
+        let known = known.filter_map(|member| Some((member.id, member.lag?, member.reachable?)));
+        let mut gone = self.shown.lock();
+        let mut now = BTreeSet::new();
+        for (member, lag, reachable) in known {
+            self.lag.get_or_create(&Peer { member }).set(shown(lag));
+            self.reachable.get_or_create(&Peer { member }).set(i64::from(reachable));
+            now.insert(member);
+        }
+        for member in gone.difference(&now).copied() {
+            self.lag.remove(&Peer { member });
+            self.reachable.remove(&Peer { member });
+        }
+        *gone = now;
+    }
+}
 
 /// Handles of the store's metrics; clones share their values. Default ones count without being shown anywhere.
 #[derive(Clone, Debug)]
@@ -28,6 +69,7 @@ pub struct Metrics {
     /// Entries that the member that is farthest behind lacks, on the leader.
     pub(crate) lag: Gauge,
     pub(crate) quorum: Gauge,
+    pub(crate) peers: PeerMetrics,
 }
 
 impl Default for Metrics {
@@ -48,6 +90,7 @@ impl Default for Metrics {
             wal_bytes: Gauge::default(),
             lag: Gauge::default(),
             quorum: Gauge::default(),
+            peers: PeerMetrics::default(),
         }
     }
 }
@@ -71,6 +114,7 @@ impl Metrics {
             wal_bytes,
             lag,
             quorum,
+            peers,
         } = metrics.clone();
         registry.register_with_unit("fsync_duration", "Time of one durable commit", Unit::Seconds, fsync_seconds);
         registry.register_with_unit(
@@ -91,6 +135,10 @@ impl Metrics {
         registry.register_with_unit("wal_size", "Size of the log's write-ahead file", Unit::Bytes, wal_bytes);
         registry.register("lag_entries", "Entries that the slowest member lacks, on the leader", lag);
         registry.register("quorum", "1 when a quorum has lately confirmed a leader", quorum);
+        let help = "Entries that another member lacks, on the leader";
+        registry.register("peer_lag_entries", help, peers.lag);
+        let help = "1 when another member has lately answered the leader, which shows this";
+        registry.register("peer_reachable", help, peers.reachable);
         metrics
     }
 }

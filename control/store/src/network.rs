@@ -1,6 +1,6 @@
 //! The way to other members: a seam that the server fills with its TLS connections, and tests with function calls.
 
-use std::{future::Future, path::PathBuf, sync::Arc};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use openraft::{
@@ -17,10 +17,21 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    Change, Command, Member, Reply, StateHash,
+    Change, Command, ELECTION_TIMEOUT_LIMIT, Member, Reply, StateHash,
     snapshot::SnapshotData,
     types::{Node, TypeConfig, Vote},
 };
+
+/// How long a heartbeat may take there and back. The next one to the same member waits for it, so that a lost one must
+/// not let the shortest election timeout pass.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long entries may take to be on the disk of another member before they are sent again.
+const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long any call of raft may take, snapshots aside: a vote is saved before it is given, on the slowest disk that
+/// elections wait for.
+pub(crate) const CALL_TIMEOUT_MAX: Duration = ELECTION_TIMEOUT_LIMIT;
 
 /// What one member asks of another.
 #[derive(Clone, Debug)]
@@ -126,7 +137,8 @@ impl PeerError {
 }
 
 /// Carries calls to other members. An answer of another kind than the call counts as no answer. Dropping the future
-/// takes back what was not sent yet.
+/// takes back what was not sent yet. A snapshot may take as long as it takes, but one of which nothing moves any more
+/// must end in an error.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
     async fn call(&self, member: u64, address: &str, call: Call) -> Result<Answer, PeerError>;
@@ -167,8 +179,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, Unreachable<TypeConfig>> {
-        match tokio::time::timeout(option.hard_ttl(), self.peers.call(self.member, &self.address, call)).await {
+    async fn call(&self, call: Call, limit: Duration) -> Result<Answer, Unreachable<TypeConfig>> {
+        match tokio::time::timeout(limit, self.peers.call(self.member, &self.address, call)).await {
             Ok(answered) => self.heard(answered),
             Err(_) => Err(Unreachable::new(&PeerError::unanswered(self.member, "no answer in time"))),
         }
@@ -197,9 +209,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(Call::Append(rpc), &option).await? {
+        let limit = if rpc.entries.is_empty() { HEARTBEAT_TIMEOUT } else { APPEND_TIMEOUT };
+        match self.call(Call::Append(rpc), limit).await? {
             Answer::Append(answer) => Ok(answer),
             _ => Err(self.mistaken().into()),
         }
@@ -208,9 +221,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     async fn vote(
         &mut self,
         rpc: VoteRequest<TypeConfig>,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(Call::Vote(rpc), &option).await? {
+        match self.call(Call::Vote(rpc), CALL_TIMEOUT_MAX).await? {
             Answer::Vote(answer) => Ok(answer),
             _ => Err(self.mistaken().into()),
         }
@@ -221,7 +234,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(Call::PreVote(rpc), &option).await? {
+        match self.call(Call::PreVote(rpc), option.hard_ttl()).await? {
             Answer::PreVote(answer) => Ok(answer),
             _ => Err(self.mistaken().into()),
         }
@@ -245,7 +258,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             // A state that history has passed is not an error of the disk: the next try freezes a newer one.
             Err(error) => return Err(unreachable(format!("its snapshot could not be written: {error}")).into()),
         };
-        // No time limit: how long a snapshot takes depends on its size. The transport notices a dead peer.
+        // No time limit: how long a snapshot takes depends on its size. That it moves at all is the transport's promise.
         let call = Call::Snapshot { vote, file: file.path().to_owned() };
         tokio::select! {
             closed = cancel => Err(closed.into()),
@@ -261,7 +274,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(Call::Transfer(request), &option).await? {
+        match self.call(Call::Transfer(request), option.hard_ttl()).await? {
             Answer::Transfer(answer) => Ok(answer),
             _ => Err(self.mistaken().into()),
         }

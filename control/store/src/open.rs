@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use crate::{
-    Disk, Error, Files, Leadership, Metrics, NoPeers, OnFailure, Peers, RaftStore, Reads, Space, SqliteFiles, Standing,
-    SystemDisk, abort_process,
+    Disk, Error, Files, HASH_INTERVAL, Leadership, Metrics, NoPeers, OnFailure, Peers, RaftStore, Reads, Space,
+    SqliteFiles, Standing, SystemDisk, WATCH_SILENCE_MAX, abort_process,
     changes::{CHANGES_MAX, Changes},
     cluster::Cluster,
     compactor::COMPACTION_INTERVAL,
@@ -83,6 +83,10 @@ pub struct OpenOptions {
     pub metrics: Metrics,
     /// How often the leader forgets history; `None`: never.
     pub compaction: Option<Duration>,
+    /// How often the leader compares what the members have applied.
+    pub comparison: Duration,
+    /// How long watches go on without a quorum.
+    pub watch_silence: Duration,
 }
 
 impl OpenOptions {
@@ -104,6 +108,8 @@ impl OpenOptions {
             on_failure: abort_process(),
             metrics: Metrics::default(),
             compaction: Some(COMPACTION_INTERVAL),
+            comparison: HASH_INTERVAL,
+            watch_silence: WATCH_SILENCE_MAX,
         }
     }
 }
@@ -153,6 +159,7 @@ impl RaftStore {
             limits,
             quorum: alone,
             row: Arc::new(Mutex::new(state.row)),
+            leadership: Arc::new(watch::Sender::new(Leadership::default())),
         };
         let (removed, _) = watch::channel(false);
         let network = Network { peers: options.peers.clone(), removed: removed.clone() };
@@ -186,7 +193,7 @@ fn started(
     writers: JoinSet<()>,
 ) -> RaftStore {
     let (quorum_told, quorum) = watch::channel(false);
-    let (leadership_told, leadership) = watch::channel(Leadership::default());
+    let leadership = machine.leadership.subscribe();
     let (members_told, members) = watch::channel(Vec::new());
     let (standing_told, standing) = watch::channel(Standing::Waiting);
     let (differing_told, differing) = watch::channel(Vec::new());
@@ -195,10 +202,12 @@ fn started(
     let (heard, closing) = (Arc::new(Heard::default()), Arc::new(AtomicBool::new(false)));
     let report = Report {
         raft: raft.clone(),
-        leadership: leadership_told,
+        leadership: machine.leadership.clone(),
         members: members_told,
         standing: standing_told,
         removed: removed.subscribe(),
+        quorum: quorum.clone(),
+        confirmed: 0,
         metrics: options.metrics.clone(),
         closing: closing.clone(),
         guarded: machine.guarded.clone(),
@@ -219,21 +228,13 @@ fn started(
     let mut drivers = JoinSet::new();
     drivers.spawn(Changes { raft: raft.clone(), queue }.run());
     drivers.spawn(cluster.clone().confirm_reads(waiting));
-    drivers.spawn(quorum::observe(cluster.clone(), quorum_told));
-    let hashed = machine.replica.clone();
-    drivers.spawn(hash::compare(cluster.clone(), move || hashed.hashes(), differing_told));
-    let elections = Elections {
-        node: options.node_id,
-        raft: raft.clone(),
-        latencies: machine.guarded.latencies.clone(),
-        heard: heard.clone(),
-        standing: standing.clone(),
-    };
-    drivers.spawn(elections.run());
+    drivers.spawn(quorum::observe(cluster.clone(), quorum_told, options.watch_silence));
+    drivers.spawn(hash::compare(cluster.clone(), options.comparison, differing_told));
+    drivers.spawn(elections(options.node_id, &raft, &machine, &heard, &standing).run());
     drivers.spawn(report.run());
+    let (replica, clock) = (machine.replica.clone(), options.clock);
     if let Some(interval) = options.compaction {
-        let replica = machine.replica.clone();
-        drivers.spawn(Compaction { raft, replica, clock: options.clock, interval }.run(leadership.clone()));
+        drivers.spawn(Compaction { raft, replica, clock, interval }.run(leadership.clone()));
     }
     RaftStore {
         node: options.node_id,
@@ -251,6 +252,17 @@ fn started(
         drivers: Mutex::new(drivers),
         writers: Mutex::new(writers),
     }
+}
+
+fn elections(
+    node: u64,
+    raft: &Core,
+    machine: &Machine,
+    heard: &Arc<Heard>,
+    standing: &watch::Receiver<Standing>,
+) -> Elections {
+    let latencies = machine.guarded.latencies.clone();
+    Elections { node, raft: raft.clone(), latencies, heard: heard.clone(), standing: standing.clone() }
 }
 
 fn lost(path: &Path, node: u64) -> Error {
@@ -322,7 +334,8 @@ fn check_together(path: &Path, applied: Option<LogId>, log: &LogHandle) -> Resul
         );
         return Err(Error::Damaged { path: path.join(STATE_FILE).display().to_string(), why });
     }
-    if applied.is_some() && log.last.is_none() && log.purged.is_none() {
+    // A vote without entries is what is left when a member ended just after it had got its first snapshot.
+    if applied.is_some() && log.is_new {
         return Err(data_error(&path.join(LOG_FILE), "is empty while the state is not; restore both from one backup"));
     }
     Ok(())

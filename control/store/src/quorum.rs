@@ -36,10 +36,15 @@ const CONFIRMATION_AGE_MAX: Duration = QUORUM_SILENCE.saturating_add(LOOK_INTERV
 /// How long after a look that failed the next one comes.
 const FAILURE_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a member without a quorum keeps its watches. Nothing will come of them: whoever watches is better off with
+/// another member.
+pub const WATCH_SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// Keeps looking, and tells.
-pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>) {
+pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>, watch_silence: Duration) {
     let mut server = cluster.raft().server_metrics();
     let mut stale_at = Instant::now();
+    let mut here_at = Instant::now();
     loop {
         let begun = Instant::now();
         let mut until = begun + QUORUM_SILENCE;
@@ -51,14 +56,20 @@ pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>) {
             stale_at = begun + CONFIRMATION_AGE_MAX;
         }
         let here = Instant::now() < stale_at;
+        if here {
+            here_at = Instant::now();
+        }
+        cluster.leader.replica.cut_off(here_at.elapsed() >= watch_silence);
         told.send_if_modified(|before| std::mem::replace(before, here) != here);
-        let slowest = listed(&metrics_of(cluster.raft())).into_iter().filter_map(|member| member.lag).max();
+        let members = listed(&metrics_of(cluster.raft()));
+        let slowest = members.iter().filter_map(|member| member.lag).max();
         cluster.leader.metrics.quorum.set(i64::from(here));
         cluster.leader.metrics.lag.set(shown(slowest.unwrap_or(0)));
+        cluster.leader.metrics.peers.show(&members, cluster.node);
         // A voter that is alone has a quorum as long as nothing changes: no look, no wake-up.
         let pause = async {
             match confirmed {
-                true if cluster.is_alone() => std::future::pending().await,
+                true if cluster.is_alone() && members.len() == 1 => std::future::pending().await,
                 true => tokio::time::sleep(LOOK_INTERVAL).await,
                 false => tokio::time::sleep(FAILURE_PAUSE).await,
             }

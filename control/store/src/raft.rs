@@ -71,7 +71,8 @@ impl RaftStore {
         self.node
     }
 
-    /// Whether this member leads, as far as it knows.
+    /// Whether this member leads, as far as it knows. It does not say so any more when what another leader did can be
+    /// seen here, nor after a quorum has stopped to confirm it ([`RaftStore::quorum`]).
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
     }

@@ -36,6 +36,7 @@ pub(crate) struct Replica {
     state: RwLock<Index>,
     news: News,
     closed: AtomicBool,
+    cut_off: AtomicBool,
     metrics: Metrics,
 }
 
@@ -94,7 +95,8 @@ impl Replica {
     pub(crate) fn new(index: Index, metrics: Metrics) -> Replica {
         metrics.revision.set(shown(index.revision().0));
         let news = News { newest: watch::Sender::new(index.revision()), resources: RwLock::default() };
-        Replica { state: RwLock::new(index), news, closed: AtomicBool::new(false), metrics }
+        let (closed, cut_off) = (AtomicBool::new(false), AtomicBool::new(false));
+        Replica { state: RwLock::new(index), news, closed, cut_off, metrics }
     }
 
     pub(crate) fn with_limits(limits: HistoryLimits, metrics: Metrics) -> Replica {
@@ -137,6 +139,24 @@ impl Replica {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.news.wake_all();
+    }
+
+    /// Ends all watches, and begins none, as long as nothing can be expected to be applied.
+    pub(crate) fn cut_off(&self, cut_off: bool) {
+        if self.cut_off.swap(cut_off, Ordering::SeqCst) != cut_off && cut_off {
+            self.news.wake_all();
+        }
+    }
+
+    /// Whether a watch may go on here.
+    pub(crate) fn check_watchable(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Unavailable("this member is shutting down".to_owned()));
+        }
+        if self.cut_off.load(Ordering::SeqCst) {
+            return Err(Error::Unavailable("this member has had no quorum for a while; watch another one".to_owned()));
+        }
+        Ok(())
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -223,6 +243,7 @@ impl Replica {
         prefix: &Key,
         after: Revision,
     ) -> Result<BoxStream<'static, Result<WatchItem, Error>>, Error> {
+        self.check_watchable()?;
         let compacted = self.state.read().horizons().watches;
         if after < compacted {
             return Err(Error::Compacted { requested: after, compacted });
@@ -253,10 +274,6 @@ impl Replica {
     /// How long the present value of a key is.
     pub(crate) fn size_of(&self, key: &Key) -> Option<usize> {
         self.state.read().present(key).map(|present| present.value.len())
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

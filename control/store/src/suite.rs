@@ -42,6 +42,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
             limits,
             quorum,
             row: Arc::new(Mutex::new(opened.row)),
+            leadership: Arc::default(),
         };
         Ok((dir, log, machine))
     }

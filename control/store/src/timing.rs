@@ -2,6 +2,8 @@
 //!
 //! openraft's own timers stay at their floor. On a slow disk elections are held back here until the leader has been
 //! silent for long enough; otherwise candidates would give up before a vote can be on disk, and none would ever win.
+//! What the disks of the others are like nobody knows: after each election that nobody won the next one is given twice
+//! the time.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -53,11 +55,12 @@ impl Latencies {
     }
 }
 
-/// Ten times what all but one of a hundred commits took, within limits.
+/// Ten times what all but one of a hundred commits took, within limits. One slow commit says nothing, however few there
+/// were.
 fn election_timeout(recent: &VecDeque<Duration>) -> Duration {
     let mut sorted: Vec<Duration> = recent.iter().copied().collect();
     sorted.sort_unstable();
-    let slowest = sorted.len().saturating_sub(1).saturating_sub(sorted.len() / 100);
+    let slowest = sorted.len().saturating_sub(1).saturating_sub((sorted.len() / 100).max(1));
     let tail = sorted.get(slowest).copied().unwrap_or_default();
     (tail * COMMITS_WAITED).clamp(ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT_LIMIT)
 }
@@ -94,31 +97,61 @@ pub(crate) struct Elections {
 impl Elections {
     pub(crate) async fn run(mut self) {
         let mut timeouts = self.latencies.timeout.subscribe();
-        let mut term = 0;
-        let mut voted_at = Instant::now();
+        let mut server = self.raft.server_metrics();
+        let mut rounds = Rounds { term: 0, since: Instant::now(), lost: 0 };
         loop {
-            let timeout = *timeouts.borrow_and_update();
-            let slow = timeout > ELECTION_TIMEOUT_MIN;
             let now = Instant::now();
-            let seen = self.raft.server_metrics().borrow_watched().vote.leader_id.term;
-            if std::mem::replace(&mut term, seen) != seen {
-                voted_at = now;
+            {
+                let server = server.borrow_watched();
+                rounds.note(server.vote.leader_id.term, server.current_leader.is_some(), now);
             }
-            let silent = now.saturating_duration_since(self.heard.at().max(voted_at));
+            let timeout = patience(*timeouts.borrow_and_update(), rounds.lost);
+            let held = timeout > ELECTION_TIMEOUT_MIN;
+            let silent = now.saturating_duration_since(self.heard.at().max(rounds.since));
             let removed = *self.standing.borrow_and_update() == Standing::Removed;
             // Nobody votes for a member that was removed, and nobody should be asked to.
-            let may = !removed && (!slow || silent >= timeout + spread(self.node, term, timeout));
+            let may = !removed && (!held || silent >= timeout + spread(self.node, rounds.term, timeout));
             self.raft.runtime_config().elect(may);
             let look = async {
-                if slow && !removed { tokio::time::sleep(LOOK_INTERVAL).await } else { std::future::pending().await }
+                if held && !removed { tokio::time::sleep(LOOK_INTERVAL).await } else { std::future::pending().await }
             };
             tokio::select! {
                 () = look => (),
                 changed = timeouts.changed() => if changed.is_err() { return },
                 changed = self.standing.changed() => if changed.is_err() { return },
+                changed = server.changed() => if changed.is_err() { return },
             }
         }
     }
+}
+
+/// The elections that this member has seen since there was a leader.
+#[derive(Debug)]
+struct Rounds {
+    term: u64,
+    /// When the present one began.
+    since: Instant,
+    /// How many there were.
+    lost: u32,
+}
+
+impl Rounds {
+    fn note(&mut self, term: u64, led: bool, now: Instant) {
+        if std::mem::replace(&mut self.term, term) != term {
+            self.since = now;
+            self.lost = self.lost.saturating_add(1);
+        }
+        if led {
+            self.lost = 0;
+        }
+    }
+}
+
+/// How long the others are given, after so many elections that nobody won: as long as this member's own disk needs, and
+/// from the second one on twice as long each time.
+fn patience(disk: Duration, lost: u32) -> Duration {
+    let doubled = 1u32.checked_shl(lost.saturating_sub(1)).unwrap_or(u32::MAX);
+    ELECTION_TIMEOUT_MIN.saturating_mul(doubled).max(disk).min(ELECTION_TIMEOUT_LIMIT)
 }
 
 /// What is added so that members do not all stand at once: up to half of the timeout, another part for each member and
@@ -148,6 +181,24 @@ mod tests {
         once[8..12].fill(40);
         assert_eq!(timeout(&once), 400);
         assert_eq!(timeout(&[20_000; 5]), 5000);
+        assert_eq!(timeout(&[4, 3000, 5]), 250, "one of few neither");
+    }
+
+    #[test]
+    fn elections_that_nobody_wins_come_less_and_less_often() {
+        let begun = Instant::now();
+        let mut rounds = Rounds { term: 0, since: begun, lost: 0 };
+        let mut after = |term, led| {
+            rounds.note(term, led, begun);
+            [Duration::ZERO, Duration::from_secs(1)].map(|disk| patience(disk, rounds.lost).as_millis())
+        };
+        assert_eq!(after(3, true), [250, 1000], "there is a leader");
+        let without: Vec<_> = (4..11).map(|term| after(term, false)).collect();
+        let expected = [[250, 1000], [500, 1000], [1000, 1000], [2000, 2000], [4000, 4000], [5000, 5000], [5000, 5000]];
+        assert_eq!(without, expected);
+        assert_eq!(after(10, false), [5000, 5000], "the same one counts once");
+        assert_eq!(after(11, true), [250, 1000]);
+        assert_eq!(patience(Duration::ZERO, u32::MAX).as_millis(), 5000);
     }
 
     #[test]

@@ -11,18 +11,17 @@ use openraft::{alias, impls::leader_id_std};
 use serde::{Deserialize, Serialize};
 use tandem_api::Revision;
 
-use crate::{Reply, codec::Proposal, index::Horizons};
+use crate::{Reply, Runtime, codec::Proposal, index::Horizons};
 
 openraft::declare_raft_types!(
     /// A leader owns its term alone (`leader_id_std`): a fence is nothing but a term.
-    ///
-    /// `AsyncRuntime` is where a simulation puts its own clock and randomness.
     pub TypeConfig:
         D = Proposal,
         R = Reply,
         NodeId = u64,
         Node = Node,
         LeaderId = leader_id_std::LeaderId<Self::Term, Self::NodeId>,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type LogId = alias::LogIdOf<TypeConfig>;

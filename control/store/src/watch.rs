@@ -103,9 +103,7 @@ impl Watcher {
 
     /// Takes the next events out of history.
     fn look(&mut self) -> Result<(), Error> {
-        if self.replica.is_closed() {
-            return Err(Error::Unavailable("this member is shutting down".to_owned()));
-        }
+        self.replica.check_watchable()?;
         let Some(Found { events, through, caught_up, behind }) =
             self.replica.find(&self.group, &self.prefix, self.cursor, CHUNK)
         else {

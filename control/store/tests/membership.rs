@@ -140,6 +140,34 @@ async fn a_listener_listens_until_it_is_promoted() {
     assert_eq!(roles().await, [Role::Leader, Role::Voter]);
 }
 
+/// A machine that got another address is the same member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_can_be_moved() {
+    let (_cluster, members) = Cluster::of(3).await;
+    let [first, second, third] = &members[..] else { panic!("three members") };
+    for (via, moved) in [(second, third), (second, first)] {
+        let member = moved.id();
+        let (name, address) = (format!("moved-{member}"), format!("elsewhere-{member}"));
+        let change = Change::Move { member, name: name.clone(), address: address.clone() };
+        assert_eq!(via.change(change).await.unwrap(), member);
+        for seen in &members {
+            eventually("all to know", async || {
+                let listed = seen.members().borrow().clone();
+                listed.iter().any(|one| (one.id, &one.name, &one.address) == (member, &name, &address))
+            })
+            .await;
+        }
+    }
+    let listed = settled(first, 3).await;
+    assert!(listed.iter().all(|member| member.role != Role::Learner), "who votes stays as it was: {listed:?}");
+    let refused = |change: Change| async { first.change(change).await.unwrap_err().to_string() };
+    let to = |member, name: &str| Change::Move { member, name: name.to_owned(), address: "a".to_owned() };
+    assert_eq!(refused(to(99, "x")).await, "there is no member 99");
+    assert_eq!(refused(to(third.id(), "")).await, "a member needs a name and an address");
+    first.write(Command::put(key("a"), Bytes::from_static(b"x"), Expect::Any)).await.unwrap();
+    eventually("all to follow", async || members.iter().all(|member| member.revision() == first.revision())).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_would_do_harm_are_refused() {
     let (cluster, mut members) = Cluster::of(3).await;

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use support::{TestDisk, key, open, options, reopened};
+use support::{TestDisk, execute, key, open, options, released, reopened};
 use tandem_api::{Clock, Key, Revision};
 use tandem_store::{
     Command, Consistency, Durable, Error, Expect, Metrics, OpenOptions, RaftStore, Reply, Storage, WatchItem,
@@ -328,4 +328,26 @@ async fn a_command_that_is_too_large_is_refused() {
     assert!(matches!(refused, Err(Error::Storage { .. })), "{refused:?}");
     let value = Bytes::from(vec![0; 3 << 20]);
     store.write(Command::put(key("a"), value, Expect::Any)).await.unwrap();
+}
+
+/// A new member that ends just after it got its first snapshot has a state, a vote, and no entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_holds_a_vote_and_nothing_else_goes_with_a_state() {
+    let dir = support::memory_dir();
+    let store = open(dir.path()).await;
+    put(&store, "a", "1").await;
+    store.shutdown().await.unwrap();
+    released(store, dir.path()).await;
+    execute(dir.path(), "log.sqlite", "DELETE FROM entries; DELETE FROM meta WHERE name = 'committed'").await;
+    let store = open(dir.path()).await;
+    assert_eq!(&store.get(&key("a"), Consistency::Linearizable).await.unwrap().unwrap().value[..], b"1");
+    put(&store, "b", "2").await;
+    store.shutdown().await.unwrap();
+    released(store, dir.path()).await;
+
+    // Without a vote it is another log, or none.
+    let gone = "DELETE FROM entries; DELETE FROM meta WHERE name IN ('committed', 'purged', 'vote')";
+    execute(dir.path(), "log.sqlite", gone).await;
+    let refused = RaftStore::open(options(dir.path())).await.err().unwrap().to_string();
+    assert!(refused.contains("is empty while the state is not"), "{refused}");
 }

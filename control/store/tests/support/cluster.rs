@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tandem_store::{
-    Aim, Answer, Begin, Call, Change, Disk, LogLimits, Member, OpenOptions, PeerError, Peers, RaftStore, Role,
+    Aim, Answer, Begin, Call, Change, Disk, Error, LogLimits, Member, OpenOptions, PeerError, Peers, RaftStore, Role,
     wire::{self, Route},
 };
 
@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     Lost,
     /// Forwarded commands arrive, and their answers are lost with the connection.
     NoReply,
+    /// What the other member has applied looks different.
+    WrongHash,
 }
 
 #[derive(Default)]
@@ -56,6 +58,13 @@ impl Peers for Wire {
         };
         match (self.fault(member), call) {
             (Some(Fault::Lost), _) => Err(self.lost(member).await),
+            (Some(Fault::WrongHash), Call::Hash) => match wire::decode_answer(&answer) {
+                Ok(Answer::Hash(mut hashes)) => {
+                    hashes.iter_mut().for_each(|hash| hash.hash ^= 1);
+                    Ok(Answer::Hash(hashes))
+                }
+                other => panic!("{other:?}"),
+            },
             (Some(Fault::NoReply), Call::Write(_)) => Err(unanswered("the connection was cut".to_owned())),
             _ => wire::decode_answer(&answer).map_err(|error| unanswered(error.to_string())),
         }
@@ -83,10 +92,13 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     /// Removed with the cluster, unless somebody else is to find it.
     _removed: Option<tempfile::TempDir>,
-    disk: Arc<dyn Disk>,
+    /// The disk of all members, where they have none of their own.
+    disk: Option<Arc<dyn Disk>>,
+    disks: Mutex<BTreeMap<u64, Arc<TestDisk>>>,
     limits: LogLimits,
     compaction: Option<Duration>,
     wires: Arc<Wires>,
+    adjust: fn(&mut OpenOptions),
     /// Elections are about time: one cluster of a test program runs at once.
     _turn: SemaphorePermit<'static>,
 }
@@ -96,20 +108,22 @@ static TURN: Semaphore = Semaphore::const_new(1);
 impl Cluster {
     /// A cluster of one, and its member.
     pub(crate) async fn begin() -> (Cluster, Arc<RaftStore>) {
-        Cluster::begin_slow(Duration::ZERO).await
+        Cluster::begin_adjusted(|_| ()).await
     }
 
-    async fn begin_slow(latency: Duration) -> (Cluster, Arc<RaftStore>) {
+    async fn begin_adjusted(adjust: fn(&mut OpenOptions)) -> (Cluster, Arc<RaftStore>) {
         let turn = TURN.acquire().await.unwrap();
         let dir = memory_dir();
         let defaults = options(dir.path());
         let cluster = Cluster {
             dir: dir.path().to_owned(),
             _removed: Some(dir),
-            disk: Arc::new(TestDisk::slow(latency)),
+            disk: None,
+            disks: Mutex::default(),
             limits: defaults.log_limits,
             compaction: defaults.compaction,
             wires: Arc::default(),
+            adjust,
             _turn: turn,
         };
         let first = cluster.open(1, Begin::Cluster).await;
@@ -121,21 +135,24 @@ impl Cluster {
         Cluster {
             dir: dir.to_owned(),
             _removed: None,
-            disk,
+            disk: Some(disk),
+            disks: Mutex::default(),
             limits: LogLimits { checkpoint_entries: 40, kept_entries: 5 },
-            compaction: Some(Duration::from_millis(20)),
+            compaction: Some(Duration::from_millis(50)),
             wires: Arc::default(),
+            adjust: |_| (),
             _turn: TURN.acquire().await.unwrap(),
         }
     }
 
     /// A cluster of so many voters. The first one leads.
     pub(crate) async fn of(voters: usize) -> (Cluster, Vec<Arc<RaftStore>>) {
-        Cluster::of_slow(voters, Duration::ZERO).await
+        Cluster::of_adjusted(voters, |_| ()).await
     }
 
-    pub(crate) async fn of_slow(voters: usize, latency: Duration) -> (Cluster, Vec<Arc<RaftStore>>) {
-        let (cluster, first) = Cluster::begin_slow(latency).await;
+    /// The same, with options that differ from the usual ones.
+    pub(crate) async fn of_adjusted(voters: usize, adjust: fn(&mut OpenOptions)) -> (Cluster, Vec<Arc<RaftStore>>) {
+        let (cluster, first) = Cluster::begin_adjusted(adjust).await;
         let mut members = vec![first];
         while members.len() < voters {
             members.push(cluster.join(&members[0], Aim::Vote).await);
@@ -148,18 +165,30 @@ impl Cluster {
         self.dir.join(member.to_string())
     }
 
+    /// The member's own disk, from now on.
+    fn disk_of(&self, member: u64) -> Arc<TestDisk> {
+        self.disks.lock().entry(member).or_default().clone()
+    }
+
+    /// Each commit of the member takes so much longer.
+    pub(crate) fn slow_down(&self, member: u64, latency: Duration) {
+        self.disk_of(member).set_latency(latency);
+    }
+
     pub(crate) fn options(&self, member: u64, begin: Begin) -> OpenOptions {
-        OpenOptions {
+        let mut options = OpenOptions {
             node_id: member,
             name: format!("m{member}"),
             address: member.to_string(),
             begin,
-            disk: self.disk.clone(),
+            disk: self.disk.clone().unwrap_or_else(|| self.disk_of(member)),
             log_limits: self.limits,
             compaction: self.compaction,
             peers: Arc::new(Wire { from: member, wires: self.wires.clone() }),
             ..options(&self.path(member))
-        }
+        };
+        (self.adjust)(&mut options);
+        options
     }
 
     pub(crate) async fn open(&self, member: u64, begin: Begin) -> Arc<RaftStore> {
@@ -172,8 +201,18 @@ impl Cluster {
     pub(crate) async fn join(&self, via: &Arc<RaftStore>, aim: Aim) -> Arc<RaftStore> {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let name = format!("new-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
-        let id = via.change(Change::Join { name: name.clone(), address: name, aim }).await.unwrap();
-        self.open(id, Begin::Member).await
+        let mut id = None;
+        eventually("a new member", async || {
+            match via.change(Change::Join { name: name.clone(), address: name.clone(), aim }).await {
+                Ok(given) => id = Some(given),
+                // Asked for twice, it is given another id.
+                Err(Error::Unavailable(_) | Error::Unknown(_)) => (),
+                Err(error) => panic!("{error}"),
+            }
+            id.is_some()
+        })
+        .await;
+        self.open(id.unwrap(), Begin::Member).await
     }
 
     /// Takes a member's process away: it answers nobody, and neither can it ask.

@@ -26,7 +26,7 @@ use tandem_store::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn key(name: &str) -> Key {
     Key::object("", "pods", Some("default"), name)
@@ -88,7 +88,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
 /// Counts durable commits, makes them slow, and fails them on demand.
 #[derive(Default)]
 pub(crate) struct TestDisk {
-    latency: Duration,
+    latency: Mutex<Duration>,
     counts: Mutex<BTreeMap<String, usize>>,
     commits: AtomicUsize,
     failing: Mutex<Option<Durable>>,
@@ -96,7 +96,11 @@ pub(crate) struct TestDisk {
 
 impl TestDisk {
     pub(crate) fn slow(latency: Duration) -> TestDisk {
-        TestDisk { latency, ..TestDisk::default() }
+        TestDisk { latency: Mutex::new(latency), ..TestDisk::default() }
+    }
+
+    pub(crate) fn set_latency(&self, latency: Duration) {
+        *self.latency.lock() = latency;
     }
 
     pub(crate) fn commits(&self) -> usize {
@@ -120,8 +124,9 @@ impl Disk for TestDisk {
             }
             *self.counts.lock().entry(format!("{what:?}")).or_default() += 1;
             self.commits.fetch_add(1, Ordering::SeqCst);
-            if !self.latency.is_zero() {
-                tokio::time::sleep(self.latency).await;
+            let latency = *self.latency.lock();
+            if !latency.is_zero() {
+                tokio::time::sleep(latency).await;
             }
             commit.await
         })

@@ -3,6 +3,8 @@
 //! A file's writes wait until it is synced; [`image`] writes down what a machine would find after a power cut: every
 //! synced byte, and of the rest whatever the disk had happened to keep, torn within a write too.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::{
     collections::BTreeMap,
     ffi::{CStr, OsStr, c_char, c_int, c_void},
@@ -70,30 +72,57 @@ pub(crate) fn obey_syncs(obey: bool) {
     SYNCS.store(obey, Ordering::SeqCst);
 }
 
+/// What becomes of the writes that were not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum End {
+    /// Any part of them is lost, as when the power goes.
+    Power,
+    /// All of them stay, as when the process ends and the machine goes on.
+    Process,
+}
+
 /// What is on the disk at this moment of the files in `from`, written to `to` as a machine would find it.
 pub(crate) fn image(from: &Path, to: &Path, random: &mut impl Rng) {
     std::fs::create_dir_all(to).unwrap();
     let shadows = SHADOWS.lock();
     for (path, shadow) in shadows.iter().filter(|(path, _)| path.parent() == Some(from)) {
-        let mut found = shadow.synced.clone();
-        for change in &shadow.pending {
-            match change {
-                Change::Write { at, bytes } => {
-                    for (index, sector) in bytes.chunks(SECTOR).enumerate().filter(|_| random.random_bool(0.5)) {
-                        write(&mut found, at + index * SECTOR, sector);
-                    }
-                }
-                Change::Truncate(length) if random.random_bool(0.5) => found.truncate(*length),
-                Change::Truncate(_) => {}
-            }
-        }
-        std::fs::write(to.join(path.file_name().unwrap()), found).unwrap();
+        std::fs::write(to.join(path.file_name().unwrap()), shadow.found(End::Power, random)).unwrap();
     }
 }
 
-/// Forgets the files of a folder that nobody will open again.
+/// The same for all files below `from`, whose machines lose their power at the same moment.
+pub(crate) fn image_below(from: &Path, to: &Path, end: End, random: &mut impl Rng) {
+    let shadows = SHADOWS.lock();
+    for (path, shadow) in shadows.iter() {
+        let Ok(within) = path.strip_prefix(from) else { continue };
+        let found = to.join(within);
+        std::fs::create_dir_all(found.parent().unwrap()).unwrap();
+        std::fs::write(found, shadow.found(end, random)).unwrap();
+    }
+}
+
+impl Shadow {
+    fn found(&self, end: End, random: &mut impl Rng) -> Vec<u8> {
+        let mut kept = || end == End::Process || random.random_bool(0.5);
+        let mut found = self.synced.clone();
+        for change in &self.pending {
+            match change {
+                Change::Write { at, bytes } => {
+                    for (index, sector) in bytes.chunks(SECTOR).enumerate().filter(|_| kept()) {
+                        write(&mut found, at + index * SECTOR, sector);
+                    }
+                }
+                Change::Truncate(length) if kept() => found.truncate(*length),
+                Change::Truncate(_) => {}
+            }
+        }
+        found
+    }
+}
+
+/// Forgets the files below a folder that nobody will open again.
 pub(crate) fn forget(folder: &Path) {
-    SHADOWS.lock().retain(|path, _| path.parent() != Some(folder));
+    SHADOWS.lock().retain(|path, _| !path.starts_with(folder));
 }
 
 fn write(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
