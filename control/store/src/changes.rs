@@ -8,7 +8,10 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     Change, Refusal, handover,
@@ -25,6 +28,9 @@ pub const PROMOTION_LAG_MAX: u64 = 200;
 
 /// How often the leader looks whether a member that is to vote has caught up.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the leader waits for answers of other voters before it says that they cannot be reached.
+const ANSWERS_WAIT: Duration = Duration::from_secs(2);
 
 /// A change, and who waits for its end.
 pub(crate) struct Request {
@@ -173,13 +179,26 @@ impl Changes {
             return self.change(ChangeMembers::RemoveNodes(gone)).await;
         }
         let rest: Vec<u64> = membership.voter_ids().filter(|voter| *voter != member).collect();
-        let alive = rest.iter().filter(|voter| is_reachable(&metrics, **voter)).count();
+        let alive = self.reached(&rest).await;
         if alive <= rest.len() / 2 {
             let why = format!("without member {member} only {alive} of {} voters could be reached", rest.len());
             return Err(Refusal::Denied(format!("{why}, which is no quorum; add or repair one first")));
         }
         self.hand_over_if(&metrics, member).await?;
         self.change(ChangeMembers::RemoveVoters(gone)).await
+    }
+
+    /// How many of these voters can be reached. A leader that has just begun is given the time to hear of a majority.
+    async fn reached(&self, voters: &[u64]) -> usize {
+        let deadline = Instant::now() + ANSWERS_WAIT;
+        loop {
+            let metrics = metrics_of(&self.raft);
+            let reached = voters.iter().filter(|voter| is_reachable(&metrics, **voter)).count();
+            if reached > voters.len() / 2 || Instant::now() >= deadline {
+                return reached;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Nothing but what is known of the member changes: who votes stays as it is.

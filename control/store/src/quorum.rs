@@ -67,9 +67,10 @@ pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>, watch_s
         cluster.leader.metrics.lag.set(shown(slowest.unwrap_or(0)));
         cluster.leader.metrics.peers.show(&members, cluster.node);
         // A voter that is alone has a quorum as long as nothing changes: no look, no wake-up.
+        let alone = cluster.is_alone() && members.len() == 1;
         let pause = async {
             match confirmed {
-                true if cluster.is_alone() && members.len() == 1 => std::future::pending().await,
+                true if alone => std::future::pending().await,
                 true => tokio::time::sleep(LOOK_INTERVAL).await,
                 false => tokio::time::sleep(FAILURE_PAUSE).await,
             }
@@ -80,6 +81,10 @@ pub(crate) async fn observe(cluster: Cluster, told: watch::Sender<bool>, watch_s
                 told.send_replace(false);
                 return;
             },
+        }
+        if confirmed && alone {
+            here_at = Instant::now();
+            stale_at = here_at + CONFIRMATION_AGE_MAX;
         }
     }
 }

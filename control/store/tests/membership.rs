@@ -8,8 +8,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -18,20 +19,21 @@ use support::{
     eventually, key,
 };
 use tandem_store::{
-    Aim, Begin, Change, Command, Consistency, Error, Expect, RaftStore, Reply, Role, Standing, Storage,
+    Aim, Begin, Change, Command, Consistency, Error, Expect, QUORUM_SILENCE, RaftStore, Reply, Role, Standing, Storage,
 };
 
 /// Writes through one member until it is stopped, and remembers what was acknowledged.
 struct Load {
     stop: Arc<AtomicBool>,
+    acknowledgements: Arc<AtomicUsize>,
     writers: Vec<tokio::task::JoinHandle<BTreeMap<String, u64>>>,
 }
 
 impl Load {
     fn through(store: &Arc<RaftStore>) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, acknowledgements) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let writers = (0..4).map(|writer| {
-            let (store, stop) = (store.clone(), stop.clone());
+            let (store, stop, acknowledgements) = (store.clone(), stop.clone(), acknowledgements.clone());
             tokio::spawn(async move {
                 let mut acknowledged = BTreeMap::new();
                 for count in 0..u64::MAX {
@@ -40,7 +42,10 @@ impl Load {
                     }
                     let name = format!("{}-{writer}-{count}", store.id());
                     match store.write(Command::put(key(&name), Bytes::from_static(b"x"), Expect::Absent)).await {
-                        Ok(Reply::Done { revision }) => drop(acknowledged.insert(name, revision.0)),
+                        Ok(Reply::Done { revision }) => {
+                            acknowledgements.fetch_add(1, Ordering::SeqCst);
+                            acknowledged.insert(name, revision.0);
+                        }
                         Ok(other) => panic!("{other:?}"),
                         Err(Error::Unknown(_) | Error::Unavailable(_) | Error::Removed { .. }) => (),
                         Err(error) => panic!("{error}"),
@@ -49,15 +54,16 @@ impl Load {
                 acknowledged
             })
         });
-        Load { writers: writers.collect(), stop }
+        Load { writers: writers.collect(), stop, acknowledgements }
     }
 
     /// Ends, and shows that everything that was acknowledged is there.
     async fn check(self, store: &Arc<RaftStore>) {
+        // With little traffic nothing would be shown.
+        eventually("enough writes", async || self.acknowledgements.load(Ordering::SeqCst) > 50).await;
         self.stop.store(true, Ordering::SeqCst);
         let acknowledged = futures::future::try_join_all(self.writers).await.unwrap();
         let all: BTreeMap<String, u64> = acknowledged.into_iter().flatten().collect();
-        assert!(all.len() > 50, "too little traffic to show anything: {}", all.len());
         for (name, revision) in &all {
             let stored = store.get(&key(name), Consistency::Linearizable).await.unwrap();
             assert_eq!(stored.map(|stored| stored.revision.0), Some(*revision), "{name}");
@@ -138,6 +144,28 @@ async fn a_listener_listens_until_it_is_promoted() {
     assert_eq!(*listener.standing().borrow(), Standing::Learner);
     listener.change(Change::Promote { member: listener.id() }).await.unwrap();
     assert_eq!(roles().await, [Role::Leader, Role::Voter]);
+}
+
+/// However long a member was alone, and whoever comes to listen: it has its quorum, and with it its lead and watches.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_alone_goes_on_when_another_one_joins() {
+    // A machine that stands still for a second says nothing.
+    for _ in 0..10 {
+        let (cluster, first) = Cluster::begin().await;
+        let alone = Instant::now();
+        eventually("no confirmation to be young enough", async || alone.elapsed() > 3 * QUORUM_SILENCE).await;
+        let (mut quorum, mut leadership) = (first.quorum(), first.leadership());
+        assert!(*quorum.borrow_and_update() && leadership.borrow_and_update().leader);
+        let begun = Instant::now();
+        let listener = cluster.join(&first, Aim::Listen).await;
+        eventually("it to hear", async || *listener.standing().borrow() == Standing::Learner).await;
+        let kept = !quorum.has_changed().unwrap() && !leadership.has_changed().unwrap();
+        if kept || begun.elapsed() < QUORUM_SILENCE {
+            assert!(kept, "the member that was alone has lost its quorum for a moment");
+            return;
+        }
+    }
+    panic!("too slow a machine to show anything");
 }
 
 /// A machine that got another address is the same member.
