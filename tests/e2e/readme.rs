@@ -90,7 +90,11 @@ impl Host {
         let script = format!("hostname {}; cd '{}'; exec 2>&1; {text}", self.name, self.clone.display());
         let mut command = self.machine.command("unshare");
         command.args(["--uts", "timeout", BLOCK_SECONDS, "bash", "-c", &script]).stdin(Stdio::null());
-        command.env_remove("KUBECONFIG").envs(self.environment.iter().cloned());
+        // The reader's make is not called by the one that runs the tests, and does not say where it enters and leaves.
+        for inherited in ["KUBECONFIG", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"] {
+            command.env_remove(inherited);
+        }
+        command.envs(self.environment.iter().cloned());
         command
     }
 
