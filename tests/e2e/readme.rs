@@ -302,7 +302,12 @@ fn the_readme_works_as_it_is_written() {
                 typed.push(first.types(&block.text));
                 first.assert_empty(&footprint);
             }
-            How::Typed => typed.push(first.types(&block.text)),
+            How::Typed => {
+                typed.push(first.types(&block.text));
+                if typed.len() == 1 {
+                    shows(&first.types("tandem status"), &["leader", "ok", "ready"]);
+                }
+            }
             How::Stays => foregrounds.push(first.leaves(&block.text, "the cluster is ready")),
             How::StaysOnSecond => foregrounds.push(second.leaves(&block.text, "the node is ready")),
         }

@@ -75,9 +75,17 @@ struct SeenNode {
 pub(crate) async fn show(kubeconfig: &Path, output: Output) -> anyhow::Result<()> {
     let client = tandem_client::from_kubeconfig(kubeconfig).await?;
     let list: MemberList = asked(&client, "GET", PATH).await.context("the members cannot be listed")?;
-    let asked = list.items.into_iter().map(|member| async move {
-        let status = timeout(ANSWER_MAX, status_of(kubeconfig, &member.address)).await;
-        SeenMember { status: status.ok().flatten(), member }
+    // Who listens on the loopback interface only is reached as it was just now, and not at its address.
+    let answering: Option<MemberStatus> = asked(&client, "GET", STATUS_PATH).await.ok();
+    let asked = list.items.into_iter().map(|member| {
+        let known = answering.clone().filter(|status| status.id == member.id);
+        async move {
+            let status = match known {
+                Some(status) => Some(status),
+                None => timeout(ANSWER_MAX, status_of(kubeconfig, &member.address)).await.ok().flatten(),
+            };
+            SeenMember { status, member }
+        }
     });
     let members = join_all(asked).await;
     let nodes = Api::<Node>::all(client).list(&ListParams::default()).await.context("the nodes cannot be listed")?;
