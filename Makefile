@@ -44,7 +44,8 @@ SEEDS ?= 10000
 FAULTS ?= 20
 test-long: test
 	@scripts/setup long
-	TANDEM_MATRIX_ROUNDS=$(FAULTS) cargo test --workspace --test matrix -- --nocapture --test-threads 1
+	cargo build --release --workspace --bins
+	TANDEM_MATRIX_ROUNDS=$(FAULTS) cargo test --release --workspace --test matrix -- --nocapture --test-threads 1
 	TANDEM_SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --test seeds -- --nocapture
 	TANDEM_POWER_CUTS=100 TANDEM_CRASH_ALL_ENDS=1 cargo test --workspace --test power --test crash
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done

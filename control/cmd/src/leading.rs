@@ -117,7 +117,7 @@ impl Work<'_> {
             node_grace: tandem_controllers::NODE_GRACE,
         };
         tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
-        let events = in_process_as_leader(self.router.clone(), Identity::administrator(), self.term.clone());
+        let events = in_process_as_leader(self.router.clone(), Identity::controller("member"), self.term.clone());
         let (recorder, writing) = Recorder::start(events, "tandem-members", self.clock.clone());
         tasks.spawn(tell_of_differing(self.differing, recorder, shutdown.clone()));
         tasks.spawn(async move {

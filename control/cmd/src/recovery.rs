@@ -59,19 +59,17 @@ pub(crate) async fn remember(
 ) {
     let mut known = None;
     loop {
-        let others: Vec<SocketAddr> = {
+        // As long as nobody is known, what was noted before is all there is.
+        let others: Option<Vec<SocketAddr>> = {
             let members = members.borrow_and_update();
             let others = members.iter().filter(|member| member.id != own);
-            others.filter_map(|member| member.address.parse().ok()).collect()
+            let addresses = others.filter_map(|member| member.address.parse().ok()).collect();
+            (!members.is_empty()).then_some(addresses)
         };
-        if known.as_ref() != Some(&others) {
-            let path = path.clone();
-            let written = tokio::task::spawn_blocking({
-                let others = others.clone();
-                move || write(&path, others)
-            });
-            match written.await {
-                Ok(Ok(())) => known = Some(others),
+        if others.is_some() && known != others {
+            let (path, noted) = (path.clone(), others.clone().unwrap_or_default());
+            match tokio::task::spawn_blocking(move || write(&path, noted)).await {
+                Ok(Ok(())) => known = others,
                 Ok(Err(error)) => tracing::warn!(%error, "where the other members are could not be noted"),
                 Err(error) => tracing::warn!(%error, "where the other members are could not be noted"),
             }
@@ -149,8 +147,13 @@ mod tests {
             lag: None,
             reachable: None,
         };
-        let (told, members) = watch::channel(vec![member(1), member(2)]);
         let shutdown = CancellationToken::new();
+        write(&path, vec!["192.0.2.9:6443".parse().unwrap()]).unwrap();
+        let (nobody, unknown) = watch::channel(Vec::new());
+        drop(nobody);
+        remember(unknown, 1, path.clone(), shutdown.clone()).await;
+        assert_eq!(read(&path).unwrap().len(), 1, "nobody is known yet");
+        let (told, members) = watch::channel(vec![member(1), member(2)]);
         let noting = tokio::spawn(remember(members, 1, path.clone(), shutdown));
         told.send_replace(vec![member(1), member(2), member(3)]);
         drop(told);

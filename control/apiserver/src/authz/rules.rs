@@ -241,6 +241,7 @@ const RULES: &[Rule] = &[
         &["clusterroles"],
     ),
     rule(Subject::Controller("event-ttl"), &["get", "list", "delete"], CORE, &["events"]),
+    rule(Subject::Controller("member"), WRITE, EVENTS, &["events"]),
     // The image registry keeps what its images are called as objects.
     rule(Subject::Controller("image"), ALL, &["tandem.dev"], &["images"]),
 ];
@@ -326,6 +327,9 @@ mod tests {
 
     #[test]
     fn controllers_have_their_rows() {
+        let member = Identity::controller("member");
+        check(&member, "create", ":events", Some("default"), true);
+        check(&member, "list", ":secrets", None, false);
         let deployment = Identity::controller("deployment");
         check(&deployment, "create", "apps:replicasets", Some("a"), true);
         check(&deployment, "update", "apps:deployments/status", Some("a"), true);
