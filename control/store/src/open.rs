@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::Mutex;
 use tandem_api::{Clock, SystemClock};
@@ -23,7 +24,7 @@ use crate::{
     disk::{Folder, Guarded, Owner, data_error, storage_error},
     drivers::{Compaction, Report},
     files::{LOG_FILE, STATE_FILE},
-    hash,
+    handover, hash,
     history::HistoryLimits,
     leader::{Leader, WRITES_MAX},
     log::{self, LogHandle, LogStore, Quorum},
@@ -128,59 +129,63 @@ pub enum Begin {
 
 impl RaftStore {
     /// Opens a member's folder. A single voter leads and has replayed its log when this returns.
-    pub async fn open(options: OpenOptions) -> Result<Arc<RaftStore>, Error> {
-        let folder = Folder::hold(&options.dir, options.files.clone(), options.disk.clone())?;
-        let room = Reserve::open(&folder.path, options.reserve_bytes);
-        let (reserve, space) = room.map_err(|error| storage_error("look for room on the disk", error))?;
-        snapshot::remove_leftovers(&folder).map_err(|error| storage_error("clean its folder", error))?;
-        let guarded = Guarded {
-            disk: options.disk.clone(),
-            on_failure: options.on_failure.clone(),
-            metrics: options.metrics.clone(),
-            latencies: Arc::default(),
-        };
-        let owner = Owner { cluster: options.cluster_id.clone(), node: options.node_id };
-        let alone = Arc::new(Quorum::new(options.node_id));
-        let limits = HistoryLimits::default();
-        let (state, log, ends) = open_files(&folder, &owner, &guarded, &alone, limits).await?;
-        if options.begin == Begin::Never && ends.is_new {
-            drop(log);
-            return Err(lost(&folder.path, options.node_id));
-        }
-        if let (Ok(stored), Some(since)) = (state.row.membership(), state.row.members_since) {
-            alone.applied(stored.membership(), since.index);
-        }
-        let machine = Machine {
-            replica: Arc::new(Replica::new(state.index, options.metrics.clone())),
-            state: state.file,
-            folder,
-            owner,
-            guarded,
-            limits,
-            quorum: alone,
-            row: Arc::new(Mutex::new(state.row)),
-            leadership: Arc::new(watch::Sender::new(Leadership::default())),
-        };
-        let (removed, _) = watch::channel(false);
-        let network = Network { peers: options.peers.clone(), removed: removed.clone() };
-        let raft = Core::new(options.node_id, Arc::new(config(options.log_limits)?), network, log, machine.clone())
-            .await
-            .map_err(|error| storage_error("start raft", error))?;
-        let mut writers = JoinSet::new();
-        for writer in [ends.writer, state.flusher] {
-            writers.spawn(async move {
-                if let Err(error) = writer.await {
-                    tracing::error!(%error, "a writer of the store ended badly");
-                }
-            });
-        }
-        lead_alone(&raft, &options).await?;
-        let (space_told, space) = watch::channel(space);
-        let store = started(options, machine, raft, removed, space, writers);
-        store.drivers.lock().spawn(reserve.observe(space_told));
-        store.await_own_leadership().await;
-        Ok(Arc::new(store))
+    pub fn open(options: OpenOptions) -> BoxFuture<'static, Result<Arc<RaftStore>, Error>> {
+        Box::pin(opened(options))
     }
+}
+
+async fn opened(options: OpenOptions) -> Result<Arc<RaftStore>, Error> {
+    let folder = Folder::hold(&options.dir, options.files.clone(), options.disk.clone())?;
+    let room = Reserve::open(&folder.path, options.reserve_bytes);
+    let (reserve, space) = room.map_err(|error| storage_error("look for room on the disk", error))?;
+    snapshot::remove_leftovers(&folder).map_err(|error| storage_error("clean its folder", error))?;
+    let guarded = Guarded {
+        disk: options.disk.clone(),
+        on_failure: options.on_failure.clone(),
+        metrics: options.metrics.clone(),
+        latencies: Arc::default(),
+    };
+    let owner = Owner { cluster: options.cluster_id.clone(), node: options.node_id };
+    let alone = Arc::new(Quorum::new(options.node_id));
+    let limits = HistoryLimits::default();
+    let (state, log, ends) = open_files(&folder, &owner, &guarded, &alone, limits).await?;
+    if options.begin == Begin::Never && ends.is_new {
+        drop(log);
+        return Err(lost(&folder.path, options.node_id));
+    }
+    if let (Ok(stored), Some(since)) = (state.row.membership(), state.row.members_since) {
+        alone.applied(stored.membership(), since.index);
+    }
+    let machine = Machine {
+        replica: Arc::new(Replica::new(state.index, options.metrics.clone())),
+        state: state.file,
+        folder,
+        owner,
+        guarded,
+        limits,
+        quorum: alone,
+        row: Arc::new(Mutex::new(state.row)),
+        leadership: Arc::new(watch::Sender::new(Leadership::default())),
+    };
+    let (removed, _) = watch::channel(false);
+    let network = Network { peers: options.peers.clone(), removed: removed.clone() };
+    let raft = Core::new(options.node_id, Arc::new(config(options.log_limits)?), network, log, machine.clone())
+        .await
+        .map_err(|error| storage_error("start raft", error))?;
+    let mut writers = JoinSet::new();
+    for writer in [ends.writer, state.flusher] {
+        writers.spawn(async move {
+            if let Err(error) = writer.await {
+                tracing::error!(%error, "a writer of the store ended badly");
+            }
+        });
+    }
+    lead_alone(&raft, &options).await?;
+    let (space_told, space) = watch::channel(space);
+    let store = started(options, machine, raft, removed, space, writers);
+    store.drivers.lock().spawn(reserve.observe(space_told));
+    store.await_own_leadership().await;
+    Ok(Arc::new(store))
 }
 
 /// Starts what runs beside raft.
@@ -219,7 +224,7 @@ fn started(
         metrics: options.metrics,
         quorum: quorum.clone(),
         changes,
-        space,
+        space: space.clone(),
         replica: machine.replica.clone(),
         writes: Arc::new(Semaphore::new(WRITES_MAX as usize)),
     };
@@ -232,6 +237,7 @@ fn started(
     drivers.spawn(hash::compare(cluster.clone(), options.comparison, differing_told));
     drivers.spawn(elections(options.node_id, &raft, &machine, &heard, &standing).run());
     drivers.spawn(report.run());
+    drivers.spawn(handover::hand_over_when_full(raft.clone(), space));
     let (replica, clock) = (machine.replica.clone(), options.clock);
     if let Some(interval) = options.compaction {
         drivers.spawn(Compaction { raft, replica, clock, interval }.run(leadership.clone()));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 use parking_lot::Mutex;
 use tandem_api::{Key, Revision};
 use tokio::{sync::watch, task::JoinSet};
@@ -41,7 +41,8 @@ pub struct Leadership {
     pub term: u64,
 }
 
-/// One member of the replicated store. Dropping it without [`RaftStore::shutdown`] loses nothing that was answered.
+/// One member of the replicated store. Its futures are boxed, so that raft's generic code is compiled here and not
+/// again in everything that uses the store. Dropping it without [`RaftStore::shutdown`] loses nothing that was answered.
 pub struct RaftStore {
     pub(crate) node: u64,
     pub(crate) cluster: Cluster,
@@ -100,25 +101,29 @@ impl RaftStore {
 
     /// Changes who belongs to the cluster; asks the leader to, where that is another member. Gives back the id of the
     /// member that was joined, promoted or removed. [`Error::Denied`] says why it is not to be.
-    pub async fn change(&self, change: Change) -> Result<u64, Error> {
-        match self.cluster.ask(Call::Change(change)).await? {
-            Answer::Change(member) => Ok(member),
-            other => Err(mistaken(&other)),
-        }
+    pub fn change(&self, change: Change) -> BoxFuture<'_, Result<u64, Error>> {
+        Box::pin(async move {
+            match self.cluster.ask(Call::Change(change)).await? {
+                Answer::Change(member) => Ok(member),
+                other => Err(mistaken(&other)),
+            }
+        })
     }
 
     /// Everybody, and how far everybody is, from the leader; without one, what this member knows.
-    pub async fn list_members(&self) -> Vec<Member> {
-        match self.cluster.ask(Call::Members).await {
-            Ok(Answer::Members(members)) => members,
-            _ => listed(&metrics_of(self.raft())),
-        }
+    pub fn list_members(&self) -> BoxFuture<'_, Vec<Member>> {
+        Box::pin(async {
+            match self.cluster.ask(Call::Members).await {
+                Ok(Answer::Members(members)) => members,
+                _ => listed(&metrics_of(self.raft())),
+            }
+        })
     }
 
     /// Hands the lead over to the member that is closest behind; does nothing when this one does not lead. Gives back
     /// whether another member can lead now.
-    pub async fn hand_over(&self) -> bool {
-        handover::hand_over(self.raft()).await
+    pub fn hand_over(&self) -> BoxFuture<'_, bool> {
+        Box::pin(handover::hand_over(self.raft()))
     }
 
     /// Hashes of what was applied here lately, the present one last.
@@ -147,7 +152,11 @@ impl RaftStore {
 
     /// Hands over when it leads, stops taking part, writes down what is applied, and closes its files. The folder is
     /// free once this is dropped.
-    pub async fn shutdown(&self) -> Result<(), Error> {
+    pub fn shutdown(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.shut_down())
+    }
+
+    async fn shut_down(&self) -> Result<(), Error> {
         if self.closing.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
