@@ -3,11 +3,13 @@
 use std::io;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use openraft::{async_runtime::watch::WatchReceiver, storage::Snapshot};
 use tokio::io::AsyncRead;
 
 use crate::{
     Answer, Call, RaftStore, Refusal,
+    calls::to_the_end,
     members::is_gone,
     snapshot::{SnapshotData, SnapshotFile},
     types::Vote,
@@ -39,18 +41,20 @@ impl RaftStore {
     }
 
     /// Answers another member: `from`, or 0 for somebody who is no member yet. A snapshot is copied from its file.
-    pub async fn answer(&self, from: u64, call: Call) -> Answer {
-        self.answered(from, call).await.unwrap_or_else(Answer::Refused)
+    pub fn answer(&self, from: u64, call: Call) -> BoxFuture<'_, Answer> {
+        Box::pin(async move { self.answered(from, call).await.unwrap_or_else(Answer::Refused) })
     }
 
     async fn answered(&self, from: u64, call: Call) -> Result<Answer, Refusal> {
         match call {
             Call::Append(request) => {
                 self.heard.note();
-                self.raft().append_entries(request).await.map(Answer::Append).map_err(stopping)
+                let appended = to_the_end(self.raft(), |raft| async move { raft.append_entries(request).await });
+                appended.await.map(Answer::Append).map_err(stopping)
             }
             Call::Transfer(request) => {
-                self.raft().handle_transfer_leader(request).await.map(Answer::Transfer).map_err(stopping)
+                let taken = to_the_end(self.raft(), |raft| async move { raft.handle_transfer_leader(request).await });
+                taken.await.map(Answer::Transfer).map_err(stopping)
             }
             Call::Snapshot { vote, file } => {
                 let folder = self.folder.clone();
@@ -59,9 +63,13 @@ impl RaftStore {
             call => {
                 self.check_member(from)?;
                 match call {
-                    Call::Vote(request) => self.raft().vote(request).await.map(Answer::Vote).map_err(stopping),
+                    Call::Vote(request) => {
+                        let vote = to_the_end(self.raft(), |raft| async move { raft.vote(request).await });
+                        vote.await.map(Answer::Vote).map_err(stopping)
+                    }
                     Call::PreVote(request) => {
-                        self.raft().pre_vote(request).await.map(Answer::PreVote).map_err(stopping)
+                        let vote = to_the_end(self.raft(), |raft| async move { raft.pre_vote(request).await });
+                        vote.await.map(Answer::PreVote).map_err(stopping)
                     }
                     Call::Write(command) if command.fence.is_some() => {
                         Err(Refusal::Denied("a leader's work is not forwarded".to_owned()))
@@ -80,13 +88,17 @@ impl RaftStore {
         if gone { Err(Refusal::Removed { member: from }) } else { Ok(()) }
     }
 
-    async fn install(&self, vote: Vote, kept: io::Result<SnapshotFile>) -> Result<Answer, Refusal> {
+    fn install(&self, vote: Vote, kept: io::Result<SnapshotFile>) -> BoxFuture<'_, Result<Answer, Refusal>> {
+        Box::pin(self.installed(vote, kept))
+    }
+
+    async fn installed(&self, vote: Vote, kept: io::Result<SnapshotFile>) -> Result<Answer, Refusal> {
         let failed = |error: io::Error| Refusal::Unavailable(format!("it cannot keep a snapshot: {error}"));
         let file = kept.map_err(failed)?;
         let meta = file.meta().map_err(failed)?;
         let snapshot = Snapshot { meta, snapshot: SnapshotData::File(file) };
-        let answer = self.raft().install_full_snapshot(vote, snapshot).await;
-        answer.map(Answer::Snapshot).map_err(stopping)
+        let call = to_the_end(self.raft(), |raft| async move { raft.install_full_snapshot(vote, snapshot).await });
+        call.await.map(Answer::Snapshot).map_err(stopping)
     }
 }
 

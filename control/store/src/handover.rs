@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 
+use tokio::sync::watch;
+
 use crate::{
+    Space,
     machine::Core,
     members::{listed, metrics_of},
     types::RaftMetrics,
@@ -12,6 +15,9 @@ use crate::{
 
 /// How long a handover may take before the leader goes without it.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long a leader without room on its disk waits before it hands over again: perhaps nobody has any.
+const FULL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Who is to take over: the voter that has the most of the log, and of equals the one with the smallest id.
 fn successor(metrics: &RaftMetrics) -> Option<u64> {
@@ -44,4 +50,22 @@ pub(crate) async fn hand_over(raft: &Core) -> bool {
         tracing::warn!(successor, "the other member did not take over in time; an election will follow");
     }
     ended.is_ok()
+}
+
+/// A leader whose disk is full would refuse writes that another member has room for.
+pub(crate) async fn hand_over_when_full(raft: Core, mut space: watch::Receiver<Space>) {
+    let mut server = raft.server_metrics();
+    loop {
+        let leads = server.borrow_watched().state.is_leader();
+        if leads && *space.borrow_and_update() > Space::Enough {
+            tracing::warn!("this member's disk is full: another one is asked to lead");
+            hand_over(&raft).await;
+            tokio::time::sleep(FULL_PAUSE).await;
+            continue;
+        }
+        tokio::select! {
+            changed = space.changed() => if changed.is_err() { return },
+            changed = server.changed() => if changed.is_err() { return },
+        }
+    }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Answer, COMMAND_VERSION, Call, Command, Metrics, Op, Refusal, Reply, Space, Written,
+    calls::to_the_end,
     changes::{self, Request},
     codec::Proposal,
     machine::Core,
@@ -98,8 +99,9 @@ impl Leader {
         let Ok(_on_its_way) = self.writes.try_acquire() else { return Err(Refusal::NotLeader) };
         let begun = Instant::now();
         let unknown = || Refusal::Unknown("no quorum confirmed the write in time; it may happen yet".to_owned());
+        let proposed = to_the_end(&self.raft, |raft| async move { raft.client_write(Proposal(command)).await });
         let written = tokio::select! {
-            written = self.raft.client_write(Proposal(command)) => written.map_err(changes::refusal)?,
+            written = proposed => written.map_err(changes::refusal)?,
             () = tokio::time::sleep(WRITE_TIMEOUT) => return Err(unknown()),
             () = lost(self.quorum.clone()) => return Err(unknown()),
         };
@@ -127,7 +129,7 @@ impl Leader {
             Reads::Lease => ReadPolicy::LeaseRead.into(),
         };
         let option = option.with_wait_timeout(CONFIRMATION_TIMEOUT);
-        match self.raft.get_read_log_id(option).await {
+        match to_the_end(&self.raft, |raft| async move { raft.get_read_log_id(option).await }).await {
             Ok((read, _)) => Ok(read.index()),
             Err(RaftError::APIError(error)) => {
                 tracing::trace!(%error, "a read was not confirmed");

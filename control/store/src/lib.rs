@@ -10,6 +10,7 @@
 
 mod answer;
 mod apply;
+mod calls;
 mod changes;
 mod cluster;
 mod codec;

@@ -101,10 +101,11 @@ impl Elections {
         let mut rounds = Rounds { term: 0, since: Instant::now(), lost: 0 };
         loop {
             let now = Instant::now();
-            {
+            let leads = {
                 let server = server.borrow_watched();
                 rounds.note(server.vote.leader_id.term, server.current_leader.is_some(), now);
-            }
+                server.current_leader == Some(self.node)
+            };
             let timeout = patience(*timeouts.borrow_and_update(), rounds.lost);
             let held = timeout > ELECTION_TIMEOUT_MIN;
             let silent = now.saturating_duration_since(self.heard.at().max(rounds.since));
@@ -113,7 +114,10 @@ impl Elections {
             let may = !removed && (!held || silent >= timeout + spread(self.node, rounds.term, timeout));
             self.raft.runtime_config().elect(may);
             let look = async {
-                if held && !removed { tokio::time::sleep(LOOK_INTERVAL).await } else { std::future::pending().await }
+                match held && !removed && !leads {
+                    true => tokio::time::sleep(LOOK_INTERVAL).await,
+                    false => std::future::pending().await,
+                }
             };
             tokio::select! {
                 () = look => (),

@@ -4,7 +4,7 @@
 //! wherever in the cluster it comes, the disks of all members are copied as they would be found after an end at that
 //! moment. Each copy is then started: everything that had been acknowledged must be there.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(unsafe_code, reason = "the disk of the test sits below SQLite, whose interface is C")]
 
 #[path = "support/power.rs"]

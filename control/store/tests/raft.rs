@@ -164,6 +164,30 @@ async fn a_failed_fsync_is_told_and_never_acknowledged() {
     assert_eq!(value(&store, "c", Consistency::Linearizable).await, None);
 }
 
+/// openraft panics in such a later call, which nobody should see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_while_raft_ends_harms_no_later_one() {
+    for polls in 1..40 {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(TestDisk::default());
+        let (on_failure, mut failures) = support::recorder();
+        let options = OpenOptions { disk: disk.clone(), on_failure, ..options(dir.path()) };
+        let store = RaftStore::open(options).await.unwrap();
+        disk.fail_next(Durable::LogCommit);
+        let mut first = store.write(Command::put(key("b"), Bytes::from_static(b"x"), Expect::Any));
+        for _ in 0..polls {
+            if futures::poll!(&mut first).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        failures.recv().await.unwrap();
+        let later = store.write(Command::put(key("c"), Bytes::from_static(b"x"), Expect::Any)).await;
+        assert!(matches!(later, Err(Error::Unavailable(_) | Error::Unknown(_))), "{later:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_checkpoint_is_told_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
