@@ -28,7 +28,7 @@ use crate::{
     frame::{FRAME_BYTES_MAX, Frame, Lane},
 };
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Gives back what it is asked, after the member's number; some words make it do other things.
 #[derive(Default)]
@@ -50,6 +50,10 @@ impl Answerer for Echo {
     }
 
     async fn receive(&self, _: u64, header: Bytes, file: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Bytes, String> {
+        if header == "wait" {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            return std::future::pending().await;
+        }
         let mut content = Vec::new();
         file.read_to_end(&mut content).await.map_err(|error| error.to_string())?;
         Ok(Bytes::from(format!("{} {}", String::from_utf8_lossy(&header), content.len())))
@@ -206,15 +210,12 @@ async fn a_member_that_comes_back_is_found_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_falls_silent_is_given_up() {
-    let world = World::new();
-    let (address, _serving) = world.serve().await;
-    // A wire that can be held: what was accepted stays open, and nothing passes any more.
+/// A wire that can be held: what was accepted stays open, and nothing passes any more.
+async fn wire_to(address: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>, JoinHandle<()>) {
     let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let through = wire.local_addr().unwrap();
     let (hold, held) = tokio::sync::watch::channel(false);
-    let _wire = tokio::spawn(async move {
+    let passing = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((mut near, _)) = wire.accept().await {
             let mut held = held.clone();
@@ -228,6 +229,14 @@ async fn a_member_that_falls_silent_is_given_up() {
             });
         }
     });
+    (through, hold, passing)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_falls_silent_is_given_up() {
+    let world = World::new();
+    let (address, _serving) = world.serve().await;
+    let (through, hold, _wire) = wire_to(address).await;
     let network = world.network(2);
     assert!(ask(&network, through, b"x").await.is_ok());
     // An answer may take as long as it takes while the connection lives.
@@ -267,6 +276,34 @@ async fn files_arrive_whole_or_not_at_all() {
         connection.send(Frame::End).await.unwrap();
         let answer = timeout(DEADLINE, connection.next()).await.unwrap();
         assert!(matches!(answer, Some(Ok(Frame::Failure { .. }))), "{answer:?}");
+    }
+}
+
+/// However long a file may take, somebody who takes no more of it, and somebody who is gone after the last byte of it,
+/// are noticed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_waits_for_no_member_that_falls_silent() {
+    let world = World::new();
+    for bytes in [64 << 20, 1000] {
+        let (address, serving) = world.serve().await;
+        let (through, hold, _wire) = wire_to(address).await;
+        let file = world.directory.path().join("snapshot");
+        std::fs::write(&file, vec![9; bytes]).unwrap();
+        let before = world.answerer.waiting.load(Ordering::SeqCst);
+        let sending = {
+            let (network, through) = (world.network(2), through.to_string());
+            tokio::spawn(async move { network.transfer(1, &through, Bytes::from_static(b"wait"), &file).await })
+        };
+        let begun = timeout(DEADLINE, async {
+            while world.answerer.waiting.load(Ordering::SeqCst) == before {
+                tokio::task::yield_now().await;
+            }
+        });
+        begun.await.unwrap();
+        hold.send_replace(true);
+        let lost = timeout(DEADLINE, sending).await.unwrap().unwrap();
+        assert!(matches!(lost, Err(Error::Lost(_))), "{lost:?}");
+        serving.abort();
     }
 }
 
