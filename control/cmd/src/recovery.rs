@@ -6,7 +6,11 @@
 //!
 //! Nothing is touched before the others have agreed; whatever comes in between, the next start goes on from there.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
@@ -46,7 +50,7 @@ fn read(path: &PathBuf) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(others.addresses)
 }
 
-fn write(path: &PathBuf, addresses: Vec<SocketAddr>) -> anyhow::Result<()> {
+fn write(path: &Path, addresses: Vec<SocketAddr>) -> anyhow::Result<()> {
     Ok(write_private(path, &serde_json::to_vec(&Others { version: VERSION, addresses })?)?)
 }
 
@@ -68,9 +72,9 @@ pub(crate) async fn remember(
         };
         if others.is_some() && known != others {
             let (path, noted) = (path.clone(), others.clone().unwrap_or_default());
-            match tokio::task::spawn_blocking(move || write(&path, noted)).await {
-                Ok(Ok(())) => known = others,
-                Ok(Err(error)) => tracing::warn!(%error, "where the other members are could not be noted"),
+            match tokio::task::spawn_blocking(move || write(&path, noted)).await.map_err(anyhow::Error::from).flatten()
+            {
+                Ok(()) => known = others,
                 Err(error) => tracing::warn!(%error, "where the other members are could not be noted"),
             }
         }

@@ -9,11 +9,11 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 
 use crate::cli::LogFormat;
 
-/// What is logged where `RUST_LOG` says nothing.
-const DEFAULT_FILTER: &str =
-    "warn,tandem=info,tandem_apiserver=info,tandem_agent=info,tandem_controllers=info,tandem_store=info";
+/// What is logged where `RUST_LOG` says nothing. The client of the API logs each failure that it also gives back.
+const DEFAULT_FILTER: &str = "warn,kube_client::client::builder=off,\
+    tandem=info,tandem_apiserver=info,tandem_agent=info,tandem_controllers=info,tandem_store=info";
 /// On a terminal the progress lines tell what goes well; logs tell the rest.
-const TERMINAL_FILTER: &str = "warn";
+const TERMINAL_FILTER: &str = "warn,kube_client::client::builder=off";
 
 pub(crate) fn start_logging(format: LogFormat, quiet: bool) {
     let fallback = if quiet && std::io::stderr().is_terminal() { TERMINAL_FILTER } else { DEFAULT_FILTER };
