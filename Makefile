@@ -31,7 +31,7 @@ setup-test:
 	@samples/build.sh
 
 # Everything but the benchmarks. The binary is built first: the end-to-end tests run it.
-TARGETS := --workspace --lib --bins --tests --examples
+TARGETS := --workspace --lib --bins --tests
 
 test: setup-test
 	cargo fmt --all --check

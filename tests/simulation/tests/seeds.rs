@@ -14,7 +14,7 @@ use tandem_simulation::{
 const BINARY: &str = env!("CARGO_BIN_EXE_simulate");
 
 /// How many seeds are run, unless `TANDEM_SIMULATION_SEEDS` says otherwise (`FIRST..END` or a number).
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 200;
 
 /// What the runs must have met beside the faults themselves.
 const POINTS: &[&str] = &[
