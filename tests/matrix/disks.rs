@@ -98,6 +98,19 @@ pub(crate) const SMALL_ROWS: &[Row] = &[
         ..FULL
     },
     Row {
+        name: "9 the disk of the leader is full",
+        inject: |arena| {
+            let leader = arena.members.leader();
+            fill(arena, &[leader], LEFT_MEGABYTES);
+            until("another member leads", DEADLINE, || match arena.members.leader() {
+                still if still == leader => Err("the full member leads"),
+                _ => Ok(()),
+            });
+        },
+        short: true,
+        ..FULL
+    },
+    Row {
         name: "9 the disks of all are full",
         inject: |arena| {
             fill(arena, &(0..arena.members.daemons.len()).collect::<Vec<_>>(), LEFT_MEGABYTES);
