@@ -18,31 +18,42 @@ mod store;
 use report::Report;
 use tandem_tests::{cluster::Daemon, machine::Network};
 
+/// Parts that can be measured alone: `cargo bench --workspace --bench product -- neighbours scale`.
+const PARTS: [&str; 4] = ["node", "neighbours", "failover", "scale"];
+
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
     report.machine();
     let network = Network::new();
-    // `cargo bench ... -- scale` measures this part alone.
-    if std::env::args().any(|argument| argument == "scale") {
-        scale::clients(&mut report, &network)?;
-        scale::objects(&mut report, &network)?;
-        report.end();
-        return Ok(());
+    let named: Vec<String> = std::env::args().filter(|argument| PARTS.contains(&argument.as_str())).collect();
+    for part in PARTS.iter().filter(|part| named.is_empty() || named.iter().any(|name| name == *part)) {
+        match *part {
+            "node" => node(&mut report, &network)?,
+            "neighbours" => {
+                let cluster = Daemon::up(network.machine(12), &[]);
+                upload(&cluster)?;
+                neighbours::loops(&mut report, &cluster);
+            }
+            "failover" => failover::kills(&mut report, &network)?,
+            _ => {
+                scale::clients(&mut report, &network)?;
+                scale::objects(&mut report, &network)?;
+            }
+        }
     }
-    let store = store::alone(&mut report)?;
-    let cluster = footprint::starts(&mut report, &network)?;
-    footprint::idle(&mut report, &cluster)?;
-    upload(&cluster)?;
-    api::writes(&mut report, &cluster, store)?;
-    pods::creation(&mut report, &cluster)?;
-    serving::requests(&mut report, &cluster)?;
-    neighbours::loops(&mut report, &cluster);
-    drop(cluster);
-    failover::kills(&mut report, &network)?;
-    scale::clients(&mut report, &network)?;
-    scale::objects(&mut report, &network)?;
     report.end();
     Ok(())
+}
+
+/// What one machine needs and does.
+fn node(report: &mut Report, network: &Network) -> anyhow::Result<()> {
+    let store = store::alone(report)?;
+    let cluster = footprint::starts(report, network)?;
+    footprint::idle(report, &cluster)?;
+    upload(&cluster)?;
+    api::writes(report, &cluster, store)?;
+    pods::creation(report, &cluster)?;
+    serving::requests(report, &cluster)
 }
 
 fn upload(cluster: &Daemon) -> anyhow::Result<()> {

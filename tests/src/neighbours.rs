@@ -1,6 +1,9 @@
 //! How much a component notices of others that loop for ever on the same node.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
 
 use futures::future::try_join_all;
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,24 +14,22 @@ use crate::{cluster::Daemon, http_client, root};
 const PACE: Duration = Duration::from_millis(3);
 /// Requests of one phase; their 99th percentile is the sixth slowest.
 const REQUESTS: usize = 500;
-/// The first requests of a phase open the connection and let the loops begin.
-const WARM_UP: usize = 20;
+/// The first requests of a phase open the connection, and last a second: until a loop has computed for 200 ms it counts
+/// as work that will end, and is let run more often.
+const WARM_UP: usize = 350;
 
-/// The 99th percentiles of two phases that followed each other at once.
+/// The 99th percentiles of phases that followed each other at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
+pub struct Phases {
     pub alone: Duration,
     pub beside_loops: Duration,
+    /// Beside processes that loop at the lowest priority, one for each core: what cores that are never idle cost on this
+    /// machine, whoever keeps them busy. On a virtual machine that is much, because its host takes them away.
+    pub beside_processes: Duration,
 }
 
-impl Pair {
-    pub fn ratio(&self) -> f64 {
-        self.beside_loops.as_secs_f64() / self.alone.as_secs_f64()
-    }
-}
-
-/// Measures a component beside four others, each of which may use half a core.
-pub fn neighbour_pairs(cluster: &Daemon, count: usize) -> Vec<Pair> {
+/// The neighbour of four components that loop, each of which may use half a core.
+pub fn measure(cluster: &Daemon, count: usize) -> Vec<Phases> {
     cluster.read(&["apply", "-f", &root().join("tests/scripts/loops.yaml").display().to_string()]);
     cluster.read(&["rollout", "status", "deployment/loops", "--timeout=60s"]);
     cluster.read(&["wait", "--for=condition=Ready", "pod/quick", "--timeout=60s"]);
@@ -36,33 +37,55 @@ pub fn neighbour_pairs(cluster: &Daemon, count: usize) -> Vec<Pair> {
     let loops = cluster.read(&["get", "pods", "-l", "app=loops", "-o", "jsonpath={.items[*].status.podIP}"]);
     let loops: Vec<String> = loops.split(' ').map(|address| format!("http://{address}:8080/loop")).collect();
     let url = format!("http://{neighbour}:8080/");
-    let pairs = cluster.machine.inside(async move { pairs(&url, &loops, count).await });
-    pairs.expect("every request to the neighbour is answered")
+    let measured = cluster.machine.inside(async move { rounds(&url, &loops, count).await });
+    measured.expect("every request to the neighbour is answered")
 }
 
-/// Measures so many pairs, one after the other, the first phase of every second pair being the one with loops: what
-/// else happens on the machine is then the same for both.
-async fn pairs(neighbour: &str, loops: &[String], count: usize) -> reqwest::Result<Vec<Pair>> {
-    let mut pairs = Vec::new();
+/// Measures so many rounds, one after the other, every second one backwards: what else happens on the machine is then
+/// the same for all phases.
+async fn rounds(neighbour: &str, loops: &[String], count: usize) -> reqwest::Result<Vec<Phases>> {
+    let mut rounds = Vec::new();
     for turn in 0..count {
-        let (alone, beside_loops);
+        let (alone, beside_loops, beside_processes);
         if turn % 2 == 0 {
             alone = p99(neighbour).await?;
             beside_loops = beside(neighbour, loops).await?;
+            beside_processes = beside_busy_cores(neighbour).await?;
         } else {
+            beside_processes = beside_busy_cores(neighbour).await?;
             beside_loops = beside(neighbour, loops).await?;
             alone = p99(neighbour).await?;
         }
-        pairs.push(Pair { alone, beside_loops });
+        rounds.push(Phases { alone, beside_loops, beside_processes });
     }
-    Ok(pairs)
+    Ok(rounds)
 }
 
-/// The middle one of the pairs' ratios.
-pub fn median_ratio(pairs: &[Pair]) -> f64 {
-    let mut ratios: Vec<f64> = pairs.iter().map(Pair::ratio).collect();
+/// The middle one of the rounds' ratios between two phases.
+pub fn median_ratio(rounds: &[Phases], of: fn(&Phases) -> Duration, to: fn(&Phases) -> Duration) -> f64 {
+    let mut ratios: Vec<f64> =
+        rounds.iter().map(|phases| of(phases).as_secs_f64() / to(phases).as_secs_f64()).collect();
     ratios.sort_by(f64::total_cmp);
     ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Processes that end with this.
+struct Busy(Vec<Child>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // It may have ended by itself.
+            let _ended = child.kill().and_then(|()| child.wait());
+        }
+    }
+}
+
+async fn beside_busy_cores(url: &str) -> reqwest::Result<Duration> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let one = || Command::new("nice").args(["-n", "19", "sh", "-c", "while :; do :; done"]).spawn();
+    let _busy = Busy((0..cores).map(|_| one().expect("nice is installed")).collect());
+    p99(url).await
 }
 
 async fn p99(url: &str) -> reqwest::Result<Duration> {
