@@ -114,7 +114,7 @@ pub(crate) const SMALL_ROWS: &[Row] = &[
         name: "9 the disks of all are full",
         inject: |arena| {
             fill(arena, &(0..arena.members.daemons.len()).collect::<Vec<_>>(), LEFT_MEGABYTES);
-            let wanted = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"too-much"}}"#;
+            let wanted = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"too-much-"}}"#;
             let create =
                 |arena: &Arena| arena.members.request(0, Method::POST, "/api/v1/namespaces/default/configmaps", wanted);
             until("a full disk is told", DEADLINE, || match create(arena) {

@@ -16,7 +16,7 @@ use crate::{
 
 /// Each client's time from one request to the next: together more than 500 writes a second, on a build that can.
 pub(crate) const WRITE_PACE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 120 } else { 22 });
-const READ_PACE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 240 } else { 44 });
+const READ_PACE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 240 } else { 88 });
 /// Keys in each namespace; each is written by two writers.
 const KEYS: u64 = 6;
 /// After so many reads a reader asks another member.
