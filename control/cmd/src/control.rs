@@ -84,8 +84,10 @@ struct Running {
     store: Arc<RaftStore>,
     /// Where the store and the connections of members live.
     thread: Thread,
-    /// Ends what answers, once the lead was handed over.
+    /// Ends what answers clients, once the lead was handed over.
     closing: CancellationToken,
+    /// Ends what answers other members, once clients are answered.
+    parting: CancellationToken,
     tasks: JoinSet<()>,
 }
 
@@ -297,12 +299,13 @@ impl Running {
         let thread = Thread::start().context("cannot start threads")?;
         options.peers = Network::new(identity.clone(), thread.handle());
         let store = thread.spawn(RaftStore::open(options)).await?.context("the store cannot be opened")?;
-        Ok(Running { store, thread, closing: CancellationToken::new(), tasks: JoinSet::new() })
+        let (closing, parting) = (CancellationToken::new(), CancellationToken::new());
+        Ok(Running { store, thread, closing, parting, tasks: JoinSet::new() })
     }
 
     fn listen(&mut self, listener: TcpListener, identity: Arc<tandem_peers::Identity>, front: Arc<OnceLock<Front>>) {
         let answerer = Arc::new(StoreAnswerer(self.store.clone()));
-        let server = tandem_peers::Server::new(identity, answerer, self.thread.handle(), self.closing.clone());
+        let server = tandem_peers::Server::new(identity, answerer, self.thread.handle(), self.parting.clone());
         let take = Arc::new(move |start, from| server.take(start, from));
         let members = OtherProtocol { name: tandem_peers::ALPN, take };
         let closing = self.closing.clone();
@@ -325,6 +328,8 @@ impl Running {
         if ended.is_err() {
             tracing::warn!("some tasks did not end in time");
         }
+        // Not before: the last answers to clients wait for what the new leader sends.
+        self.parting.cancel();
         let store = self.store.clone();
         match self.thread.spawn(async move { store.shutdown().await }).await {
             Ok(Ok(())) => {}

@@ -191,9 +191,17 @@ impl Cluster {
         Err(Error::Unavailable("this member does not lead; a leader's work is not forwarded".to_owned()))
     }
 
+    /// Ends early on a member that hears no leader any more, because it was cut off or removed.
     async fn applied(&self, index: u64) -> Result<(), String> {
-        let applied = self.raft().wait(Some(APPLY_WAIT)).applied_index_at_least(Some(index), "applied here").await;
-        applied.map(drop).map_err(|_| "this member is too far behind the leader to show it".to_owned())
+        let why = "this member is too far behind the leader to show it";
+        let waiting = self.raft().wait(Some(APPLY_WAIT));
+        tokio::select! {
+            biased;
+            applied = waiting.applied_index_at_least(Some(index), "applied here") => {
+                applied.map(drop).map_err(|_| why.to_owned())
+            }
+            () = lost(self.leader.quorum.clone()) => Err(why.to_owned()),
+        }
     }
 
     /// Makes sure that a read now sees everything that was acknowledged before. Reads that come while one is being
