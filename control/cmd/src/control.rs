@@ -86,7 +86,7 @@ struct Running {
     thread: Thread,
     /// Ends what answers clients, once the lead was handed over.
     closing: CancellationToken,
-    /// Ends what answers other members, once clients are answered.
+    /// Ends what answers other members, once everybody is answered.
     parting: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -328,14 +328,14 @@ impl Running {
         if ended.is_err() {
             tracing::warn!("some tasks did not end in time");
         }
-        // Not before: the last answers to clients wait for what the new leader sends.
-        self.parting.cancel();
         let store = self.store.clone();
         match self.thread.spawn(async move { store.shutdown().await }).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the store was not closed in order; its log has everything"),
             Err(error) => tracing::error!(%error, "the store was not closed in order; its log has everything"),
         }
+        // Not before: the last answers, to clients and to other members, wait for what the new leader sends.
+        self.parting.cancel();
     }
 }
 
