@@ -91,7 +91,8 @@ pub async fn serve(
     serve_beside(listener, Arc::new(front), None, shutdown).await
 }
 
-/// As [`serve`], with another protocol on the same port. Until there is a front, connections of clients are closed.
+/// As [`serve`], with another protocol on the same port, which is accepted to the end. Until there is a front,
+/// connections of clients are closed.
 pub async fn serve_beside(
     listener: TcpListener,
     front: Arc<OnceLock<Front>>,
@@ -121,12 +122,51 @@ pub async fn serve_beside(
             }
         });
     }
-    drop(listener);
-    let drained = timeout(DRAIN_MAX, async { while connections.join_next().await.is_some() {} }).await;
+    let closing = Closing { listener, slots, other };
+    let drained = tokio::select! {
+        drained = timeout(DRAIN_MAX, async { while connections.join_next().await.is_some() {} }) => drained,
+        never = closing.take_others() => match never {},
+    };
     if drained.is_err() {
         connections.shutdown().await;
     }
     Ok(())
+}
+
+/// What still listens while the last requests are answered.
+struct Closing {
+    listener: TcpListener,
+    slots: Slots,
+    other: Option<OtherProtocol>,
+}
+
+impl Closing {
+    /// Accepts the other protocol only: what is left to answer may need what comes by it. Clients go elsewhere.
+    async fn take_others(self) -> Infallible {
+        let Closing { listener, slots, other } = self;
+        let Some(other) = other else {
+            drop(listener);
+            return std::future::pending().await;
+        };
+        let mut greeted = JoinSet::new();
+        loop {
+            while greeted.try_join_next().is_some() {}
+            match accept(&listener, &slots).await {
+                Ok((stream, peer, slot)) => {
+                    let nobody = Arc::new(OnceLock::new());
+                    drop(greeted.spawn(greet(
+                        stream,
+                        peer,
+                        slot,
+                        nobody,
+                        Some(other.clone()),
+                        CancellationToken::new(),
+                    )));
+                }
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
 }
 
 struct Slots {
@@ -190,7 +230,7 @@ async fn greet(
         return Err("too many connections".into());
     }
     let Some(Front { tls, router }) = front.get().cloned() else {
-        return Err("this member does not know its cluster yet".into());
+        return Err("this member does not know its cluster yet, or stops".into());
     };
     let stream = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
