@@ -201,6 +201,14 @@ impl Cluster {
                 applied.map(drop).map_err(|_| why.to_owned())
             }
             () = lost(self.leader.quorum.clone()) => Err(why.to_owned()),
+            () = self.expelled() => Err("this member was removed from its cluster, which sends it nothing more".to_owned()),
+        }
+    }
+
+    /// Ends when this member has been told that it was removed.
+    async fn expelled(&self) {
+        if self.removed.subscribe().wait_for(|removed| *removed).await.is_err() {
+            std::future::pending().await
         }
     }
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     Space,
@@ -55,17 +54,41 @@ pub(crate) async fn hand_over(raft: &Core) -> bool {
 /// A leader whose disk is full would refuse writes that another member has room for.
 pub(crate) async fn hand_over_when_full(raft: Core, mut space: watch::Receiver<Space>) {
     let mut server = raft.server_metrics();
+    let mut last = None;
     loop {
         let leads = server.borrow_watched().state.is_leader();
-        if leads && *space.borrow_and_update() > Space::Enough {
+        let found = *space.borrow_and_update();
+        if gives_way(leads, found, last.map(|last: Instant| last.elapsed())) {
             tracing::warn!("this member's disk is full: another one is asked to lead");
             hand_over(&raft).await;
-            tokio::time::sleep(FULL_PAUSE).await;
-            continue;
+            last = Some(Instant::now());
         }
+        let pause = last.map_or(FULL_PAUSE, |last| FULL_PAUSE.saturating_sub(last.elapsed()));
         tokio::select! {
             changed = space.changed() => if changed.is_err() { return },
             changed = server.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause), if leads && found > Space::Enough => {}
         }
+    }
+}
+
+/// Whether a leader with so much room asks another member to lead, so long after it last did.
+fn gives_way(leads: bool, space: Space, since: Option<Duration>) -> bool {
+    leads && space > Space::Enough && since.is_none_or(|since| since >= FULL_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_whose_disk_is_full_gives_way_once_a_minute() {
+        let (soon, later) = (Some(FULL_PAUSE - Duration::from_millis(1)), Some(FULL_PAUSE));
+        for full in [Space::Low, Space::None] {
+            assert!(gives_way(true, full, None) && gives_way(true, full, later));
+            assert!(!gives_way(true, full, soon), "it led again at once: nobody else has room");
+            assert!(!gives_way(false, full, None));
+        }
+        assert!(!gives_way(true, Space::Enough, None));
     }
 }

@@ -188,6 +188,20 @@ async fn a_forwarded_write_is_refused_only_when_it_did_not_happen() {
     assert_eq!(leader.revision(), Revision(1));
 }
 
+/// A member that can ask and does not hear: what it passed on is done, and is never seen there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarded_write_that_is_not_heard_of_ends_with_the_quorum() {
+    let (cluster, members) = Cluster::of(3).await;
+    let (leader, follower) = (&members[0], &members[1]);
+    eventually("a quorum", async || follower.has_quorum()).await;
+    cluster.break_wire(leader.id(), follower.id(), Fault::Lost);
+    let begun = Instant::now();
+    let written = put(follower, "a", "x").await;
+    assert!(matches!(&written, Err(Error::Unknown(why)) if why.starts_with("it is done, but")), "{written:?}");
+    assert!(begun.elapsed() < allowed(CUT_OFF_MAX), "{:?}", begun.elapsed());
+    assert_eq!(value(leader, "a", Consistency::Linearizable).await.unwrap().as_deref(), Some("x"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_shuts_down_hands_over_without_a_gap() {
     let (cluster, mut members) = Cluster::of(3).await;

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -130,6 +130,40 @@ async fn a_leader_can_be_removed_and_hands_over_first() {
     assert!(matches!(read, Err(Error::Removed { member }) if member == old.id()), "{read:?}");
     load.check(&new).await;
     drop(cluster);
+}
+
+/// Nobody waits on a member that was removed for what it is not sent any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_on_a_removed_member_end_at_once() {
+    let mut best = Duration::MAX;
+    let (cluster, mut members) = Cluster::of(3).await;
+    for _ in 0..4 {
+        let gone = members.pop().unwrap();
+        let writers = (0..8).map(|writer| {
+            let gone = gone.clone();
+            tokio::spawn(async move {
+                let mut longest = Duration::ZERO;
+                loop {
+                    let begun = Instant::now();
+                    let written = gone.write(Command::put(key(&writer.to_string()), Bytes::new(), Expect::Any)).await;
+                    longest = longest.max(begun.elapsed());
+                    if matches!(written, Err(Error::Removed { .. })) {
+                        return longest;
+                    }
+                }
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        members[0].change(Change::Remove { member: gone.id() }).await.unwrap();
+        let longest = futures::future::try_join_all(writers).await.unwrap();
+        best = best.min(longest.into_iter().max().unwrap());
+        cluster.stop(gone).await;
+        members.push(cluster.join(&members[0], Aim::Vote).await);
+        settled(&members[0], 3).await;
+    }
+    // It looks twice in this time whether it still belongs to the cluster, and one round shows it, should the machine
+    // stand still in another.
+    assert!(best < QUORUM_SILENCE, "in each round a write took {best:?} or longer");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
