@@ -19,6 +19,8 @@ pub(crate) struct ContainerInput {
     pub(crate) environment: Environment,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) limits: Limits,
+    /// Whether the runtime runs it as a user at all.
+    pub(crate) has_user: bool,
     /// Where profiles of the node lie, for `Localhost` seccomp.
     pub(crate) seccomp_directory: PathBuf,
 }
@@ -79,7 +81,8 @@ fn security(pod: &Pod, spec: &Spec, input: &ContainerInput) -> Result<Security, 
     let own = spec.security_context.clone().unwrap_or_default();
     let of_pod = pod::spec(pod).and_then(|spec| spec.security_context.clone()).unwrap_or_default();
     let user_id = own.run_as_user.or(of_pod.run_as_user);
-    if own.run_as_non_root.or(of_pod.run_as_non_root).unwrap_or(false)
+    if input.has_user
+        && own.run_as_non_root.or(of_pod.run_as_non_root).unwrap_or(false)
         && user_id.or(input.image.user_id).unwrap_or(0) == 0
     {
         return Err(format!(
@@ -87,6 +90,13 @@ fn security(pod: &Pod, spec: &Spec, input: &ContainerInput) -> Result<Security, 
             pod::full_name(pod),
             spec.name
         ));
+    }
+    if own.proc_mount.as_deref().is_some_and(|kind| kind != "Default") {
+        return Err("procMount: Unmasked is not supported by this node".to_owned());
+    }
+    let app_armor = own.app_armor_profile.or(of_pod.app_armor_profile);
+    if app_armor.is_some_and(|profile| profile.type_ == "Localhost") {
+        return Err("AppArmor profiles of type Localhost are not supported by this node".to_owned());
     }
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
@@ -134,6 +144,7 @@ mod tests {
             environment: vec![("WHO".into(), "you".into())],
             mounts: Vec::new(),
             limits: Limits::default(),
+            has_user: true,
             seccomp_directory: "/seccomp".into(),
         }
     }
@@ -160,5 +171,9 @@ mod tests {
         assert!(container_spec(&pod, spec, input()).unwrap_err().contains("runAsNonRoot"));
         let image = Image { user_id: Some(1000), ..input().image };
         assert!(container_spec(&pod, spec, ContainerInput { image, ..input() }).is_ok());
+        assert!(
+            container_spec(&pod, spec, ContainerInput { has_user: false, ..input() }).is_ok(),
+            "a component has none"
+        );
     }
 }

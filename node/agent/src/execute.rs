@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::{
+    core::v1::{Container as Spec, Pod},
+    node::v1::RuntimeClass,
+};
 use kube::{
     Api,
     api::{DeleteParams, Preconditions},
@@ -18,7 +21,7 @@ use crate::{
     hooks,
     observed::{ImageKind, Kind, Observed},
     plan::{CLEAN_FAILED, NetworkChoice, SANDBOX_STOP_FAILED, STOP_FAILED, Step, StopReason},
-    pod, resources,
+    pod, resources, rotation,
     sandbox::{self, SandboxInput},
 };
 
@@ -26,6 +29,8 @@ use crate::{
 const GRACE_MIN: Duration = Duration::from_secs(2);
 const CGROUP_PATIENCE: Duration = Duration::from_millis(500);
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
+/// What a RuntimeClass of containers names.
+const DEFAULT_HANDLER: &str = "runc";
 const RESOLVER: &str = "/etc/resolv.conf";
 
 /// The pod and what was known of it when the step was planned.
@@ -82,6 +87,7 @@ impl Context {
                     Err(error) => Err(error),
                 };
                 removed.map_err(|error| Fault::new("FailedRemove", error.to_string()))?;
+                self.forget(job, id);
                 Ok(Done::Changed(*kind))
             }
             Step::Clean => self.clean(&job.pod).await,
@@ -115,6 +121,7 @@ impl Context {
             self.events.warning(pod, None, "FailedCreatePodSandBox", message.clone());
             Fault::new("FailedCreatePodSandBox", message)
         };
+        self.check_sandbox(pod).await.map_err(|why| failed(&why))?;
         let log_directory = self.directories.logs(pod);
         std::fs::create_dir_all(&log_directory).map_err(|error| failed(&error))?;
         // Components are held within their limits by their host; ten thousand of them need no cgroup each.
@@ -127,6 +134,9 @@ impl Context {
             NetworkChoice::Own | NetworkChoice::Host | NetworkChoice::Light => None,
         };
         let network = self.network(job, network).await.map_err(|why| failed(&why))?;
+        if matches!(network, Network::Light { .. }) && sandbox::has_sysctls(pod) {
+            return Err(failed(&"sysctls need a container in the pod: components share one network namespace"));
+        }
         let resolver = std::fs::read_to_string(RESOLVER).unwrap_or_default();
         let spec = sandbox::sandbox_spec(
             pod,
@@ -143,6 +153,20 @@ impl Context {
         );
         self.runtime(kind)?.create_sandbox(&spec).await.map_err(|error| failed(&error))?;
         Ok(Done::Changed(kind))
+    }
+
+    /// What a sandbox is asked for and this node cannot give is refused: less isolation than was asked for is none.
+    async fn check_sandbox(&self, pod: &Pod) -> Result<(), String> {
+        sandbox::check(pod)?;
+        let Some(name) = pod::spec(pod).and_then(|spec| spec.runtime_class_name.as_deref()) else { return Ok(()) };
+        if name.is_empty() || name == tandem_api::WASM_RUNTIME_CLASS {
+            return Ok(());
+        }
+        let class = Api::<RuntimeClass>::all(self.client.clone()).get(name).await;
+        match class.map_err(|error| format!("cannot read RuntimeClass {name:?}: {error}"))?.handler.as_str() {
+            DEFAULT_HANDLER => Ok(()),
+            other => Err(format!("no runtime for {other:?} is configured")),
+        }
     }
 
     async fn network(&self, job: &Job, choice: &NetworkChoice) -> Result<Network, String> {
@@ -212,6 +236,7 @@ impl Context {
             environment,
             mounts,
             limits: resources::limits(pod, spec, self.size.memory_bytes),
+            has_user: runtime.capabilities().user_ids,
             seccomp_directory: self.directories.seccomp(),
         };
         let made = container::container_spec(pod, spec, input).map_err(config)?;
@@ -308,6 +333,22 @@ impl Context {
             self.events.warning(pod, Some(name), "FailedKillPod", message.clone());
             Fault::new(STOP_FAILED, message)
         })
+    }
+
+    /// What a removed container left: its logs and last words. A pod that is restarted for ever must not fill the disk.
+    fn forget(&self, job: &Job, id: &ContainerId) {
+        let containers = job.seen.sandboxes.iter().flat_map(|seen| &seen.sandbox.containers);
+        let Some(gone) = containers.into_iter().find(|container| container.id == *id) else { return };
+        let log = self.directories.logs(&job.pod).join(log_file(&gone.name, gone.attempt));
+        let words = self.directories.last_words(pod::uid(&job.pod), &gone.name, gone.attempt);
+        for path in rotation::parts(&log).into_iter().chain([words]) {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, path = %path.display(), "cannot remove what a container left");
+                }
+                _ => {}
+            }
+        }
     }
 
     async fn clean(&self, pod: &Pod) -> Result<Done, Fault> {

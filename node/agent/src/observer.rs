@@ -267,6 +267,7 @@ mod tests {
             host_pid: false,
             host_ipc: false,
             share_processes: false,
+            sysctls: std::collections::BTreeMap::new(),
         }
     }
 

@@ -42,6 +42,20 @@ fn rotation(log: &str, bytes: u64, mut aside: Vec<String>, now: Timestamp) -> Op
     Some(Rotation { aside: format!("{log}.{}", now.strftime("%Y%m%d-%H%M%S")), removed: aside })
 }
 
+/// A log and everything of it that was put aside.
+pub(crate) fn parts(log: &Path) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (log.parent(), log.file_name().and_then(|name| name.to_str())) else {
+        return Vec::new();
+    };
+    let aside = format!("{name}.");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = |path: &PathBuf| {
+        let found = path.file_name().and_then(|found| found.to_str());
+        found.is_some_and(|found| found == name || found.starts_with(&aside))
+    };
+    entries.filter(own).collect()
+}
+
 /// A log that something may still be written to.
 struct Log {
     kind: Kind,
@@ -134,6 +148,18 @@ mod tests {
         node::{TestNode, is_ready},
         pod,
     };
+
+    #[test]
+    fn a_log_has_parts_and_others_have_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["1.log", "1.log.20260101-000000", "11.log", "1.logs"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let mut found = parts(&folder.path().join("1.log"));
+        found.sort();
+        assert_eq!(found, ["1.log", "1.log.20260101-000000"].map(|name| folder.path().join(name)));
+        assert_eq!(parts(&folder.path().join("gone/1.log")), Vec::<PathBuf>::new());
+    }
 
     #[test]
     fn a_log_that_has_grown_is_put_aside_and_the_oldest_goes() {

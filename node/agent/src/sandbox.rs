@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Sysctl};
 use tandem_api::{COMPONENT_OPTIONS_PREFIX, Settings, TRACE_ANNOTATION};
 use tandem_runtime::{Dns, HostPort, Network, SandboxSpec};
 
@@ -19,6 +19,22 @@ pub(crate) const NODE_ANNOTATION: &str = "tandem.dev/node";
 /// Sandbox annotation: the pod has a privileged container. Runtimes refuse one in a sandbox that was made without
 /// knowing of it.
 const PRIVILEGED_ANNOTATION: &str = "tandem.dev/privileged";
+
+/// Kernel parameters that concern nobody but the pod (the kubelet's safe ones).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
 
 pub(crate) struct SandboxInput<'a> {
     pub(crate) node_name: &'a str,
@@ -49,6 +65,32 @@ pub(crate) fn hostname(pod: &Pod) -> String {
     name.trim_end_matches(['-', '.']).to_owned()
 }
 
+/// Fields of a pod that say how it is kept apart, and that this node does not implement.
+pub(crate) fn check(pod: &Pod) -> Result<(), String> {
+    let Some(spec) = pod::spec(pod) else { return Ok(()) };
+    if spec.host_users == Some(false) {
+        return Err("hostUsers: false: user namespaces are not supported by this node".to_owned());
+    }
+    if let Some(unsafe_one) = sysctls(pod).find(|sysctl| !SAFE_SYSCTLS.contains(&sysctl.name.as_str())) {
+        return Err(format!("forbidden sysctl: {:?} not allowlisted", unsafe_one.name));
+    }
+    if pod::host_network(pod)
+        && let Some(of_node) = sysctls(pod).find(|sysctl| sysctl.name.starts_with("net."))
+    {
+        return Err(format!("forbidden sysctl: {:?} not allowed with host net enabled", of_node.name));
+    }
+    Ok(())
+}
+
+pub(crate) fn has_sysctls(pod: &Pod) -> bool {
+    sysctls(pod).next().is_some()
+}
+
+fn sysctls(pod: &Pod) -> impl Iterator<Item = &Sysctl> {
+    let context = pod::spec(pod).and_then(|spec| spec.security_context.as_ref());
+    context.into_iter().flat_map(|context| context.sysctls.iter().flatten())
+}
+
 pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
     let spec = pod::spec(pod);
     let host_network = pod::host_network(pod);
@@ -74,6 +116,7 @@ pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
         host_pid: spec.and_then(|spec| spec.host_pid).unwrap_or(false),
         host_ipc: spec.and_then(|spec| spec.host_ipc).unwrap_or(false),
         share_processes: spec.and_then(|spec| spec.share_process_namespace).unwrap_or(false),
+        sysctls: sysctls(pod).map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
     }
 }
 
@@ -156,7 +199,7 @@ fn parse_resolver(text: &str) -> Dns {
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
-    use k8s_openapi::api::core::v1::{PodDNSConfig, PodDNSConfigOption};
+    use k8s_openapi::api::core::v1::{PodDNSConfig, PodDNSConfigOption, PodSecurityContext, PodSpec};
 
     use super::*;
     use crate::testing;
@@ -198,6 +241,27 @@ mod tests {
         check(&with("ClusterFirst", true), expect!["192.0.2.53 192.0.2.1 | example.org | edns0 ndots:2"]);
         check(&with("Default", false), expect!["192.0.2.53 192.0.2.1 | example.org | edns0 ndots:2"]);
         check(&with("None", false), expect!["192.0.2.1 |  | ndots:2"]);
+    }
+
+    #[test]
+    fn what_would_be_kept_apart_less_than_asked_for_is_refused() {
+        let context = |name: &str| PodSecurityContext {
+            sysctls: Some(vec![Sysctl { name: name.to_owned(), value: "1".to_owned() }]),
+            ..PodSecurityContext::default()
+        };
+        let refused = |change: &dyn Fn(&mut PodSpec)| {
+            super::check(&testing::with_spec(testing::pod(&["a"]), |spec| change(spec))).err().unwrap_or_default()
+        };
+        let safe = |spec: &mut PodSpec| spec.security_context = Some(context("net.ipv4.tcp_syncookies"));
+        assert_eq!(refused(&safe), "");
+        let on_host = |spec: &mut PodSpec| {
+            safe(spec);
+            spec.host_network = Some(true);
+        };
+        assert!(refused(&on_host).contains("host net"));
+        let of_machine = |spec: &mut PodSpec| spec.security_context = Some(context("kernel.msgmax"));
+        assert!(refused(&of_machine).contains("not allowlisted"));
+        assert!(refused(&|spec: &mut PodSpec| spec.host_users = Some(false)).contains("user namespaces"));
     }
 
     #[test]

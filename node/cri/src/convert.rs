@@ -38,6 +38,7 @@ pub fn sandbox_config(spec: &SandboxSpec) -> v1::PodSandboxConfig {
                 seccomp: Some(profile(v1::security_profile::ProfileType::RuntimeDefault, None)),
                 ..Default::default()
             }),
+            sysctls: map(&spec.sysctls),
             ..Default::default()
         }),
         windows: None,
@@ -182,7 +183,29 @@ fn resources(limits: &Limits) -> v1::LinuxContainerResources {
     }
 }
 
+/// What of `/proc` and `/sys` a container without privileges must not see, and what it must not write: runtimes hide
+/// nothing by themselves (Kubernetes' default `procMount`).
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 fn security_context(sandbox: &SandboxSpec, security: &Security) -> v1::LinuxContainerSecurityContext {
+    let unless_privileged = |paths: &[&str]| -> Vec<String> {
+        let hidden = (!security.privileged).then_some(paths);
+        hidden.unwrap_or_default().iter().map(ToString::to_string).collect()
+    };
     v1::LinuxContainerSecurityContext {
         capabilities: Some(v1::Capability {
             add_capabilities: capabilities(&security.add_capabilities),
@@ -197,6 +220,8 @@ fn security_context(sandbox: &SandboxSpec, security: &Security) -> v1::LinuxCont
         readonly_rootfs: security.read_only_root,
         no_new_privs: security.no_new_privileges,
         seccomp: Some(seccomp(security)),
+        masked_paths: unless_privileged(&MASKED_PATHS),
+        readonly_paths: unless_privileged(&READ_ONLY_PATHS),
         ..Default::default()
     }
 }

@@ -167,6 +167,7 @@ impl Bench<'_> {
             host_pid: false,
             host_ipc: false,
             share_processes: false,
+            sysctls: std::collections::BTreeMap::new(),
         }
     }
 

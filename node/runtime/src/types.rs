@@ -118,6 +118,9 @@ pub struct SandboxSpec {
     pub host_pid: bool,
     pub host_ipc: bool,
     pub share_processes: bool,
+    /// Kernel parameters of the sandbox' own namespaces.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

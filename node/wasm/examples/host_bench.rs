@@ -132,6 +132,7 @@ async fn run(host: &Supervised, image: &str, namespace: &Path, pod: u32, folder:
             host_pid: false,
             host_ipc: false,
             share_processes: false,
+            sysctls: std::collections::BTreeMap::new(),
         })
         .await?;
     let id = host

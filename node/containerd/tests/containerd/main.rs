@@ -42,6 +42,7 @@ tests![
     network::addresses_come_back,
     pods::memory_over_the_limit_is_told,
     pods::security_settings_arrive,
+    pods::root_in_a_container_does_not_reach_the_machine,
     pods::privileged_containers_need_a_privileged_sandbox,
     pods::host_network_is_the_nodes,
     pods::exec_carries_streams_and_terminals,

@@ -168,6 +168,7 @@ impl Node {
             host_pid: false,
             host_ipc: false,
             share_processes: false,
+            sysctls: BTreeMap::new(),
         }
     }
 

@@ -58,6 +58,23 @@ pub(crate) async fn security_settings_arrive() {
     until("the output is complete", || async { (node.output("grouped") == ["0", "7"]).then_some(()) }).await;
 }
 
+pub(crate) async fn root_in_a_container_does_not_reach_the_machine() {
+    let node = Node::start().await;
+    // Nothing is written: that a file can be opened would be enough.
+    let script = "for file in /proc/sys/kernel/core_pattern /proc/sysrq-trigger; do (: >> $file) && echo open; done; \
+                  [ -c /proc/kcore ] && echo masked; echo /sys/firmware/*; \
+                  read port < /proc/sys/net/ipv4/ip_unprivileged_port_start; echo $port; echo done";
+    let spec = node.container_spec(script).await;
+    let mut sandbox = node.sandbox_spec("contained");
+    sandbox.sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned());
+    let (_, container) = node.pod_of(&sandbox, &spec).await;
+    node.exited(&container).await;
+    let last = |lines: Vec<String>| (lines.last().map(String::as_str) == Some("done")).then_some(lines);
+    let lines = until("all is tried", || async { last(node.output("contained")) }).await;
+    let lines: Vec<String> = lines.into_iter().filter(|line| !line.contains("can't create")).collect();
+    assert_eq!(lines, ["masked", "/sys/firmware/*", "80", "done"]);
+}
+
 pub(crate) async fn privileged_containers_need_a_privileged_sandbox() {
     let node = Node::start().await;
     let mut spec = node.container_spec("grep CapEff /proc/self/status").await;

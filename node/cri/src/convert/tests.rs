@@ -19,6 +19,7 @@ fn sandbox(network: Network) -> SandboxSpec {
         host_pid: false,
         host_ipc: false,
         share_processes: false,
+        sysctls: BTreeMap::new(),
     }
 }
 
@@ -215,6 +216,18 @@ fn security_settings_are_passed_on() {
             r#"seccomp Localhost "/profiles/a.json" add ["NET_ADMIN", "SYS_TIME"] drop [] user Some(0) group Some(7) extra [8, 9] ro true nnp true privileged true"#
         ]],
     );
+}
+
+#[test]
+fn only_the_privileged_see_all_of_proc() {
+    let paths = |security: Security| {
+        let made = security_context(&sandbox(Network::Own), &security);
+        (made.masked_paths, made.readonly_paths)
+    };
+    let (masked, read_only) = paths(Security { user_id: Some(0), ..Security::default() });
+    assert!(masked.iter().any(|path| path == "/proc/kcore") && masked.iter().any(|path| path == "/sys/firmware"));
+    assert_eq!(read_only, ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+    assert_eq!(paths(Security { privileged: true, ..Security::default() }), (vec![], vec![]));
 }
 
 #[test]

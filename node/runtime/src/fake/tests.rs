@@ -108,6 +108,7 @@ fn sandbox_spec(directory: &Path) -> SandboxSpec {
         host_pid: false,
         host_ipc: false,
         share_processes: false,
+        sysctls: BTreeMap::new(),
     }
 }
 

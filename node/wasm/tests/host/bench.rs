@@ -84,6 +84,7 @@ impl Bench {
             host_pid: false,
             host_ipc: false,
             share_processes: false,
+            sysctls: std::collections::BTreeMap::new(),
         }
     }
 
