@@ -225,7 +225,7 @@ impl Task {
         };
         loop {
             tokio::time::sleep_until(next).await;
-            let verdict = tally.add(self.attempt().await, &self.probe);
+            let verdict = self.attempt().await.and_then(|passed| tally.add(passed, &self.probe));
             if let Some(verdict) = verdict.filter(|verdict| Some(*verdict) != last) {
                 last = Some(verdict);
                 if sender.send(Decided { id: self.id.clone(), kind: self.kind, verdict }).await.is_err() {
@@ -241,19 +241,20 @@ impl Task {
         }
     }
 
-    async fn attempt(&self) -> bool {
+    /// Whether the probe passed; nothing when it could not be made, which says nothing of the container.
+    async fn attempt(&self) -> Option<bool> {
         let timeout = seconds(self.probe.timeout_seconds, TIMEOUT_SECONDS).max(Duration::from_secs(1));
         let outcome = attempt::attempt(&self.probe, &self.spec, &self.target, &self.context.http, timeout).await;
         self.context.metrics.probed(self.kind.name(), outcome.is_ok());
-        let Err(problem) = outcome else { return true };
-        let message = match problem {
-            attempt::Problem::Failed(why) => format!("{} probe failed: {why}", self.kind.name()),
+        let Err(problem) = outcome else { return Some(true) };
+        let (message, passed) = match problem {
+            attempt::Problem::Failed(why) => (format!("{} probe failed: {why}", self.kind.name()), Some(false)),
             attempt::Problem::Errored(why) => {
-                format!("{} probe errored and resulted in unknown state: {why}", self.kind.name())
+                (format!("{} probe errored and resulted in unknown state: {why}", self.kind.name()), None)
             }
         };
         self.context.events.warning(&self.pod, Some(&self.spec.name), "Unhealthy", message);
-        false
+        passed
     }
 }
 

@@ -215,6 +215,13 @@ impl Reporter<'_> {
     /// The phase by Kubernetes' rules; a container that waits to be restarted counts as one that ended.
     fn phase(&self, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'static str {
         match self.outcome {
+            // Whoever replaces the pod must not run beside what is left of it.
+            Some(_) if self.seen.running().next().is_some() => match pod::phase(self.pod) {
+                "Pending" => return "Pending",
+                "Succeeded" => return "Succeeded",
+                "Failed" => return "Failed",
+                _ => return "Running",
+            },
             Some(Outcome::Succeeded) => return "Succeeded",
             Some(Outcome::Failed | Outcome::DeadlineExceeded) => return "Failed",
             None => {}
@@ -236,7 +243,7 @@ impl Reporter<'_> {
     }
 
     fn reason(&self, phase: &str, last: &PodStatus) -> (Option<String>, Option<String>) {
-        if self.outcome == Some(Outcome::DeadlineExceeded) {
+        if self.outcome == Some(Outcome::DeadlineExceeded) && phase == "Failed" {
             let message = "Pod was active on the node longer than the specified deadline";
             return (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()));
         }

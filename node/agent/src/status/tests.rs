@@ -215,8 +215,13 @@ fn ended_pods_say_how() {
     let failed = pod_status(&pod, &ended(3), &Probes::default(), at(3));
     assert_eq!(failed.phase.as_deref(), Some("Failed"));
     let late = with_spec(super::tests::pod_with_deadline(), |_| {});
-    let status = pod_status(&late, &with(&late, vec![running("a", 0, 1)]), &Probes::default(), at(60));
-    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("DeadlineExceeded")));
+    let seen = |container: Container| {
+        let status = pod_status(&late, &with(&late, vec![container]), &Probes::default(), at(60));
+        (status.phase.unwrap_or_default(), status.reason.unwrap_or_default())
+    };
+    assert_eq!(seen(exited("a", 0, 1, 60, 137)), ("Failed".to_owned(), "DeadlineExceeded".to_owned()));
+    assert_eq!(seen(running("a", 0, 1)).1, "", "not before nothing of it runs any more");
+    assert_ne!(seen(running("a", 0, 1)).0, "Failed");
 }
 
 fn pod_with_deadline() -> Pod {

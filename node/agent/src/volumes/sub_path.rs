@@ -47,19 +47,26 @@ fn resolve(volume: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(volume, path, flags, Mode::empty(), inside)
 }
 
-/// Makes the folders of the path one by one, each found below the one before.
+/// Makes the folders of the path one by one, each found below the one before and as open as the volume itself: whoever
+/// may write to the volume may write to a part of it.
 fn create(volume: &OwnedFd, path: &str) -> rustix::io::Result<()> {
-    let mut current =
-        rustix::fs::openat(volume, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut current = rustix::fs::openat(volume, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let whole = rustix::fs::fstat(&current)?;
     for part in Path::new(path).components() {
         let name = part.as_os_str();
-        match rustix::fs::mkdirat(&current, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        let made = match rustix::fs::mkdirat(&current, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::EXIST) => false,
             Err(error) => return Err(error),
-        }
+        };
         let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        current = rustix::fs::openat2(&current, name, flags, Mode::empty(), inside)?;
+        current = rustix::fs::openat2(&current, name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), inside)?;
+        if made {
+            let (user, group) = (rustix::fs::Uid::from_raw(whole.st_uid), rustix::fs::Gid::from_raw(whole.st_gid));
+            rustix::fs::fchown(&current, Some(user), Some(group))?;
+            // After the owner: a change of that clears the set-group bit. The process' mask has no say here.
+            rustix::fs::fchmod(&current, Mode::from_raw_mode(whole.st_mode))?;
+        }
     }
     Ok(())
 }

@@ -93,7 +93,8 @@ fn memory_volumes_and_sub_paths_are_mounted_and_taken_away() {
     let bound = sub_path::bind(&volume, "inside", &target, false).unwrap();
     assert_eq!(fs::read_to_string(bound.join("file")).unwrap(), "here");
     sub_path::bind(&volume, "made/anew", &target, false).unwrap();
-    assert!(volume.join("made/anew").is_dir());
+    let mode = |path: &str| fs::metadata(volume.join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!([mode("made"), mode("made/anew")], [0o777; 2], "as open as the volume");
     let file = sub_path::bind(&volume, "inside/file", &folder.path().join("subpaths/1"), false).unwrap();
     assert_eq!(fs::read_to_string(file).unwrap(), "here");
     for path in ["out", "out/passwd", "../volume", "/etc"] {
