@@ -22,7 +22,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::{
     Engine,
-    limits::{MemoryAccount, MemoryShare},
+    limits::{MemoryAccount, MemoryShare, NodeMemoryExhausted},
     names,
 };
 use crate::{network::Dialer, outgoing::Outgoing, output::Output};
@@ -51,6 +51,11 @@ impl Guest {
     /// Who looks names up for this guest, if it may have that done.
     pub(super) fn name_lookups(&self) -> Option<Arc<Dialer>> {
         self.looks_up_names.then(|| self.outgoing.dialer().clone())
+    }
+
+    /// What this guest failed with, under its cause where that is the node.
+    pub(crate) fn explain(&self, error: wasmtime::Error) -> wasmtime::Error {
+        if self.memory.is_starved() { error.context(NodeMemoryExhausted) } else { error }
     }
 }
 

@@ -19,17 +19,20 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::{runtime::Handle, time::Sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Cpu, ticker::Ticker};
+use super::{Cpu, priority, ticker::Ticker};
 
 /// A guest that computes for so long at one go belongs on a bulk lane.
 const GO: Duration = Duration::from_micros(900);
 /// So does one that used so much altogether without ever computing long at one go.
 const ALTOGETHER: Duration = Duration::from_millis(50);
-/// A guest that used so much without waiting for anything may never end: those on bulk lanes must not wait behind it.
-const LONG: Duration = Duration::from_millis(200);
+/// A guest that used so much without waiting for anything may never end: those on bulk lanes must not wait behind it,
+/// and the sooner it gives way the fewer requests of its neighbours notice that it began.
+const LONG: Duration = Duration::from_millis(10);
 /// How much bulk lanes give way to express lanes, and background lanes to both, as `nice` counts.
 const BULK_NICE: i32 = 5;
 const BACKGROUND_NICE: i32 = 19;
+/// They may run for long at one go in return for giving way at once.
+const YIELDING_SLICE: Duration = Duration::from_millis(100);
 
 /// The threads that guests run on, each with an event loop of its own: the caches of one core, no stealing, and no
 /// locks between them.
@@ -66,22 +69,22 @@ impl Lanes {
     pub(crate) fn start(ticker: Arc<Ticker>, count: usize, namespace: Option<&Path>) -> io::Result<Arc<Lanes>> {
         let running = CancellationToken::new();
         let namespace = namespace.map(File::open).transpose()?;
-        let lane = |name: String, nice: i32| -> io::Result<Lane> {
+        let lane = |name: String, nice: Option<i32>| -> io::Result<Lane> {
             let namespace = namespace.as_ref().map(File::try_clone).transpose()?;
             let prepare = move || {
-                renice(nice)?;
+                nice.map_or(Ok(()), |nice| priority::set(nice, Some(YIELDING_SLICE)))?;
                 enter(namespace.as_ref())
             };
             let handle = event_loop(name, running.clone(), prepare)?;
             Ok(Lane { handle, connections: Arc::default() })
         };
-        let lanes = |kind: &str, nice: i32| -> io::Result<Vec<Lane>> {
+        let lanes = |kind: &str, nice: Option<i32>| -> io::Result<Vec<Lane>> {
             (0..count.max(1)).map(|index| lane(format!("{kind}-{index}"), nice)).collect()
         };
         Ok(Arc::new(Lanes {
-            express: lanes("express", 0)?,
-            bulk: lanes("bulk", BULK_NICE)?,
-            background: lanes("background", BACKGROUND_NICE)?,
+            express: lanes("express", None)?,
+            bulk: lanes("bulk", Some(BULK_NICE))?,
+            background: lanes("background", Some(BACKGROUND_NICE))?,
             next: AtomicUsize::new(0),
             ticker,
             _running: running.drop_guard(),
@@ -170,14 +173,6 @@ impl Lanes {
 fn enter(namespace: Option<&File>) -> io::Result<()> {
     if let Some(namespace) = namespace {
         rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
-    }
-    Ok(())
-}
-
-fn renice(nice: i32) -> io::Result<()> {
-    if nice != 0 {
-        // On Linux a thread has a priority of its own.
-        rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice)?;
     }
     Ok(())
 }

@@ -34,13 +34,10 @@ impl NodeMemory {
         Arc::new(NodeMemory { limit, used: AtomicU64::new(0) })
     }
 
-    fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
-        let wanted = self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        if wanted <= self.limit {
-            return Ok(());
-        }
-        self.give(bytes);
-        Err(MemoryExceeded { whose: "the node's", wanted, limit: self.limit })
+    /// Takes so much, if it is there.
+    fn take(&self, bytes: u64) -> bool {
+        let grown = |used: u64| used.checked_add(bytes).filter(|wanted| *wanted <= self.limit);
+        self.used.try_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
     }
 
     fn give(&self, bytes: u64) {
@@ -92,17 +89,22 @@ impl MemoryAccount {
         }
     }
 
-    fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+    /// Takes memory, if the node has it; an error says that the container's own limit does not allow it.
+    fn take(&self, bytes: u64) -> Result<bool, MemoryExceeded> {
         let limit = self.limit.load(Ordering::Relaxed);
-        let wanted = self.used.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        let taken =
-            if wanted <= limit { self.node.take(bytes) } else { Err(MemoryExceeded { whose: "its", wanted, limit }) };
-        if taken.is_err() {
-            self.used.fetch_sub(bytes, Ordering::AcqRel);
-            self.exceeded.store(true, Ordering::Release);
-            self.over.notify_one();
+        let is_there = self.node.take(bytes);
+        // What the node refuses is never counted: it must not make another instance exceed the container's limit.
+        let counted = self.used.try_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+            let wanted = used.saturating_add(bytes);
+            (wanted <= limit).then_some(if is_there { wanted } else { used })
+        });
+        let Err(used) = counted else { return Ok(is_there) };
+        if is_there {
+            self.node.give(bytes);
         }
-        taken
+        self.exceeded.store(true, Ordering::Release);
+        self.over.notify_one();
+        Err(MemoryExceeded { wanted: used.saturating_add(bytes), limit })
     }
 
     fn give(&self, bytes: u64) {
@@ -111,13 +113,18 @@ impl MemoryAccount {
     }
 }
 
+/// A container asked for more than its own limit.
 #[derive(Debug, thiserror::Error)]
-#[error("{whose} memory limit is exceeded: {wanted} bytes wanted, {limit} allowed")]
+#[error("its memory limit is exceeded: {wanted} bytes wanted, {limit} allowed")]
 pub(crate) struct MemoryExceeded {
-    whose: &'static str,
     wanted: u64,
     limit: u64,
 }
+
+/// All guests together hold what they may, and whoever asks next is not to blame.
+#[derive(Debug, thiserror::Error)]
+#[error("the memory that this node has for guests is used up")]
+pub(crate) struct NodeMemoryExhausted;
 
 /// One store's part of its container's account, given back when the store is gone.
 pub(crate) struct MemoryShare {
@@ -125,18 +132,27 @@ pub(crate) struct MemoryShare {
     held: u64,
     /// What was taken last, in case the growth fails after all.
     last: u64,
+    is_starved: bool,
 }
 
 impl MemoryShare {
     pub(crate) fn new(account: Arc<MemoryAccount>) -> MemoryShare {
-        MemoryShare { account, held: 0, last: 0 }
+        MemoryShare { account, held: 0, last: 0, is_starved: false }
+    }
+
+    /// Whether the node had too little left when it last asked for more.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.is_starved
     }
 
     fn grow(&mut self, bytes: u64) -> Result<bool, wasmtime::Error> {
-        self.account.take(bytes).map_err(wasmtime::Error::new)?;
-        self.held += bytes;
-        self.last = bytes;
-        Ok(true)
+        let taken = self.account.take(bytes).map_err(wasmtime::Error::new)?;
+        self.is_starved = !taken;
+        if taken {
+            self.held += bytes;
+            self.last = bytes;
+        }
+        Ok(taken)
     }
 
     fn undo(&mut self) {
@@ -223,15 +239,44 @@ mod tests {
     }
 
     #[test]
-    fn the_node_has_a_limit_too() {
+    fn the_node_has_a_limit_too_and_nobody_is_to_blame() {
         let node = NodeMemory::new(300);
-        let mut shares = [(); 2].map(|()| MemoryShare::new(MemoryAccount::new(node.clone(), None)));
-        assert!(shares[0].memory_growing(0, 200, None).unwrap());
-        let refused = shares[1].memory_growing(0, 200, None).unwrap_err();
-        assert_eq!(refused.to_string(), "the node's memory limit is exceeded: 400 bytes wanted, 300 allowed");
-        let [first, mut second] = shares;
-        drop(first);
-        assert!(second.memory_growing(0, 200, None).unwrap());
+        let mut hog = MemoryShare::new(MemoryAccount::new(node.clone(), None));
+        let account = MemoryAccount::new(node.clone(), Some(250));
+        let mut neighbour = MemoryShare::new(account.clone());
+        assert!(hog.memory_growing(0, 200, None).unwrap());
+        assert!(!neighbour.memory_growing(0, 200, None).unwrap());
+        assert!(neighbour.is_starved() && !account.exceeded());
+        assert_eq!(account.used(), 0);
+        drop(hog);
+        assert!(neighbour.memory_growing(0, 200, None).unwrap());
+        assert!(neighbour.memory_growing(200, 251, None).is_err());
+        assert!(account.exceeded());
+        drop(neighbour);
+        assert_eq!(node.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_guest_of_a_full_node_sees_its_growth_fail() {
+        const PAGE: u64 = 64 * 1024;
+        let text = r#"(module (memory 1) (func (export "grow") (result i32) (memory.grow (i32.const 1))))"#;
+        let engine = wasmtime::Engine::default();
+        let module = wasmtime::Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let account = MemoryAccount::new(NodeMemory::new(PAGE), None);
+        let store = || {
+            let mut store = wasmtime::Store::new(&engine, MemoryShare::new(account.clone()));
+            store.limiter(|share| share);
+            store
+        };
+        let mut first = store();
+        let instance = wasmtime::Instance::new(&mut first, &module, &[]).unwrap();
+        let grow = instance.get_typed_func::<(), i32>(&mut first, "grow").unwrap();
+        assert_eq!(grow.call(&mut first, ()).unwrap(), -1);
+        let mut second = store();
+        assert!(wasmtime::Instance::new(&mut second, &module, &[]).is_err());
+        assert!(second.data().is_starved());
+        assert!(!account.exceeded());
+        assert_eq!(account.used(), PAGE);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod lanes;
 mod limits;
 mod meter;
 mod names;
+mod priority;
 mod program;
 mod settings;
 mod ticker;
@@ -19,8 +20,8 @@ pub(crate) use guest::{Blueprint, Guest, GuestStreams, Preopen, SocketRules};
 pub(crate) use lanes::{Lanes, Pulse, Seat};
 pub(crate) use limits::{MemoryAccount, NodeMemory};
 pub(crate) use meter::Cpu;
-pub(crate) use program::{Ending, Handler, Program, is_out_of_slots, trap_text};
-pub(crate) use settings::INSTANCES;
+pub(crate) use program::{Ending, Handler, Program, is_out_of_room, trap_text};
+pub(crate) use settings::{INSTANCES, INSTANCES_OF_ONE};
 
 use ticker::Ticker;
 

@@ -5,7 +5,10 @@ use wasmtime::{Store, component::Component, error::Context as _};
 use wasmtime_wasi::{I32Exit, p2::bindings::CommandPre as Command2Pre, p3::bindings::CommandPre as Command3Pre};
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 
-use super::{Engine, Guest, limits::MemoryExceeded};
+use super::{
+    Engine, Guest,
+    limits::{MemoryExceeded, NodeMemoryExhausted},
+};
 
 const PAGE_BYTES: u64 = 64 * 1024;
 /// What a shell reports for a program that aborted; so does wasmtime's own command line for a trap.
@@ -76,9 +79,9 @@ pub(crate) fn trap_text(error: &wasmtime::Error) -> String {
     text
 }
 
-/// Whether an instance could not be made because the pool has none left.
-pub(crate) fn is_out_of_slots(error: &wasmtime::Error) -> bool {
-    error.is::<wasmtime::PoolConcurrencyLimitError>()
+/// Whether an instance could not be made because the node has no slot in its pool, or no memory, left.
+pub(crate) fn is_out_of_room(error: &wasmtime::Error) -> bool {
+    error.is::<wasmtime::PoolConcurrencyLimitError>() || error.is::<NodeMemoryExhausted>()
 }
 
 impl Engine {
@@ -148,7 +151,7 @@ impl Command {
     pub(crate) async fn run(&self, store: &mut Store<Guest>) -> Ending {
         match self.call(store).await {
             Ok(code) => Ending::exited(code),
-            Err(error) => Ending::failed(&error),
+            Err(error) => Ending::failed(&store.data().explain(error)),
         }
     }
 
@@ -173,5 +176,25 @@ impl Command {
             }
         };
         Ok(if succeeded { 0 } else { 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_node_is_named_and_kills_nobody() {
+        let error = wasmtime::Error::msg("memory minimum size exceeds memory limits").context(NodeMemoryExhausted);
+        assert!(is_out_of_room(&error));
+        let ending = Ending::failed(&error);
+        assert_eq!((ending.code, ending.reason), (TRAPPED, "Error"));
+        assert!(
+            ending.message.starts_with("the memory that this node has for guests is used up"),
+            "{}",
+            ending.message
+        );
+        let own = wasmtime::Error::msg("unreachable");
+        assert!(!is_out_of_room(&own));
     }
 }

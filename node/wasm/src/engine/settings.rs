@@ -2,6 +2,8 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAll
 
 /// Instances that live at once, of all containers together.
 pub(crate) const INSTANCES: u32 = 2_000;
+/// Of these, what one container can have: the others are to find some left.
+pub(crate) const INSTANCES_OF_ONE: u32 = INSTANCES / 4;
 /// What the pool holds for each instance. A component is several core instances, and a composed one many.
 const CORE_INSTANCES_EACH: u32 = 10;
 const MEMORIES_EACH: u32 = 2;

@@ -10,8 +10,12 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::priority;
+
 /// How long a guest runs before it makes room for others on its thread.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// It interrupts whoever keeps a processor busy, so it must not wait for one: its priority, as `nice` counts.
+const TICKER_NICE: i32 = -20;
 /// So many ticks without a running guest, and the ticker sleeps: an idle node wakes up for nothing.
 const IDLE_TICKS: u32 = 50;
 
@@ -97,6 +101,9 @@ impl Drop for Running {
 }
 
 fn run(ticker: &Weak<Ticker>, engine: &wasmtime::Engine) {
+    if let Err(error) = priority::set(TICKER_NICE, None) {
+        tracing::warn!(%error, "the ticker has no priority: a guest that loops is interrupted late");
+    }
     let mut idle = 0;
     loop {
         std::thread::park_timeout(TICK);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use crate::serve::Limits;
+use crate::{engine::INSTANCES_OF_ONE, serve::Limits};
 
 /// On a pod: instances of each of its HTTP components at once.
 const MAX_INSTANCES: &str = "component.tandem.dev/max-instances";
@@ -20,6 +20,9 @@ const DEFAULT_PORT: u16 = 8080;
 pub(super) fn limits(annotations: &BTreeMap<String, String>) -> Result<Limits, String> {
     let mut limits = Limits::default();
     if let Some(instances) = number(annotations, MAX_INSTANCES)? {
+        if instances > u64::from(INSTANCES_OF_ONE) {
+            return Err(format!("annotation {MAX_INSTANCES}: {instances} is more than the {INSTANCES_OF_ONE} allowed"));
+        }
         limits.instances = usize::try_from(instances).unwrap_or(usize::MAX).max(1);
     }
     if let Some(queue) = number(annotations, MAX_QUEUE)? {
@@ -75,6 +78,11 @@ mod tests {
     fn limits_of_a_pod() {
         assert_eq!(limits(&BTreeMap::new()), Ok(Limits::default()));
         assert_eq!(limits(&map(MAX_INSTANCES, "3")).unwrap().instances, 3);
+        assert_eq!(limits(&map(MAX_INSTANCES, "500")).unwrap().instances, 500);
+        assert_eq!(
+            limits(&map(MAX_INSTANCES, "501")),
+            Err("annotation component.tandem.dev/max-instances: 501 is more than the 500 allowed".to_owned())
+        );
         assert_eq!(limits(&map(MAX_QUEUE, "0")).unwrap().queue, 0);
         assert_eq!(
             limits(&map(MAX_QUEUE, "many")),

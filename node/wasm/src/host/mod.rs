@@ -193,17 +193,25 @@ impl Host {
             if record.state == ContainerState::Created {
                 record.state = ContainerState::Running { started_at };
             }
-        })?;
+        });
         self.table.announce(id, Change::Started);
         Ok(())
     }
 
     pub(crate) async fn stop(&self, id: &str, grace: Duration) -> Result<(), HostError> {
         self.container(id)?;
-        let Some(running) = self.running(id) else { return Ok(()) };
-        running.ask_to_stop(grace);
-        let ended = tokio::time::timeout(grace + STOP_SLACK, running.ended()).await;
-        ended.map_err(|_| HostError::Timeout("stopping the container"))
+        if let Some(running) = self.running(id) {
+            running.ask_to_stop(grace);
+            let ended = tokio::time::timeout(grace + STOP_SLACK, running.ended()).await;
+            ended.map_err(|_| HostError::Timeout("stopping the container"))?;
+        }
+        let is_running = |record: ContainerRecord| matches!(record.state, ContainerState::Running { .. });
+        if self.table.container(id).is_some_and(is_running) {
+            // Nobody keeps it, so nobody else would record its end.
+            let message = "the container was recorded as running, and was not".to_owned();
+            self.exited(id, Exit { code: KILLED, reason: "Error".to_owned(), message });
+        }
+        Ok(())
     }
 
     /// Removing what is gone is no error.
@@ -219,13 +227,12 @@ impl Host {
     }
 
     pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<(), HostError> {
-        let Some(mut sandbox) = self.table.sandbox(id) else { return Ok(()) };
+        let Some(sandbox) = self.table.sandbox(id) else { return Ok(()) };
         for container in self.table.containers_of(id) {
             self.stop(&container.id, Duration::ZERO).await?;
         }
         if sandbox.ready {
-            sandbox.ready = false;
-            self.table.put_sandbox(sandbox)?;
+            self.table.update_sandbox(id, |sandbox| sandbox.ready = false);
         }
         Ok(())
     }
@@ -240,7 +247,7 @@ impl Host {
 
     pub(crate) fn update_resources(&self, id: &str, resources: ResourceRecord) -> Result<(), HostError> {
         self.container(id)?;
-        self.table.update_container(id, |record| record.resources = resources)?;
+        self.table.update_container(id, |record| record.resources = resources);
         if let Some(running) = self.running(id) {
             running.memory.set_limit(u64::try_from(resources.memory_bytes).ok().filter(|bytes| *bytes > 0));
             running.cpu.set_limit(resources.cpu_quota_us, resources.cpu_period_us, Instant::now());
@@ -267,17 +274,82 @@ impl Host {
     /// Records that a container has ended.
     fn exited(&self, id: &str, exit: Exit) {
         let finished_at = self.now();
-        let updated = self.table.update_container(id, |record| {
+        self.table.update_container(id, |record| {
             let started_at = match record.state.started_at() {
                 0 => finished_at,
                 at => at,
             };
             record.state = ContainerState::Exited { started_at, finished_at, exit };
         });
-        if let Err(error) = updated {
-            tracing::error!(%error, container = id, "the end of a container could not be recorded");
-        }
         self.running.lock().remove(id);
         self.table.announce(id, Change::Stopped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, SocketAddr},
+        os::fd::OwnedFd,
+        path::Path,
+    };
+
+    use async_trait::async_trait;
+    use tandem_api::{FixedClock, SeededEntropy};
+
+    use super::*;
+    use crate::{engine::Compiling, network::SocketKind, state::examples};
+
+    /// A network that has no sockets.
+    struct Unconnected;
+
+    #[async_trait]
+    impl Sockets for Unconnected {
+        async fn listener(&self, _key: &str, _inside: Option<&Path>, _address: SocketAddr) -> io::Result<OwnedFd> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn close(&self, _key: &str) -> io::Result<()> {
+            Ok(())
+        }
+
+        async fn outgoing(&self, _inside: &Path, _kind: SocketKind, _source: Option<IpAddr>) -> io::Result<OwnedFd> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn host(folder: &Path) -> Arc<Host> {
+        let engine = Arc::new(Engine::new().unwrap());
+        let lanes = Lanes::start(engine.ticker().clone(), 1, None).unwrap();
+        let compiling = Compiling { program: PathBuf::from("/nonexistent"), arguments: Vec::new() };
+        let compiler = Compiler::new(&engine, folder.join("cache"), compiling).unwrap();
+        Host::open(HostParts {
+            folder: folder.to_owned(),
+            engine,
+            lanes,
+            compiler,
+            sockets: Arc::new(Unconnected),
+            clock: Arc::new(FixedClock::new(jiff::Timestamp::UNIX_EPOCH)),
+            entropy: Arc::new(SeededEntropy::new(1)),
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_pod_whose_container_is_gone_can_be_stopped_while_nothing_can_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = host(folder.path());
+        host.table.put_sandbox(examples::sandbox()).unwrap();
+        host.table.put_container(examples::container(ContainerState::Running { started_at: 7 })).unwrap();
+        // Folders in their places refuse the files as a full disk would.
+        for name in ["sandboxes/a1.new", "containers/c1.new"] {
+            std::fs::create_dir(folder.path().join("state").join(name)).unwrap();
+        }
+        host.stop_sandbox("a1").await.unwrap();
+        let state = host.container("c1").unwrap().state;
+        assert!(matches!(state, ContainerState::Exited { started_at: 7, .. }), "{state:?}");
+        assert!(!host.table.sandbox("a1").unwrap().ready);
+        host.remove_sandbox("a1").await.unwrap();
+        assert_eq!((host.table.sandboxes().len(), host.table.containers().len()), (0, 0));
     }
 }

@@ -326,7 +326,7 @@ fn keep_http(
     move |mut stop| {
         Box::pin(async move {
             let ending = tokio::select! {
-                () = memory.wait_exceeded() => Ending::out_of_memory("a memory limit was exceeded".to_owned()),
+                () = memory.wait_exceeded() => Ending::out_of_memory("its memory limit was exceeded".to_owned()),
                 grace = asked_to_stop(&mut stop) => {
                     let finish = finish_http(&service, &host, &id, grace);
                     // A shorter grace can be asked for while the first one runs.

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use base64::Engine as _;
 use reqwest::{Response, StatusCode, Url, header};
@@ -17,6 +17,10 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 const READ_TIME: Duration = Duration::from_secs(60);
 /// An index in an index is not worth following further.
 const INDEX_DEPTH: usize = 2;
+/// What a layer may unpack to: a file of the largest size, and as much beside it.
+const UNPACKED_MAX: u64 = 2 * SIZE_MAX;
+/// Layers of one image that are looked into, from the last one on.
+const LAYERS_MAX: usize = 32;
 
 /// How a registry host is reached, where not by its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +66,7 @@ pub(crate) enum PullError {
     #[error("{reference}: {message}")]
     NotWasm { reference: String, message: String },
     #[error("keeping {reference}: {source}")]
-    Io { reference: String, source: std::io::Error },
+    Io { reference: String, source: io::Error },
 }
 
 /// An image as a registry gave it.
@@ -194,12 +198,19 @@ impl<'a> Client<'a> {
 
     /// A file out of an image that is a root file system: from the last layer that has it.
     async fn unpacked(&mut self, layers: &[Descriptor], path: &str) -> Result<Vec<u8>, PullError> {
-        for descriptor in layers.iter().rev() {
+        for descriptor in layers.iter().rev().take(LAYERS_MAX) {
             let bytes = self.blob(descriptor, SIZE_MAX).await?;
-            let file = layer::find(&bytes, path, SIZE_MAX).map_err(|error| self.not_wasm(error.to_string()))?;
-            if let Some(file) = file {
+            let wanted = path.to_owned();
+            let found = aside(self.reference, move || layer::find(&bytes, &wanted, SIZE_MAX, UNPACKED_MAX)).await?;
+            if let Some(file) = found.map_err(|error| self.not_wasm(error.to_string()))? {
                 return Ok(file);
             }
+        }
+        if layers.len() > LAYERS_MAX {
+            let count = layers.len();
+            let text =
+                format!("of its {count} layers only {LAYERS_MAX} are looked into, and none of them holds {path:?}");
+            return Err(self.not_wasm(text));
         }
         Err(self.not_wasm(format!("no layer holds {path:?}")))
     }
@@ -213,7 +224,9 @@ impl<'a> Client<'a> {
         }
         let response = self.get(&format!("blobs/{}", descriptor.digest)).await?;
         let bytes = self.body(response, limit).await?;
-        if digest(&bytes) != descriptor.digest {
+        let hash = move || (digest(&bytes), bytes);
+        let (found, bytes) = aside(self.reference, hash).await?;
+        if found != descriptor.digest {
             return Err(PullError::Digest { reference: self.reference.to_string() });
         }
         Ok(bytes)
@@ -334,6 +347,15 @@ fn trust(mut builder: reqwest::ClientBuilder, registry: &Registry) -> Result<req
         builder = builder.identity(identity.map_err(|error| format!("{}: {error}", certificate.display()))?);
     }
     Ok(builder)
+}
+
+/// Has work that computes long done on another thread: this one answers for the whole node.
+pub(super) async fn aside<T: Send + 'static>(
+    reference: &Reference,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PullError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| PullError::Io { reference: reference.to_string(), source: io::Error::other(error) })
 }
 
 fn wasm_entry(entries: &[Descriptor]) -> Option<String> {

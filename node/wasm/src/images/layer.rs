@@ -31,13 +31,34 @@ pub(super) fn entrypoint(config: &[u8]) -> Option<String> {
     entrypoint.into_iter().chain(cmd).flatten().next()
 }
 
-/// The regular file with this path in a tar archive, compressed or not.
-pub(super) fn find(archive: &[u8], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+/// The regular file with this path, of at most `limit` bytes, in a tar archive, compressed or not. Of a compressed one
+/// at most `unpacked` bytes are looked at.
+pub(super) fn find(archive: &[u8], path: &str, limit: u64, unpacked: u64) -> io::Result<Option<Vec<u8>>> {
     let wanted = normal(path);
     if archive.starts_with(GZIP_MAGIC) {
-        search(&mut flate2::read::MultiGzDecoder::new(archive), &wanted, limit)
+        let reader = flate2::read::MultiGzDecoder::new(archive);
+        search(&mut Bounded { reader, limit: unpacked, count: 0 }, &wanted, limit)
     } else {
         search(&mut { archive }, &wanted, limit)
+    }
+}
+
+/// Fails beyond its bound, where a reader that ended there would look like an archive that does.
+struct Bounded<R> {
+    reader: R,
+    limit: u64,
+    count: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.count += count as u64;
+        if self.count > self.limit {
+            let text = format!("a layer unpacks to more than the {} bytes that are accepted", self.limit);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(count)
     }
 }
 
@@ -92,7 +113,17 @@ fn octal(field: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    const PLENTY: u64 = 1 << 20;
+
+    fn compressed(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
 
     fn entry(name: &str, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; BLOCK];
@@ -110,19 +141,27 @@ mod tests {
         let mut archive = entry("etc/hosts", b"x");
         archive.extend(entry("app.wasm", b"\0asm..."));
         archive.extend([0; 2 * BLOCK]);
-        assert_eq!(find(&archive, "/app.wasm", 100).unwrap().unwrap(), b"\0asm...");
-        assert_eq!(find(&archive, "other.wasm", 100).unwrap(), None);
-        assert!(find(&archive, "app.wasm", 2).is_err());
-        assert!(find(b"this is no archive, whatever somebody says it is", "a", 10).unwrap().is_none());
+        assert_eq!(find(&archive, "/app.wasm", 100, PLENTY).unwrap().unwrap(), b"\0asm...");
+        assert_eq!(find(&archive, "other.wasm", 100, PLENTY).unwrap(), None);
+        assert!(find(&archive, "app.wasm", 2, PLENTY).is_err());
+        assert!(find(b"this is no archive, whatever somebody says it is", "a", 10, PLENTY).unwrap().is_none());
         let config = br#"{"os":"wasi","config":{"Entrypoint":["/app.wasm","x"],"Cmd":["y"]}}"#;
         assert_eq!(entrypoint(config).as_deref(), Some("/app.wasm"));
     }
 
     #[test]
     fn finds_it_compressed() {
-        use std::io::Write as _;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&entry("plugin.wasm", b"abc")).unwrap();
-        assert_eq!(find(&encoder.finish().unwrap(), "plugin.wasm", 100).unwrap().unwrap(), b"abc");
+        let archive = compressed(&entry("plugin.wasm", b"abc"));
+        assert_eq!(find(&archive, "plugin.wasm", 100, PLENTY).unwrap().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn what_unpacks_to_too_much_is_refused() {
+        let mut archive = entry("zeros", &[0; 64 * BLOCK]);
+        archive.extend(entry("app.wasm", b"abc"));
+        let bomb = compressed(&archive);
+        assert_eq!(find(&bomb, "app.wasm", 100, archive.len() as u64).unwrap().unwrap(), b"abc");
+        let refused = find(&bomb, "app.wasm", 100, 32 * BLOCK as u64).unwrap_err();
+        assert_eq!(refused.to_string(), "a layer unpacks to more than the 16384 bytes that are accepted");
     }
 }

@@ -7,14 +7,17 @@ use std::{
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tandem_component::{Component, Inspection};
+use tokio::sync::Semaphore;
 
 use super::{
     Credentials, PullError, Reference, Registries,
-    client::{Client, Fetched},
+    client::{Client, Fetched, aside},
     reference::valid_digest,
 };
 
 const INDEX_VERSION: u32 = 1;
+/// Pulls at the same time: each holds a layer and a file out of it in memory.
+const PULLS: usize = 4;
 
 /// An image that is on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,7 @@ struct Index {
 pub(crate) struct Images {
     folder: PathBuf,
     index: RwLock<Index>,
+    pulls: Semaphore,
 }
 
 impl Images {
@@ -65,7 +69,7 @@ impl Images {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(error) => return Err(error),
         };
-        Ok(Images { folder, index: RwLock::new(index) })
+        Ok(Images { folder, index: RwLock::new(index), pulls: Semaphore::new(PULLS) })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -104,16 +108,18 @@ impl Images {
         credentials: Option<&Credentials>,
     ) -> Result<Stored, PullError> {
         let reference = Reference::parse(text).ok_or_else(|| PullError::Name(text.to_owned()))?;
+        let failed = |source| PullError::Io { reference: reference.to_string(), source };
+        let _permit = self.pulls.acquire().await.map_err(|closed| failed(io::Error::other(closed)))?;
         let fetched = Client::new(registries, &reference, credentials)?.fetch().await?;
-        self.keep(&reference, fetched)
+        let looked = aside(&reference, move || Looked::at(fetched)).await?;
+        self.keep(&reference, looked)
     }
 
-    fn keep(&self, reference: &Reference, fetched: Fetched) -> Result<Stored, PullError> {
-        let Fetched { id, bytes } = fetched;
+    fn keep(&self, reference: &Reference, looked: Looked) -> Result<Stored, PullError> {
+        let Looked { fetched: Fetched { id, bytes }, file, inspection } = looked;
         let io = |source| PullError::Io { reference: reference.to_string(), source };
         let not_wasm = |message| PullError::NotWasm { reference: reference.to_string(), message };
-        let inspection = Component::inspect(&bytes).map_err(|error| not_wasm(error.to_string()))?;
-        let file = tandem_component::image::digest(&bytes);
+        let inspection = inspection.map_err(|error| not_wasm(error.to_string()))?;
         let path = self.file(&file).ok_or_else(|| not_wasm("its file has no digest".to_owned()))?;
         if !path.exists() {
             let temporary = path.with_extension("new");
@@ -179,6 +185,21 @@ impl Images {
             .collect::<BTreeMap<_, _>>()
             .values()
             .sum()
+    }
+}
+
+/// What came from a registry, and what it is.
+struct Looked {
+    fetched: Fetched,
+    /// The digest of the wasm file.
+    file: String,
+    inspection: Result<Inspection, tandem_component::Error>,
+}
+
+impl Looked {
+    fn at(fetched: Fetched) -> Looked {
+        let inspection = Component::inspect(&fetched.bytes);
+        Looked { file: tandem_component::image::digest(&fetched.bytes), inspection, fetched }
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     connection::{Answer, Hold, plain},
 };
 use crate::{
-    engine::{Guest, GuestStreams, Handler, Pulse, is_out_of_slots, trap_text},
+    engine::{Guest, GuestStreams, Handler, Pulse, is_out_of_room, trap_text},
     notices::Notice,
     output::Output,
 };
@@ -34,7 +34,7 @@ const NOTICE_BYTES: usize = 900;
 
 /// Why an instance gave no answer.
 enum Failure {
-    /// The pool has no slot, though the semaphore had a permit.
+    /// The pool has no slot, though the semaphore had a permit, or the node no memory.
     Busy,
     /// The guest itself answered with an error.
     Declined,
@@ -115,8 +115,8 @@ async fn run(
 }
 
 fn failed(service: &Service, error: &wasmtime::Error) {
-    if is_out_of_slots(error) {
-        tracing::warn!(container = service.container, "the instance pool is exhausted");
+    if is_out_of_room(error) {
+        tracing::warn!(%error, container = service.container, "the node has no room for another instance");
         return;
     }
     service.metrics.traps.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +143,7 @@ async fn release2(
 ) -> Result<(), wasmtime::Error> {
     let proxy = match pre.instantiate_async(&mut *store).await {
         Ok(proxy) => proxy,
-        Err(error) => return Err(not_begun(error, sender)),
+        Err(error) => return Err(not_begun(error, store.data(), sender)),
     };
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(GuestScheme::Http, request)?;
@@ -162,7 +162,7 @@ async fn release3(
 ) -> Result<(), wasmtime::Error> {
     let service = match pre.instantiate_async(&mut *store).await {
         Ok(service) => service,
-        Err(error) => return Err(not_begun(error, sender)),
+        Err(error) => return Err(not_begun(error, store.data(), sender)),
     };
     let authority = request.uri().authority().cloned().or_else(|| {
         request.headers().get(header::HOST).and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok())
@@ -188,8 +188,9 @@ async fn release3(
     store.run_concurrent(handle).await?
 }
 
-fn not_begun(error: wasmtime::Error, sender: oneshot::Sender<Reply>) -> wasmtime::Error {
-    if is_out_of_slots(&error) {
+fn not_begun(error: wasmtime::Error, guest: &Guest, sender: oneshot::Sender<Reply>) -> wasmtime::Error {
+    let error = guest.explain(error);
+    if is_out_of_room(&error) {
         drop(sender.send(Err(Failure::Busy)));
     }
     error

@@ -11,6 +11,8 @@
 mod record;
 mod table;
 
+#[cfg(test)]
+pub(crate) use record::examples;
 pub(crate) use record::{
     ContainerRecord, ContainerState, Exit, ImageRecord, Kind, MountRecord, PodRecord, RECORD_VERSION, ResourceRecord,
     SandboxRecord,

@@ -132,7 +132,7 @@ impl ContainerState {
 }
 
 #[cfg(test)]
-pub(super) mod examples {
+pub(crate) mod examples {
     use super::*;
 
     pub(crate) fn sandbox() -> SandboxRecord {

@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -28,7 +28,8 @@ pub(crate) struct Changed {
     pub(crate) change: Change,
 }
 
-/// Every sandbox and container that was not removed. A change is on disk before it is seen.
+/// Every sandbox and container that was not removed. What is asked for is on disk before it is seen; what happened
+/// cannot be refused, so it is seen at once, and written as soon as that works.
 pub(crate) struct Table {
     folder: PathBuf,
     rows: RwLock<Rows>,
@@ -39,13 +40,18 @@ pub(crate) struct Table {
 struct Rows {
     sandboxes: BTreeMap<String, SandboxRecord>,
     containers: BTreeMap<String, ContainerRecord>,
+    /// Those whose files are behind what is here.
+    unwritten: BTreeSet<String>,
 }
 
 impl Table {
     /// Reads what a worker before this one left.
     pub(crate) fn open(folder: PathBuf) -> io::Result<Table> {
-        let rows =
-            Rows { sandboxes: read_all(&folder.join("sandboxes"))?, containers: read_all(&folder.join("containers"))? };
+        let rows = Rows {
+            sandboxes: read_all(&folder.join("sandboxes"))?,
+            containers: read_all(&folder.join("containers"))?,
+            unwritten: BTreeSet::new(),
+        };
         Ok(Table { folder, rows: RwLock::new(rows), changes: broadcast::Sender::new(CHANGES) })
     }
 
@@ -89,6 +95,7 @@ impl Table {
         let mut rows = self.rows.write();
         write(&self.folder.join("sandboxes"), &record.id, &record)?;
         rows.sandboxes.insert(record.id.clone(), record);
+        self.catch_up(&mut rows);
         Ok(())
     }
 
@@ -96,24 +103,64 @@ impl Table {
         let mut rows = self.rows.write();
         write(&self.folder.join("containers"), &record.id, &record)?;
         rows.containers.insert(record.id.clone(), record);
+        self.catch_up(&mut rows);
         Ok(())
     }
 
-    /// Changes a container that is still there.
-    pub(crate) fn update_container(&self, id: &str, change: impl FnOnce(&mut ContainerRecord)) -> io::Result<()> {
+    /// Records what happened to a sandbox that is still there.
+    pub(crate) fn update_sandbox(&self, id: &str, change: impl FnOnce(&mut SandboxRecord)) {
         let mut rows = self.rows.write();
-        let Some(record) = rows.containers.get_mut(id) else { return Ok(()) };
-        let mut changed = record.clone();
-        change(&mut changed);
-        write(&self.folder.join("containers"), id, &changed)?;
-        *record = changed;
-        Ok(())
+        let Some(record) = rows.sandboxes.get_mut(id) else { return };
+        change(record);
+        let written = write(&self.folder.join("sandboxes"), id, &*record);
+        self.settle(&mut rows, id, written);
+    }
+
+    /// Records what happened to a container that is still there.
+    pub(crate) fn update_container(&self, id: &str, change: impl FnOnce(&mut ContainerRecord)) {
+        let mut rows = self.rows.write();
+        let Some(record) = rows.containers.get_mut(id) else { return };
+        change(record);
+        let written = write(&self.folder.join("containers"), id, &*record);
+        self.settle(&mut rows, id, written);
+    }
+
+    /// Notes what could not be written; a write that succeeds takes along what was noted.
+    fn settle(&self, rows: &mut Rows, id: &str, written: io::Result<()>) {
+        match written {
+            Ok(()) => {
+                rows.unwritten.remove(id);
+                self.catch_up(rows);
+            }
+            Err(error) => {
+                tracing::error!(%error, id, "what happened cannot be written; a later change tries again");
+                rows.unwritten.insert(id.to_owned());
+            }
+        }
+    }
+
+    /// Writes what could not be written before, until that fails again.
+    fn catch_up(&self, rows: &mut Rows) {
+        while let Some(id) = rows.unwritten.first() {
+            let written = match (rows.sandboxes.get(id), rows.containers.get(id)) {
+                (Some(record), _) => write(&self.folder.join("sandboxes"), id, record),
+                (None, Some(record)) => write(&self.folder.join("containers"), id, record),
+                (None, None) => Ok(()),
+            };
+            if let Err(error) = written {
+                tracing::warn!(%error, id, "what happened still cannot be written");
+                return;
+            }
+            rows.unwritten.pop_first();
+        }
     }
 
     pub(crate) fn remove_sandbox(&self, id: &str) -> io::Result<()> {
         let mut rows = self.rows.write();
         remove(&self.folder.join("sandboxes"), id)?;
         rows.sandboxes.remove(id);
+        rows.unwritten.remove(id);
+        self.catch_up(&mut rows);
         Ok(())
     }
 
@@ -121,6 +168,8 @@ impl Table {
         let mut rows = self.rows.write();
         remove(&self.folder.join("containers"), id)?;
         rows.containers.remove(id);
+        rows.unwritten.remove(id);
+        self.catch_up(&mut rows);
         Ok(())
     }
 }
@@ -182,7 +231,7 @@ fn remove(folder: &Path, id: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{ContainerState, record::examples},
+        super::{ContainerState, Exit, record::examples},
         *,
     };
 
@@ -192,13 +241,33 @@ mod tests {
         let table = Table::open(folder.path().to_owned()).unwrap();
         table.put_sandbox(examples::sandbox()).unwrap();
         table.put_container(examples::container(ContainerState::Created)).unwrap();
-        table.update_container("c1", |record| record.state = ContainerState::Running { started_at: 7 }).unwrap();
+        table.update_container("c1", |record| record.state = ContainerState::Running { started_at: 7 });
         let again = Table::open(folder.path().to_owned()).unwrap();
         assert_eq!(again.sandboxes(), [examples::sandbox()]);
         assert_eq!(again.containers(), [examples::container(ContainerState::Running { started_at: 7 })]);
         again.remove_container("c1").unwrap();
         again.remove_container("c1").unwrap();
         assert!(Table::open(folder.path().to_owned()).unwrap().containers().is_empty());
+    }
+
+    #[test]
+    fn what_happened_is_seen_at_once_and_written_when_that_works_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = Table::open(folder.path().to_owned()).unwrap();
+        let on_disk = || Table::open(folder.path().to_owned()).unwrap().containers();
+        let running = examples::container(ContainerState::Running { started_at: 7 });
+        let exit = Exit { code: 0, reason: "Completed".into(), message: String::new() };
+        let exited = examples::container(ContainerState::Exited { started_at: 7, finished_at: 8, exit });
+        table.put_sandbox(examples::sandbox()).unwrap();
+        table.put_container(running.clone()).unwrap();
+        // A folder in its place refuses the file as a full disk would.
+        let in_the_way = folder.path().join("containers/c1.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        table.update_container("c1", |record| record.state = exited.state.clone());
+        assert_eq!((table.containers(), on_disk()), (vec![exited.clone()], vec![running]));
+        std::fs::remove_dir(&in_the_way).unwrap();
+        table.update_sandbox("a1", |record| record.ready = false);
+        assert_eq!(on_disk(), [exited]);
     }
 
     #[test]

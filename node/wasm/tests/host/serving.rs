@@ -180,6 +180,25 @@ async fn wrong_files_are_refused_in_words() {
 }
 
 #[tokio::test]
+async fn only_so_many_layers_are_looked_into() {
+    let bench = Bench::start().await;
+    let empty = bench.registry.blob("layers", &[0; 1024]);
+    let config = bench.registry.blob("layers", b"{}");
+    let layer = format!(r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{empty}","size":1024}}"#);
+    for (count, expected) in [(32, "no layer holds"), (33, "of its 33 layers only 32 are looked into")] {
+        let layers = vec![layer.as_str(); count].join(",");
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"annotations":{{"module.wasm.image/variant":"compat"}},"layers":[{layers}],
+                "config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}}}}"#
+        );
+        let reference = bench.registry.manifest("layers", manifest.as_bytes());
+        let Err(Error::Refused(text)) = bench.host.pull(&reference, None).await else { panic!("it was pulled") };
+        assert!(text.contains(expected), "{text}");
+    }
+    bench.finish().await;
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named() {
     let bench = Bench::start().await;
     let image = bench.image("server", &guests::server()).await;
