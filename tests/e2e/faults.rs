@@ -95,7 +95,7 @@ fn loops_do_not_slow_a_neighbour_down() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     let rounds = neighbours::measure(&cluster, ROUNDS);
-    let ratio = median_ratio(&rounds, |phases| phases.beside_loops, |phases| phases.alone);
+    let ratio = median_ratio(&rounds, |phases| phases.beside_loops.first, |phases| phases.alone.first);
     assert!(ratio <= RATIO_MAX, "{ratio:.2}: {rounds:#?}");
 }
 

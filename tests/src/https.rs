@@ -2,7 +2,7 @@
 //!
 //! They tell apart what other clients hide: whether a request that failed can have reached its member.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{error::Error as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -68,6 +68,19 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// Whether the server ended the connection in order before it looked at the request, which can be asked elsewhere then
+/// (RFC 9113, section 6.8).
+fn is_turned_away(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(found) = cause {
+        if let Some(broken) = found.downcast_ref::<h2::Error>() {
+            return broken.is_go_away() && broken.is_remote() && broken.reason() == Some(h2::Reason::NO_ERROR);
+        }
+        cause = found.source();
+    }
+    false
+}
+
 /// One connection to one member.
 pub struct Connection {
     send: SendRequest<Full<Bytes>>,
@@ -100,10 +113,7 @@ impl Connection {
         path: &str,
         body: Bytes,
     ) -> Result<http::Response<Incoming>, Failure> {
-        let told = |error: &hyper::Error| {
-            use std::error::Error as _;
-            format!("{server}: {error} ({:?})", error.source().map(ToString::to_string))
-        };
+        let told = |error: &hyper::Error| format!("{server}: {error} ({:?})", error.source().map(ToString::to_string));
         self.send.ready().await.map_err(|error| Failure::Unsent(told(&error)))?;
         let request = Request::builder()
             .method(method)
@@ -113,7 +123,8 @@ impl Connection {
             .body(Full::new(body))
             .expect("a request");
         self.send.send_request(request).await.map_err(|error| {
-            if error.is_canceled() { Failure::Unsent(told(&error)) } else { Failure::Lost(told(&error)) }
+            let unsent = error.is_canceled() || is_turned_away(&error);
+            if unsent { Failure::Unsent(told(&error)) } else { Failure::Lost(told(&error)) }
         })
     }
 

@@ -12,20 +12,27 @@ use crate::{cluster::Daemon, http_client, root};
 
 /// A request each so often: a load that leaves the node idle most of the time.
 const PACE: Duration = Duration::from_millis(3);
-/// Requests of one phase; their 99th percentile is the sixth slowest.
+/// The first requests of a phase open the connection.
+const WARM_UP: usize = 20;
+/// Requests of a window; their 99th percentile is the sixth slowest.
 const REQUESTS: usize = 500;
-/// The first requests of a phase open the connection, and last a second: until a loop has computed for 200 ms it counts
-/// as work that will end, and is let run more often.
-const WARM_UP: usize = 350;
 
-/// The 99th percentiles of phases that followed each other at once.
+/// What a paced client sees in a phase, from its beginning on: 99th percentiles of windows that last a second and a half.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// In which the loops begin.
+    pub first: Duration,
+    pub later: Duration,
+}
+
+/// Phases that followed each other at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Phases {
-    pub alone: Duration,
-    pub beside_loops: Duration,
+    pub alone: Windows,
+    pub beside_loops: Windows,
     /// Beside processes that loop at the lowest priority, one for each core: what cores that are never idle cost on this
     /// machine, whoever keeps them busy. On a virtual machine that is much, because its host takes them away.
-    pub beside_processes: Duration,
+    pub beside_processes: Windows,
 }
 
 /// The neighbour of four components that loop, each of which may use half a core.
@@ -48,13 +55,13 @@ async fn rounds(neighbour: &str, loops: &[String], count: usize) -> reqwest::Res
     for turn in 0..count {
         let (alone, beside_loops, beside_processes);
         if turn % 2 == 0 {
-            alone = p99(neighbour).await?;
+            alone = paced(neighbour).await?;
             beside_loops = beside(neighbour, loops).await?;
             beside_processes = beside_busy_cores(neighbour).await?;
         } else {
             beside_processes = beside_busy_cores(neighbour).await?;
             beside_loops = beside(neighbour, loops).await?;
-            alone = p99(neighbour).await?;
+            alone = paced(neighbour).await?;
         }
         rounds.push(Phases { alone, beside_loops, beside_processes });
     }
@@ -81,36 +88,40 @@ impl Drop for Busy {
     }
 }
 
-async fn beside_busy_cores(url: &str) -> reqwest::Result<Duration> {
+async fn beside_busy_cores(url: &str) -> reqwest::Result<Windows> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let one = || Command::new("nice").args(["-n", "19", "sh", "-c", "while :; do :; done"]).spawn();
     let _busy = Busy((0..cores).map(|_| one().expect("nice is installed")).collect());
-    p99(url).await
+    paced(url).await
 }
 
-async fn p99(url: &str) -> reqwest::Result<Duration> {
+async fn paced(url: &str) -> reqwest::Result<Windows> {
     let client = http_client();
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut times = Vec::with_capacity(REQUESTS);
-    for request in 0..WARM_UP + REQUESTS {
+    let mut times = Vec::with_capacity(WARM_UP + 2 * REQUESTS);
+    for _ in 0..WARM_UP + 2 * REQUESTS {
         pace.tick().await;
         let began = Instant::now();
         client.get(url).send().await?.error_for_status()?.bytes().await?;
-        if request >= WARM_UP {
-            times.push(began.elapsed());
-        }
+        times.push(began.elapsed());
     }
+    let (first, later) = times[WARM_UP..].split_at(REQUESTS);
+    Ok(Windows { first: p99(first), later: p99(later) })
+}
+
+fn p99(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
     times.sort_unstable();
-    Ok(times[REQUESTS * 99 / 100])
+    times[times.len() * 99 / 100]
 }
 
 /// The same while others loop. Their requests are given up at the end, and so they end.
-async fn beside(url: &str, loops: &[String]) -> reqwest::Result<Duration> {
+async fn beside(url: &str, loops: &[String]) -> reqwest::Result<Windows> {
     let client = http_client();
     let looping = try_join_all(loops.iter().map(async |url| client.get(url).send().await.map(drop)));
     tokio::select! {
-        measured = p99(url) => measured,
+        measured = paced(url) => measured,
         ended = looping => {
             ended?;
             panic!("a loop has ended");
