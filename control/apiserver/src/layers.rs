@@ -3,7 +3,7 @@
 
 mod audit;
 mod compression;
-mod limits;
+pub(crate) mod limits;
 mod metrics;
 
 use std::sync::Arc;

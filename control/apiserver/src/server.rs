@@ -91,41 +91,32 @@ pub async fn serve(
     serve_beside(listener, Arc::new(front), None, shutdown).await
 }
 
-/// As [`serve`], with another protocol on the same port, which is accepted to the end. Until there is a front,
-/// connections of clients are closed.
+/// As [`serve`], with another protocol on the same port, which is accepted to the end: what is left to answer may need
+/// what comes by it. Until there is a front, and after the shutdown, connections of clients are closed.
 pub async fn serve_beside(
     listener: TcpListener,
     front: Arc<OnceLock<Front>>,
     other: Option<OtherProtocol>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let slots = Slots::new();
+    let clients = Entrance { listener, slots: Slots::new(), front, other, shutdown: shutdown.clone() };
     let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
-        };
-        let (stream, peer, slot) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let connection = greet(stream, peer, slot, front.clone(), other.clone(), shutdown.clone());
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        });
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        never = clients.take(&mut connections) => match never {},
     }
-    let closing = Closing { listener, slots, other };
+    // Nobody is in front any more, and no new connection is told to stop.
+    let others = Entrance { front: Arc::default(), shutdown: CancellationToken::new(), ..clients };
+    let taking = async move {
+        if others.other.is_some() {
+            return others.take(&mut JoinSet::new()).await;
+        }
+        drop(others);
+        std::future::pending().await
+    };
     let drained = tokio::select! {
         drained = timeout(DRAIN_MAX, async { while connections.join_next().await.is_some() {} }) => drained,
-        never = closing.take_others() => match never {},
+        never = taking => match never {},
     };
     if drained.is_err() {
         connections.shutdown().await;
@@ -133,38 +124,33 @@ pub async fn serve_beside(
     Ok(())
 }
 
-/// What still listens while the last requests are answered.
-struct Closing {
+/// Where connections come in.
+struct Entrance {
     listener: TcpListener,
     slots: Slots,
+    front: Arc<OnceLock<Front>>,
     other: Option<OtherProtocol>,
+    shutdown: CancellationToken,
 }
 
-impl Closing {
-    /// Accepts the other protocol only: what is left to answer may need what comes by it. Clients go elsewhere.
-    async fn take_others(self) -> Infallible {
-        let Closing { listener, slots, other } = self;
-        let Some(other) = other else {
-            drop(listener);
-            return std::future::pending().await;
-        };
-        let mut greeted = JoinSet::new();
+impl Entrance {
+    async fn take(&self, connections: &mut JoinSet<()>) -> Infallible {
         loop {
-            while greeted.try_join_next().is_some() {}
-            match accept(&listener, &slots).await {
-                Ok((stream, peer, slot)) => {
-                    let nobody = Arc::new(OnceLock::new());
-                    drop(greeted.spawn(greet(
-                        stream,
-                        peer,
-                        slot,
-                        nobody,
-                        Some(other.clone()),
-                        CancellationToken::new(),
-                    )));
+            while connections.try_join_next().is_some() {}
+            let (stream, peer, slot) = match accept(&self.listener, &self.slots).await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-                Err(_) => sleep(ACCEPT_PAUSE).await,
-            }
+            };
+            let connection = greet(stream, peer, slot, self.front.clone(), self.other.clone(), self.shutdown.clone());
+            connections.spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+            });
         }
     }
 }

@@ -21,8 +21,13 @@ use crate::{
 };
 
 /// Requests that read and requests that write, at one time (Kubernetes' defaults).
-const READS_MAX: usize = 400;
+pub(crate) const READS_MAX: usize = 400;
 const WRITES_MAX: usize = 200;
+/// Requests of a kind that wait for their turn beyond those, and how long: a moment with more clients than slots is
+/// nothing that they need to know of. Of one user only so many wait, so that one who floods is the first to be refused.
+const WAITING_MAX: usize = 1024;
+pub(crate) const WAITING_OF_ONE_MAX: usize = 512;
+const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Watches and other streams: in all, and of one user.
 const STREAMS_MAX: usize = 40_000;
 const STREAMS_OF_ONE_MAX: usize = 10_000;
@@ -34,19 +39,17 @@ const RETRY_SECONDS: u32 = 1;
 /// What is being worked on at the moment. Clients inside the process are not limited: each is one task that waits for
 /// its answers.
 pub(crate) struct Limits {
-    reads: Arc<Semaphore>,
-    writes: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
-    streams_of: Arc<Mutex<HashMap<String, usize>>>,
+    reads: Pool,
+    writes: Pool,
+    streams: Quota,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            reads: Arc::new(Semaphore::new(READS_MAX)),
-            writes: Arc::new(Semaphore::new(WRITES_MAX)),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            streams_of: Arc::default(),
+            reads: Pool::of(READS_MAX),
+            writes: Pool::of(WRITES_MAX),
+            streams: Quota::of(STREAMS_MAX, STREAMS_OF_ONE_MAX),
         }
     }
 }
@@ -54,38 +57,83 @@ impl Default for Limits {
 impl Limits {
     /// How many reads and writes are in flight.
     pub(crate) fn in_flight(&self) -> (usize, usize) {
-        (READS_MAX - self.reads.available_permits(), WRITES_MAX - self.writes.available_permits())
+        (self.reads.taken(), self.writes.taken())
     }
 
     pub(crate) fn streams(&self) -> usize {
-        STREAMS_MAX - self.streams.available_permits()
-    }
-
-    fn stream(&self, user: &str) -> Option<StreamSlot> {
-        let permit = self.streams.clone().try_acquire_owned().ok()?;
-        let mut streams_of = self.streams_of.lock();
-        let mine = streams_of.entry(user.to_owned()).or_default();
-        if *mine >= STREAMS_OF_ONE_MAX {
-            return None;
-        }
-        *mine += 1;
-        Some(StreamSlot { _permit: permit, streams_of: self.streams_of.clone(), user: user.to_owned() })
+        self.streams.taken()
     }
 }
 
-struct StreamSlot {
+/// Requests of one kind.
+struct Pool {
+    slots: Arc<Semaphore>,
+    count: usize,
+    waiting: Quota,
+}
+
+impl Pool {
+    fn of(count: usize) -> Pool {
+        let waiting = Quota::of(WAITING_MAX, WAITING_OF_ONE_MAX);
+        Pool { slots: Arc::new(Semaphore::new(count)), count, waiting }
+    }
+
+    fn taken(&self) -> usize {
+        self.count - self.slots.available_permits()
+    }
+
+    /// A slot, at once or after those who waited before; none when there are too many of those, or it takes too long.
+    async fn enter(&self, user: &str) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = self.slots.clone().try_acquire_owned() {
+            return Some(slot);
+        }
+        let _place = self.waiting.take(user)?;
+        timeout(WAIT_MAX, self.slots.clone().acquire_owned()).await.ok()?.ok()
+    }
+}
+
+/// So many of something at one time, in all and of one user.
+struct Quota {
+    slots: Arc<Semaphore>,
+    count: usize,
+    of_one: usize,
+    taken_by: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+struct Place {
     _permit: OwnedSemaphorePermit,
-    streams_of: Arc<Mutex<HashMap<String, usize>>>,
+    taken_by: Arc<Mutex<HashMap<String, usize>>>,
     user: String,
 }
 
-impl Drop for StreamSlot {
+impl Quota {
+    fn of(count: usize, of_one: usize) -> Quota {
+        Quota { slots: Arc::new(Semaphore::new(count)), count, of_one, taken_by: Arc::default() }
+    }
+
+    fn taken(&self) -> usize {
+        self.count - self.slots.available_permits()
+    }
+
+    fn take(&self, user: &str) -> Option<Place> {
+        let permit = self.slots.clone().try_acquire_owned().ok()?;
+        let mut taken_by = self.taken_by.lock();
+        let mine = taken_by.entry(user.to_owned()).or_default();
+        if *mine >= self.of_one {
+            return None;
+        }
+        *mine += 1;
+        Some(Place { _permit: permit, taken_by: self.taken_by.clone(), user: user.to_owned() })
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut streams_of = self.streams_of.lock();
-        if let Some(mine) = streams_of.get_mut(&self.user) {
+        let mut taken_by = self.taken_by.lock();
+        if let Some(mine) = taken_by.get_mut(&self.user) {
             *mine -= 1;
             if *mine == 0 {
-                streams_of.remove(&self.user);
+                taken_by.remove(&self.user);
             }
         }
     }
@@ -101,9 +149,9 @@ pub(crate) async fn hold(State(core): State<Arc<Core>>, request: Request, next: 
     }
     let pool = if info.verb.is_read() { &core.limits.reads } else { &core.limits.writes };
     let _slot = if outside {
-        match pool.clone().try_acquire_owned() {
-            Ok(slot) => Some(slot),
-            Err(_) => return too_many(),
+        match pool.enter(user(&request)).await {
+            Some(slot) => Some(slot),
+            None => return too_many(),
         }
     } else {
         None
@@ -116,14 +164,17 @@ pub(crate) async fn hold(State(core): State<Arc<Core>>, request: Request, next: 
 }
 
 async fn stream(core: &Core, info: &RequestInfo, outside: bool, request: Request, next: Next) -> Response {
-    let user = request.extensions().get::<Identity>().map_or("", |identity| identity.name.as_str());
-    let slot = if outside && info.verb == Verb::Watch { Some(core.limits.stream(user)) } else { None };
+    let slot = (outside && info.verb == Verb::Watch).then(|| core.limits.streams.take(user(&request)));
     match slot {
         Some(None) => too_many(),
         // The slot is the stream's until its body has ended or was dropped.
         Some(Some(slot)) => next.run(request).await.map(|body| held(body, slot)),
         None => next.run(request).await,
     }
+}
+
+fn user(request: &Request) -> &str {
+    request.extensions().get::<Identity>().map_or("", |identity| identity.name.as_str())
 }
 
 fn too_many() -> Response {

@@ -1,9 +1,15 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use axum::routing::get;
+use tandem_api::Identity;
 
 use super::*;
-use crate::server::Peer;
+use crate::{
+    layers::limits::{READS_MAX, WAITING_OF_ONE_MAX},
+    server::Peer,
+};
+
+const WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 async fn with(routes: Router) -> Server {
     let server = Server::start().await;
@@ -27,31 +33,33 @@ async fn a_panic_is_an_answer() {
 }
 
 #[tokio::test]
-async fn requests_beyond_the_limit_are_told_to_wait() {
+async fn requests_beyond_the_limit_wait_and_those_of_who_floods_are_refused() {
     let server = with(Router::new().route("/stuck", get(std::future::pending::<()>))).await;
-    let outside = |uri: &str| {
-        let mut request = ask("GET", uri).build();
+    let send = |uri: &str, user: &str| {
+        let mut request = ask("GET", uri).by(Identity::user(user, &["system:masters"])).build();
         request.extensions_mut().insert(Peer(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))));
-        request
+        server.router.clone().oneshot(request)
     };
-    let mut stuck = tokio::task::JoinSet::new();
-    for _ in 0..400 {
-        stuck.spawn(server.router.clone().oneshot(outside("/stuck")));
-    }
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
-    loop {
-        let answer = server.router.clone().oneshot(outside("/version")).await.unwrap();
-        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-            assert_eq!(answer.headers()[header::RETRY_AFTER], "1");
-            break;
+    let mut flood = tokio::task::JoinSet::new();
+    let refused = async {
+        loop {
+            flood.spawn(send("/stuck", "jane"));
+            if let Some(ended) = flood.try_join_next() {
+                return ended.unwrap().unwrap();
+            }
+            tokio::task::yield_now().await;
         }
-        assert!(tokio::time::Instant::now() < deadline, "nothing is refused");
-        tokio::task::yield_now().await;
-    }
-    // Clients inside the process are not part of the crowd.
+    };
+    let refused = tokio::time::timeout(WAIT, refused).await.expect("nothing is refused");
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+    assert!(flood.len() >= READS_MAX + WAITING_OF_ONE_MAX, "{}", flood.len());
+    // Clients inside the process are not part of the crowd, and others have their place in the queue.
     assert_eq!(server.get("/version").await.code, 200);
-    stuck.shutdown().await;
-    assert_eq!(server.router.clone().oneshot(outside("/version")).await.unwrap().status(), StatusCode::OK);
+    let mut patient = tokio::spawn(send("/version", "joe"));
+    assert!(tokio::time::timeout(WAIT / 100, &mut patient).await.is_err(), "there is no slot yet");
+    flood.shutdown().await;
+    assert_eq!(patient.await.unwrap().unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
