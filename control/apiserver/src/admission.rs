@@ -89,6 +89,11 @@ pub(crate) async fn mutate(
     if request.creates("certificates.k8s.io", "certificatesigningrequests") {
         certificate::stamp(request, object)?;
     }
+    if let Some(old) = old
+        && request.is("certificates.k8s.io", "certificatesigningrequests")
+    {
+        certificate::decide(core, request, object, old).await?;
+    }
     if request.creates("", "nodes") {
         node::taint(object);
     }

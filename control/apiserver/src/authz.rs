@@ -13,7 +13,7 @@ pub(crate) use rules::rules_of;
 
 use crate::{
     core::Core,
-    request::{RequestInfo, Target},
+    request::{RequestInfo, Target, Verb},
 };
 
 /// What a request wants to do, as rules see it.
@@ -41,8 +41,9 @@ impl Attributes {
                     Some(sub) => format!("{}/{sub}", path.resource),
                     None => path.resource.clone(),
                 };
-                // A list or watch of one name is authorized as that name's.
-                let selected = info.query.get("fieldSelector").and_then(selected_name);
+                // A list or watch of one name is authorized as that name's; no other verb looks at the selector so.
+                let selects = matches!(info.verb, Verb::List | Verb::Watch);
+                let selected = info.query.get("fieldSelector").filter(|_| selects).and_then(selected_name);
                 let name = path.name.as_deref().or(selected);
                 Attributes::resource(verb, &path.group, &resource, path.namespace.as_deref(), name)
             }
@@ -141,6 +142,21 @@ fn forbidden(identity: &Identity, asked: &Attributes, why: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_selector_names_what_is_listed_or_watched() {
+        let check = |method: &str, query: &str, verb: &str, name: Option<&str>| {
+            let method = http::Method::from_bytes(method.as_bytes()).unwrap();
+            let uri = format!("/api/v1/namespaces/a/pods?{query}").parse().unwrap();
+            let asked = Attributes::of(&RequestInfo::parse(&method, &uri).unwrap());
+            assert_eq!((asked.verb.as_str(), asked.name.as_deref()), (verb, name), "{method} {query}");
+        };
+        check("GET", "fieldSelector=metadata.name%3Dweb", "list", Some("web"));
+        check("GET", "watch=1&fieldSelector=metadata.name%3D%3Dweb", "watch", Some("web"));
+        check("GET", "fieldSelector=metadata.name%21%3Dweb", "list", None);
+        check("POST", "fieldSelector=metadata.name%3Dweb", "create", None);
+        check("DELETE", "fieldSelector=metadata.name%3Dweb", "deletecollection", None);
+    }
 
     #[test]
     fn refusals_are_worded_as_in_kubernetes() {

@@ -8,6 +8,8 @@ use tandem_registry::ResourceDef;
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+/// A longer grace period counts as this, 68 years: whoever adds it to a time must not overflow.
+const GRACE_MAX_SECONDS: i64 = i32::MAX as i64;
 
 /// What happens to the objects that the deleted one owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +79,10 @@ fn is_free(def: &ResourceDef, object: &Object) -> bool {
 }
 
 fn mark(def: &ResourceDef, object: &mut Object, grace: i64, now: Timestamp) {
-    let at = now + SignedDuration::from_secs(grace);
+    let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
     // The start of a deletion is a change of intent.
     if object.deletion_timestamp().is_none() && object.generation() > 0 {
-        object.set(&["metadata", "generation"], object.generation() + 1);
+        object.set(&["metadata", "generation"], object.generation().saturating_add(1));
     }
     // The time of a shorter period counts from now, and is never later than before.
     let later = object.deletion_timestamp().and_then(|old| old.parse::<Timestamp>().ok()).is_some_and(|old| old < at);
@@ -112,7 +114,7 @@ fn grace(def: &ResourceDef, object: &Object, asked: Option<i64>) -> i64 {
     match asked.unwrap_or(own) {
         // Kubernetes reads a negative period as "at once, but not by force".
         negative if negative < 0 => 1,
-        period => period,
+        period => period.min(GRACE_MAX_SECONDS),
     }
 }
 
@@ -155,6 +157,28 @@ mod tests {
             Step::Wait => "wait".to_owned(),
             Step::Mark(marked) => serde_json::to_string(&marked).unwrap(),
         });
+    }
+
+    #[test]
+    fn a_grace_period_has_an_end() {
+        check(
+            "Pod",
+            json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": i64::MAX}}),
+            None,
+            None,
+            expect![[
+                r#"{"spec":{"nodeName":"n","terminationGracePeriodSeconds":9223372036854775807},"metadata":{"deletionTimestamp":"2094-01-19T03:14:07Z","deletionGracePeriodSeconds":2147483647}}"#
+            ]],
+        );
+        check(
+            "Pod",
+            json!({"metadata": {"generation": i64::MAX}, "spec": {"nodeName": "n"}}),
+            Some(i64::MAX),
+            None,
+            expect![[
+                r#"{"metadata":{"generation":9223372036854775807,"deletionTimestamp":"2094-01-19T03:14:07Z","deletionGracePeriodSeconds":2147483647},"spec":{"nodeName":"n"}}"#
+            ]],
+        );
     }
 
     #[test]

@@ -385,7 +385,7 @@ pub(crate) struct Preconditions {
 }
 
 impl Preconditions {
-    fn check(&self, target: &Target<'_>, live: &Object) -> Result<(), ApiError> {
+    pub(crate) fn check(&self, target: &Target<'_>, live: &Object) -> Result<(), ApiError> {
         let differs = |what: &str, wanted: &Option<String>, found: &str| match wanted {
             Some(wanted) if wanted != found => Err(target.conflict(format!(
                 "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"

@@ -1,29 +1,52 @@
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use tandem_api::{ApiError, Object};
 
 use super::{Operation, Request};
 
 /// Labels by which workloads are kept apart; a node may not choose them for itself.
-const RESTRICTED_LABELS: [&str; 1] = ["node-restriction.kubernetes.io/"];
+const RESTRICTED: &str = "node-restriction.kubernetes.io";
+/// The domains whose labels mean something to Kubernetes, and so are not a node's to choose.
+const RESERVED: [&str; 2] = ["kubernetes.io", "k8s.io"];
+/// Those of them by which a kubelet says what its machine is.
+const OWN_LABELS: [&str; 11] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "node.kubernetes.io/instance-type",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+];
+const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 
-/// What a node may write beyond what its name allows: a Node of its own name, and no labels that isolate workloads.
+/// What a node may write beyond what its name allows: of its Node no labels or taints that steer workloads, of its pods
+/// no labels.
+///
+/// <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>
 pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     let Some(node) = request.identity.node_name() else { return Ok(()) };
-    if request.operation == Operation::Delete || !request.is("", "nodes") {
+    if request.operation == Operation::Delete {
         return Ok(());
     }
+    if request.is("", "nodes") {
+        return own_node(request, node, object, old);
+    }
+    match old {
+        Some(old) if request.is("", "pods") && request.subresource == "status" => own_pod(request, node, object, old),
+        _ => Ok(()),
+    }
+}
+
+fn own_node(request: &Request<'_>, node: &str, object: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     if object.name() != node {
         return Err(request
             .forbidden(object.name(), format!("node {node:?} is not allowed to modify node {:?}", object.name())));
-    }
-    let had = |label: &str, value: &str| old.is_some_and(|old| old.labels().any(|mine| mine == (label, value)));
-    for (label, value) in object.labels() {
-        let restricted = label.split('/').next().unwrap_or_default();
-        let restricted = RESTRICTED_LABELS.iter().any(|suffix| format!("{restricted}/").ends_with(suffix));
-        if restricted && !had(label, value) {
-            let why = format!("is not allowed to set the following labels: {label}");
-            return Err(request.forbidden(object.name(), why));
-        }
     }
     // Taints keep workloads off a node; taking one away is the administrator's or a controller's part.
     if let Some(old) = old
@@ -32,7 +55,44 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
     {
         return Err(request.forbidden(object.name(), format!("node {node:?} is not allowed to modify taints")));
     }
+    let changed = changed_labels(object, old);
+    let forbidden: Vec<&str> = changed.into_iter().filter(|label| !is_own_label(label)).collect();
+    if forbidden.is_empty() {
+        return Ok(());
+    }
+    let list = forbidden.join(", ");
+    let why = match old {
+        None => format!("node {node:?} is not allowed to set the following labels: {list}"),
+        Some(_) => format!("is not allowed to modify labels: {list}"),
+    };
+    Err(request.forbidden(object.name(), why))
+}
+
+fn own_pod(request: &Request<'_>, node: &str, pod: &Object, old: &Object) -> Result<(), ApiError> {
+    if old.str_at(&["spec", "nodeName"]) != Some(node) {
+        let why = format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself");
+        return Err(request.forbidden(pod.name(), why));
+    }
+    if !changed_labels(pod, Some(old)).is_empty() {
+        return Err(request.forbidden(pod.name(), format!("node {node:?} cannot update labels through pod status")));
+    }
     Ok(())
+}
+
+/// The names of the labels that were added, changed or taken away.
+fn changed_labels<'a>(new: &'a Object, old: Option<&'a Object>) -> BTreeSet<&'a str> {
+    let (new, old): (BTreeSet<_>, BTreeSet<_>) =
+        (new.labels().collect(), old.iter().flat_map(|old| old.labels()).collect());
+    new.symmetric_difference(&old).map(|(label, _)| *label).collect()
+}
+
+fn is_own_label(label: &str) -> bool {
+    let Some((domain, _)) = label.split_once('/') else { return true };
+    let within = |parent: &&str| domain.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    if within(&RESTRICTED) {
+        return false;
+    }
+    !RESERVED.iter().any(within) || OWN_LABELS.contains(&label) || OWN_DOMAINS.iter().any(within)
 }
 
 /// A new node takes no pods until its controller has seen it ready.

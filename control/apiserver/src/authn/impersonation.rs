@@ -1,4 +1,4 @@
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tandem_api::{ApiError, Identity, Reason, groups};
 
 use crate::{
@@ -10,6 +10,8 @@ const USER: &str = "impersonate-user";
 const GROUP: &str = "impersonate-group";
 const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
+/// What all headers begin with that impersonate.
+const PREFIX: &str = "impersonate-";
 
 /// The identity that the request acts as (`kubectl --as`), if its own may do so.
 pub(crate) async fn impersonate(core: &Core, own: Identity, headers: &HeaderMap) -> Result<Identity, ApiError> {
@@ -52,26 +54,46 @@ fn attributes(group: &str, resource: &str, namespace: &str, name: &str) -> Attri
 }
 
 fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ApiError> {
-    let text = |name: &str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned);
-    let Some(name) = text(USER).next().filter(|name| !name.is_empty()) else {
-        let alone = [GROUP, UID].iter().any(|name| headers.contains_key(*name))
-            || headers.keys().any(|name| name.as_str().starts_with(EXTRA));
+    // What cannot be read must not be taken for absent: the request would run with the caller's own rights.
+    for (header, value) in headers.iter().filter(|(header, _)| header.as_str().starts_with(PREFIX)) {
+        text(header, value)?;
+    }
+    let all = |name: &str| -> Result<Vec<String>, ApiError> {
+        let values = headers.iter().filter(|(header, _)| header.as_str() == name);
+        values.map(|(header, value)| text(header, value)).collect()
+    };
+    let Some(name) = all(USER)?.into_iter().next() else {
+        let alone =
+            headers.keys().any(|name| [GROUP, UID].contains(&name.as_str()) || name.as_str().starts_with(EXTRA));
         let message = "requested impersonation without impersonating a user";
         return if alone { Err(ApiError::new(Reason::InternalError, message)) } else { Ok(None) };
     };
     let mut identity = Identity {
         name,
-        uid: text(UID).next().unwrap_or_default(),
-        groups: text(GROUP).collect(),
+        uid: all(UID)?.into_iter().next().unwrap_or_default(),
+        groups: all(GROUP)?,
         extra: Default::default(),
     };
     for header in headers.keys() {
         if let Some(key) = header.as_str().strip_prefix(EXTRA) {
-            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().into_owned();
-            identity.extra.insert(key, text(header.as_str()).collect());
+            let decoded = percent_encoding::percent_decode_str(key).decode_utf8().map_err(|_| unreadable(header))?;
+            if decoded.is_empty() {
+                return Err(unreadable(header));
+            }
+            identity.extra.insert(decoded.into_owned(), all(header.as_str())?);
         }
     }
     Ok(Some(identity))
+}
+
+/// The value of a header; clients send names as UTF-8.
+fn text(header: &HeaderName, value: &HeaderValue) -> Result<String, ApiError> {
+    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| !text.is_empty());
+    text.map(str::to_owned).ok_or_else(|| unreadable(header))
+}
+
+fn unreadable(header: &HeaderName) -> ApiError {
+    ApiError::bad_request(format!("invalid impersonation header {header}: it must be UTF-8 and not empty"))
 }
 
 /// Adds the groups that the user has by nature.

@@ -55,7 +55,9 @@ pub(crate) struct Binding {
 }
 
 impl Subject {
-    fn is(&self, identity: &Identity) -> bool {
+    /// A ServiceAccount without a namespace is one of the binding's.
+    fn is(&self, identity: &Identity, binding: Option<&str>) -> bool {
+        let place = if self.namespace.is_empty() { binding.unwrap_or_default() } else { &self.namespace };
         match self.kind.as_str() {
             "User" => self.name == identity.name,
             "Group" => identity.in_group(&self.name),
@@ -63,7 +65,7 @@ impl Subject {
                 .name
                 .strip_prefix("system:serviceaccount:")
                 .and_then(|rest| rest.split_once(':'))
-                .is_some_and(|(namespace, name)| namespace == self.namespace && name == self.name),
+                .is_some_and(|(namespace, name)| !place.is_empty() && namespace == place && name == self.name),
             _ => false,
         }
     }
@@ -113,7 +115,7 @@ impl Grants {
         self.bindings
             .range(prefix.clone()..)
             .take_while(move |(key, _)| key.starts_with(&prefix))
-            .filter(|(_, binding)| binding.subjects.iter().any(|subject| subject.is(identity)))
+            .filter(move |(_, binding)| binding.subjects.iter().any(|subject| subject.is(identity, namespace)))
             .filter_map(move |(_, binding)| self.rules_of_role(&binding.role_ref, namespace))
             .flatten()
     }
@@ -269,6 +271,19 @@ mod tests {
         assert!(
             !grants.allow(&Identity::service_account("default", "robot"), &asked("get", "pods/status", None, None))
         );
+    }
+
+    #[test]
+    fn an_account_without_a_namespace_is_one_of_the_bindings() {
+        let rules = || vec![rule("get", "", "pods", "")];
+        let pods = asked("get", "pods", Some("a"), None);
+        let within = grants(Some("a"), &role("Role"), rules(), ("ServiceAccount", "", "robot"));
+        assert!(within.allow(&Identity::service_account("a", "robot"), &pods));
+        assert!(!within.allow(&Identity::service_account("b", "robot"), &pods));
+        let everywhere = grants(None, &role("ClusterRole"), rules(), ("ServiceAccount", "", "robot"));
+        for namespace in ["a", ""] {
+            assert!(!everywhere.allow(&Identity::service_account(namespace, "robot"), &pods));
+        }
     }
 
     #[test]

@@ -102,3 +102,38 @@ fn json_and_merge_patches() {
     expect![[r#"{"spec":{"replicas":1},"metadata":{"labels":{"a":"b"}}}"#]]
         .assert_eq(&Value::Object(patched.0).to_string());
 }
+
+#[test]
+fn json_patches_that_grow_without_end_are_refused() {
+    let live = Object::from_value(json!({"spec": {"list": ["x".repeat(1024)], "deep": {}}})).unwrap();
+    let refused = |operations: Vec<Value>| {
+        let error = json_patch(&live, Value::from(operations).to_string().as_bytes()).unwrap_err();
+        format!("{} {}", error.code(), error.message)
+    };
+    let doubled = json!({"op": "copy", "from": "/spec/list", "path": "/spec/list/0"});
+    expect!["413 Request entity too large: Unable to complete the copy, the accumulated size increase of copy is 4217850, exceeding the limit 3145728"].assert_eq(&refused(vec![doubled; 13]));
+    let nested = |step: u32| {
+        let inside = format!("/spec/deep{}", "/k".repeat(1 << step));
+        let copied = json!({"op": "copy", "from": "/spec/deep", "path": "/spec/copy"});
+        [copied, json!({"op": "move", "from": "/spec/copy", "path": inside})]
+    };
+    expect!["413 Request entity too large: the patched object would be nested more than 100 levels deep"]
+        .assert_eq(&refused((0..10).flat_map(nested).collect()));
+    // A move is walked through only where it leads deeper, and counts as a copy there.
+    let large = json!({"op": "add", "path": "/spec/large", "value": "x".repeat(1 << 20)});
+    let there = json!({"op": "move", "from": "/spec/large", "path": "/spec/deep/large"});
+    let back = json!({"op": "move", "from": "/spec/deep/large", "path": "/spec/large"});
+    let to_and_fro =
+        |times: usize| [large.clone()].into_iter().chain((0..times).flat_map(|_| [there.clone(), back.clone()]));
+    expect!["413 Request entity too large: Unable to complete the copy, the accumulated size increase of copy is 3145737, exceeding the limit 3145728"].assert_eq(&refused(to_and_fro(3).collect()));
+    let moved = json_patch(&live, Value::from_iter(to_and_fro(2)).to_string().as_bytes()).unwrap();
+    assert_eq!(moved.str_at(&["spec", "large"]).map(str::len), Some(1 << 20));
+}
+
+#[test]
+fn a_json_patch_that_fails_names_the_operation() {
+    let live = Object::from_value(json!({"spec": {}})).unwrap();
+    let patch = br#"[{"op": "add", "path": "/spec/a", "value": 1}, {"op": "copy", "from": "/b", "path": "/spec/b"}]"#;
+    expect![[r#"the server rejected our request due to an error in our request: operation '/1' failed at path '/spec/b': "from" path is invalid"#]]
+        .assert_eq(&json_patch(&live, patch).unwrap_err().message);
+}

@@ -3,6 +3,8 @@ use tandem_api::Identity;
 
 use super::*;
 
+const MERGE: &str = "application/merge-patch+json";
+
 #[tokio::test]
 async fn nothing_is_allowed_by_default() {
     let server = Server::start().await;
@@ -72,6 +74,37 @@ async fn impersonation() {
 }
 
 #[tokio::test]
+async fn who_is_impersonated_is_readable_or_refused() {
+    let server = Server::start().await;
+    let with = async |headers: &[(&str, &[u8])]| {
+        let mut pods = ask("GET", "/api/v1/pods");
+        for (name, value) in headers {
+            pods.request = pods.request.header(*name, header::HeaderValue::from_bytes(value).unwrap());
+        }
+        server.send(pods).await
+    };
+    let jane = with(&[("impersonate-user", "jané".as_bytes())]).await;
+    assert!(jane.status().contains("User \"jané\" cannot list"), "{}", jane.status());
+    expect!["400 BadRequest: invalid impersonation header impersonate-user: it must be UTF-8 and not empty"]
+        .assert_eq(&with(&[("impersonate-user", b"jan\xe9")]).await.status());
+    expect!["400 BadRequest: invalid impersonation header impersonate-user: it must be UTF-8 and not empty"]
+        .assert_eq(&with(&[("impersonate-user", b"")]).await.status());
+    let master = ("impersonate-group", "system:masters".as_bytes());
+    for (name, value) in [
+        ("impersonate-group", &b"\xff"[..]),
+        ("impersonate-group", b""),
+        ("impersonate-uid", b"\xff"),
+        ("impersonate-extra-scopes", b"\xff"),
+        ("impersonate-extra-%ff", b"x"),
+        ("impersonate-extra-", b"x"),
+        ("impersonate-other", b""),
+    ] {
+        let answer = with(&[("impersonate-user", b"jane"), master, (name, value)]).await;
+        assert_eq!(answer.code, 400, "{name}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn nodes_see_what_their_pods_need() {
     let server = Server::start().await;
     server.default_account().await;
@@ -130,4 +163,53 @@ async fn registry_clients_are_asked_to_log_in() {
         base64::engine::general_purpose::STANDARD.encode(format!("any:{}", token["status"]["token"].as_str().unwrap()));
     let known = server.send(ask("GET", "/v2/").unknown().header("authorization", &format!("Basic {basic}"))).await;
     assert_eq!((known.code, known.text().as_str()), (200, "registry"));
+}
+
+#[tokio::test]
+async fn nodes_label_themselves_only_as_a_kubelet_does() {
+    let server = Server::start().await;
+    let send = async |method: &str, uri: &str, kind: &str, body: Value| {
+        server.send(ask(method, uri).body(kind, body.to_string()).by(Identity::node("n1"))).await
+    };
+    let register = async |labels: Value| {
+        let body = json!({ "metadata": { "name": "n1", "labels": labels } });
+        send("POST", "/api/v1/nodes", "application/json", body).await
+    };
+    let role = json!({ "node-role.kubernetes.io/control-plane": "", "x.k8s.io/y": "1", "example.com/a": "1" });
+    expect![[r#"403 Forbidden: nodes "n1" is forbidden: node "n1" is not allowed to set the following labels: node-role.kubernetes.io/control-plane, x.k8s.io/y"#]].assert_eq(&register(role).await.status());
+    let own = json!({
+        "kubernetes.io/hostname": "n1", "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+        "beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": "amd64", "topology.kubernetes.io/zone": "a",
+        "node.kubernetes.io/instance-type": "m", "a.kubelet.kubernetes.io/b": "1", "example.com/a": "1",
+    });
+    assert_eq!(register(own).await.code, 201);
+    let uri = "/api/v1/nodes/n1";
+    let administrator =
+        json!({ "metadata": { "labels": { "node-restriction.kubernetes.io/tier": "a", "kubernetes.io/role": "x" } } });
+    assert_eq!(server.patch(uri, MERGE, &administrator).await.code, 200);
+    let label = async |uri: &str, name: &str, value: Value| {
+        send("PATCH", uri, MERGE, json!({ "metadata": { "labels": { name: value } } })).await
+    };
+    expect![[r#"403 Forbidden: nodes "n1" is forbidden: is not allowed to modify labels: node-restriction.kubernetes.io/tier"#]].assert_eq(&label(uri, "node-restriction.kubernetes.io/tier", Value::Null).await.status());
+    for uri in [uri, "/api/v1/nodes/n1/status"] {
+        assert_eq!(label(uri, "kubernetes.io/role", "y".into()).await.code, 403, "{uri}");
+        assert_eq!(label(uri, "example.com/a", Value::Null).await.code, 200, "{uri}");
+        assert_eq!(label(uri, "topology.kubernetes.io/region", "eu".into()).await.code, 200, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn nodes_do_not_label_pods() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    server.create(&in_default("pods/a/binding"), &json!({ "target": { "kind": "Node", "name": "n1" } })).await;
+    let send = async |body: Value| {
+        let patch = ask("PATCH", &in_default("pods/a/status")).body(MERGE, body.to_string());
+        server.send(patch.by(Identity::node("n1"))).await
+    };
+    expect![[r#"403 Forbidden: pods "a" is forbidden: node "n1" cannot update labels through pod status"#]]
+        .assert_eq(&send(json!({ "metadata": { "labels": { "app": "web" } } })).await.status());
+    let answer = send(json!({ "metadata": { "labels": {} }, "status": { "phase": "Running" } })).await;
+    assert_eq!(answer.json()["status"]["phase"], "Running", "{}", answer.text());
 }

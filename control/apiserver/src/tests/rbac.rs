@@ -42,6 +42,20 @@ async fn a_binding_counts_at_once_and_so_does_its_end() {
 }
 
 #[tokio::test]
+async fn a_selector_is_no_name_for_a_collection_that_is_deleted() {
+    let server = Server::start().await;
+    let mut named = role("one", &["list", "create", "deletecollection"], &["configmaps"]);
+    named["rules"][0]["resourceNames"] = json!(["a"]);
+    server.create(ROLES, &named).await;
+    server.create(BINDINGS, &binding("jane", "Role", "one", "jane")).await;
+    let send = async |method: &str| {
+        let uri = in_default("configmaps?fieldSelector=metadata.name%3Da");
+        server.send(ask(method, &uri).json(&config_map("b")).by(jane())).await.code
+    };
+    assert_eq!((send("GET").await, send("POST").await, send("DELETE").await), (200, 403, 403));
+}
+
+#[tokio::test]
 async fn default_roles_can_be_bound() {
     let server = Server::start().await;
     server.create(BINDINGS, &binding("jane", "ClusterRole", "edit", "jane")).await;

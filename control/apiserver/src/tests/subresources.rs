@@ -44,6 +44,11 @@ async fn a_pod_is_bound_once() {
     assert_eq!(server.post(&in_default("bindings"), &alone).await.code, 201);
 }
 
+fn running(ready: bool) -> Value {
+    let ready = if ready { "True" } else { "False" };
+    json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": ready }] } })
+}
+
 #[tokio::test]
 async fn evictions_respect_budgets() {
     let server = Server::start().await;
@@ -52,7 +57,7 @@ async fn evictions_respect_budgets() {
     guarded["metadata"]["labels"] = json!({ "app": "web" });
     server.create(&in_default("pods"), &guarded).await;
     server.create(&in_default("pods/a/binding"), &json!({ "target": { "kind": "Node", "name": "n1" } })).await;
-    server.patch(&in_default("pods/a/status"), MERGE, &json!({ "status": { "phase": "Running" } })).await;
+    server.patch(&in_default("pods/a/status"), MERGE, &running(true)).await;
     let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
     let budget = json!({ "metadata": { "name": "keep" }, "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
     server.create(budgets, &budget).await;
@@ -70,6 +75,44 @@ async fn evictions_respect_budgets() {
     assert_eq!(evict().await.code, 201);
     assert!(server.get(&in_default("pods/a")).await.json()["metadata"]["deletionTimestamp"].is_string());
     assert_eq!(server.get(&format!("{budgets}/keep")).await.json()["status"]["disruptionsAllowed"], 0);
+}
+
+#[tokio::test]
+async fn pods_that_are_not_ready_spend_no_budget() {
+    const BUDGET: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let server = Server::start().await;
+    server.default_account().await;
+    let budget = json!({ "metadata": { "name": "keep" }, "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
+    server.create(BUDGET, &budget).await;
+    let budget = format!("{BUDGET}/keep");
+    let evict = async |ready: bool, policy: &str, allowed: i64, healthy: i64, preconditions: Value| {
+        let mut guarded = pod("a");
+        guarded["metadata"]["labels"] = json!({ "app": "web" });
+        server.create(&in_default("pods"), &guarded).await;
+        server.create(&in_default("pods/a/binding"), &json!({ "target": { "kind": "Node", "name": "n1" } })).await;
+        server.patch(&in_default("pods/a/status"), MERGE, &running(ready)).await;
+        let policy = Some(policy).filter(|policy| !policy.is_empty());
+        let set =
+            server.patch(&budget, MERGE, &json!({ "spec": { "unhealthyPodEvictionPolicy": policy } })).await.json();
+        let status = json!({ "status": { "observedGeneration": set["metadata"]["generation"], "disruptionsAllowed": allowed, "desiredHealthy": 1, "currentHealthy": healthy, "expectedPods": 2 } });
+        server.patch(&format!("{budget}/status"), MERGE, &status).await;
+        let body = json!({ "metadata": { "name": "a" }, "deleteOptions": { "preconditions": preconditions } });
+        let code = server.post(&in_default("pods/a/eviction"), &body).await.code;
+        server.delete(&in_default("pods/a?gracePeriodSeconds=0")).await;
+        (code, server.get(&budget).await.json()["status"]["disruptionsAllowed"].as_i64().unwrap_or_default())
+    };
+    let none = || json!({});
+    for policy in ["", "IfHealthyBudget"] {
+        assert_eq!(evict(false, policy, 0, 1, none()).await, (201, 0), "{policy}");
+        assert_eq!(evict(false, policy, 0, 0, none()).await, (429, 0), "{policy}");
+        assert_eq!(evict(false, policy, 1, 0, none()).await, (201, 0), "{policy}");
+    }
+    assert_eq!(evict(false, "AlwaysAllow", 0, 0, none()).await, (201, 0));
+    assert_eq!(evict(false, "AlwaysAllow", 2, 0, none()).await, (201, 2));
+    assert_eq!(evict(true, "AlwaysAllow", 0, 1, none()).await, (429, 0));
+    for wrong in [json!({ "uid": "other" }), json!({ "resourceVersion": "1" })] {
+        assert_eq!(evict(true, "", 1, 1, wrong).await, (409, 1));
+    }
 }
 
 fn certificate_request(name: &str, organizations: &[&str]) -> Value {
@@ -112,6 +155,88 @@ async fn certificate_requests_say_who_asks_and_are_approved() {
         "{}",
         changed.text()
     );
+}
+
+const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+
+/// A user who may write every part of a certificate request, and the named verb for the named signer.
+async fn certificate_user(server: &Server, name: &str, verb: &str, signer: &str) -> Identity {
+    let group = "certificates.k8s.io";
+    let doors = ["certificatesigningrequests/approval", "certificatesigningrequests/status"];
+    let role = json!({ "metadata": { "name": name }, "rules": [
+        { "apiGroups": [group], "resources": doors, "verbs": ["update", "patch"] },
+        { "apiGroups": [group], "resources": ["signers"], "resourceNames": [signer], "verbs": [verb] },
+    ] });
+    server.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role).await;
+    let rbac = "rbac.authorization.k8s.io";
+    let binding = json!({
+        "metadata": { "name": name }, "roleRef": { "apiGroup": rbac, "kind": "ClusterRole", "name": name },
+        "subjects": [{ "kind": "User", "apiGroup": rbac, "name": name }],
+    });
+    server.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await;
+    Identity::user(name, &[])
+}
+
+fn condition(kind: &str) -> Value {
+    json!({ "type": kind, "status": "True", "reason": "Test", "message": kind })
+}
+
+#[tokio::test]
+async fn approving_and_signing_need_the_signer() {
+    let server = Server::start().await;
+    server.create(REQUESTS, &certificate_request("jane", &["people"])).await;
+    let client = "kubernetes.io/kube-apiserver-client";
+    let nobody = certificate_user(&server, "nobody", "approve", "example.com/*").await;
+    let approver = certificate_user(&server, "approver", "approve", client).await;
+    let signer = certificate_user(&server, "signer", "sign", "kubernetes.io/*").await;
+    let patch = async |who: &Identity, door: &str, status: Value| {
+        let body = json!({ "status": status }).to_string();
+        server.send(ask("PATCH", &format!("{REQUESTS}/csr/{door}")).body(MERGE, body).by(who.clone())).await
+    };
+    let approved = json!({ "conditions": [condition("Approved")] });
+    expect![[r#"403 Forbidden: certificatesigningrequests.certificates.k8s.io "csr" is forbidden: user not permitted to approve requests with signerName "kubernetes.io/kube-apiserver-client""#]].assert_eq(&patch(&nobody, "approval", approved.clone()).await.status());
+    assert_eq!(patch(&signer, "approval", approved.clone()).await.code, 403);
+    expect![[r#"403 Forbidden: certificatesigningrequests.certificates.k8s.io "csr" is forbidden: user not permitted to sign requests with signerName "kubernetes.io/kube-apiserver-client""#]].assert_eq(&patch(&approver, "status", approved.clone()).await.status());
+    expect![[r#"422 Invalid: CertificateSigningRequest.certificates.k8s.io "csr" is invalid: status.conditions: Forbidden: updates may not add a condition of type "Approved""#]].assert_eq(&patch(&signer, "status", approved.clone()).await.status());
+    let answer = patch(&approver, "approval", approved).await;
+    assert_eq!(answer.code, 200, "{}", answer.text());
+    let conditions = answer.json()["status"]["conditions"].clone();
+
+    let mut changed = conditions.clone();
+    changed[0]["message"] = "other".into();
+    expect![[r#"422 Invalid: CertificateSigningRequest.certificates.k8s.io "csr" is invalid: status.conditions: Forbidden: updates may not modify a condition of type "Approved""#]].assert_eq(&patch(&signer, "status", json!({ "conditions": changed })).await.status());
+    expect![[r#"422 Invalid: CertificateSigningRequest.certificates.k8s.io "csr" is invalid: status.conditions: Forbidden: updates may not remove a condition of type "Approved""#]].assert_eq(&patch(&signer, "status", json!({ "conditions": [] })).await.status());
+    expect![[r#"422 Invalid: CertificateSigningRequest.certificates.k8s.io "csr" is invalid: status.conditions: Forbidden: updates may not remove a condition of type "Approved""#]].assert_eq(&patch(&approver, "approval", json!({ "conditions": [] })).await.status());
+    let failed = json!({ "conditions": [conditions[0], condition("Failed")] });
+    assert_eq!(patch(&approver, "status", failed.clone()).await.code, 403);
+    assert_eq!(patch(&approver, "status", json!({ "certificate": "bm8=" })).await.code, 403);
+    let mut signed = failed;
+    signed["certificate"] = "bm8=".into();
+    let answer = patch(&signer, "status", signed).await;
+    assert_eq!(answer.json()["status"]["certificate"], "bm8=", "{}", answer.text());
+    // What does not touch the outcome needs neither.
+    assert_eq!(patch(&nobody, "status", json!({})).await.code, 200);
+}
+
+#[tokio::test]
+async fn the_clusters_own_signer_approves_and_signs() {
+    let server = Server::start().await;
+    let mut request = certificate_request("system:node:n1", &["system:nodes"]);
+    request["spec"]["signerName"] = "kubernetes.io/kube-apiserver-client-kubelet".into();
+    let mut made = server.create(REQUESTS, &request).await;
+    let put = async |door: &str, body: &Value| {
+        let controller = Identity::controller("certificate-signer");
+        server.send(ask("PUT", &format!("{REQUESTS}/csr/{door}")).json(body).by(controller)).await
+    };
+    let mut approved = condition("Approved");
+    approved["lastUpdateTime"] = "2026-01-01T00:00:00Z".into();
+    made["status"] = json!({ "conditions": [approved] });
+    let mut made = put("approval", &made).await.json();
+    // Clients may write the same time in another way.
+    made["status"]["conditions"][0]["lastUpdateTime"] = "2026-01-01T00:00:00.000Z".into();
+    made["status"]["certificate"] = "bm8=".into();
+    let signed = put("status", &made).await;
+    assert_eq!(signed.json()["status"]["certificate"], "bm8=", "{}", signed.text());
 }
 
 #[tokio::test]

@@ -165,3 +165,12 @@ async fn one_object_can_be_watched() {
     server.create(&maps, &config_map("c")).await;
     assert_eq!(old.line().await, "ADDED c");
 }
+
+#[tokio::test]
+async fn a_watch_may_be_asked_to_last_for_ever() {
+    let server = Server::start().await;
+    let maps = in_default("configmaps");
+    server.create(&maps, &config_map("a")).await;
+    let mut watch = Watch::open(&server, &format!("{maps}?watch=true&timeoutSeconds={}", i64::MAX)).await;
+    expect!["ADDED a"].assert_eq(&watch.line().await);
+}

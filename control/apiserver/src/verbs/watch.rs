@@ -24,6 +24,8 @@ use crate::{
 
 /// Clients that name no timeout are cut off between this and twice this, so that they spread over the members.
 const TIMEOUT_MIN_SECONDS: u64 = 1800;
+/// Clients that ask for longer are cut off after this: a year.
+const TIMEOUT_MAX_SECONDS: u64 = 365 * 24 * 3600;
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Events that wait are sent in one chunk of about this size.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -135,7 +137,9 @@ impl Plan {
             from: revision,
             send_initial: send_initial == Some(true),
             bookmarks: query.flag("allowWatchBookmarks")?,
-            timeout: seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+            timeout: seconds
+                .filter(|seconds| *seconds > 0)
+                .map(|seconds| Duration::from_secs(seconds.min(TIMEOUT_MAX_SECONDS))),
         })
     }
 }
