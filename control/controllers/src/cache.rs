@@ -21,7 +21,10 @@ use kube::{
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
 
-use crate::object;
+use crate::{
+    guarded::{Complaints, Guarded},
+    object,
+};
 
 /// The first and the longest wait before an informer that failed asks again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -178,17 +181,26 @@ impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> Store<K> {
     }
 
     pub fn remove(&self, object: &K) -> Delta<K> {
-        let old = self.objects.write().remove(&Key::of(object.metadata()));
-        self.advance(object::revision(object.metadata()));
+        self.remove_named(object.metadata())
+    }
+
+    fn remove_named(&self, meta: &ObjectMeta) -> Delta<K> {
+        let old = self.objects.write().remove(&Key::of(meta));
+        self.advance(object::revision(meta));
         Delta { old, new: None }
     }
 
     /// Takes over the result of a list: what is not in it was deleted meanwhile.
     pub fn replace(&self, listed: Vec<K>) -> Vec<Delta<K>> {
+        self.replace_but(listed, &BTreeMap::new())
+    }
+
+    /// As `replace`, with objects that are there, at these revisions, but that nobody can read: they stay as they were.
+    fn replace_but(&self, listed: Vec<K>, unread: &BTreeMap<Key, u64>) -> Vec<Delta<K>> {
         let mut deltas = Vec::with_capacity(listed.len());
-        let mut revision = 0;
+        let mut revision = unread.values().copied().max().unwrap_or(0);
         let mut objects = self.objects.write();
-        let mut gone: BTreeSet<Key> = objects.all.keys().cloned().collect();
+        let mut gone: BTreeSet<Key> = objects.all.keys().filter(|key| !unread.contains_key(key)).cloned().collect();
         for object in listed {
             revision = revision.max(object::revision(object.metadata()));
             gone.remove(&Key::of(object.metadata()));
@@ -266,7 +278,7 @@ pub(crate) type Listener = Box<dyn Fn(&Cache, &Change) + Send + Sync>;
 /// Keeps `store` equal to what the server has, for ever. Lists anew when this member begins to lead.
 pub(crate) async fn inform<K: Cached>(
     store: &Store<K>,
-    api: Api<K>,
+    api: Api<Guarded<K>>,
     config: watcher::Config,
     mut leadership: watch::Receiver<bool>,
     notify: impl Fn(Delta<K>),
@@ -274,7 +286,7 @@ pub(crate) async fn inform<K: Cached>(
     loop {
         let leading = *leadership.borrow_and_update();
         let events = watcher::watcher(api.clone(), config.clone())
-            .modify(|object| object.metadata_mut().managed_fields = None)
+            .modify(|object| object.meta_mut().managed_fields = None)
             .backoff(Retry::default());
         follow(store, events, leading, &mut leadership, &notify).await;
     }
@@ -283,14 +295,14 @@ pub(crate) async fn inform<K: Cached>(
 /// Returns when the store has to be listed anew.
 async fn follow<K: Cached>(
     store: &Store<K>,
-    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    events: impl Stream<Item = watcher::Result<Event<Guarded<K>>>>,
     listed_as_leader: bool,
     leadership: &mut watch::Receiver<bool>,
     notify: &impl Fn(Delta<K>),
 ) {
     let mut events = pin!(events);
     let mut fresh = listed_as_leader;
-    let mut listed = Vec::new();
+    let mut intake = Intake::new(store);
     let mut leadership_known = true;
     let mut failures = 0;
     loop {
@@ -307,15 +319,14 @@ async fn follow<K: Cached>(
                 }
             }
             event = events.next() => match event {
-                Some(Ok(Event::Init)) => listed.clear(),
-                Some(Ok(Event::InitApply(object))) => listed.push(object),
-                Some(Ok(Event::InitDone)) => {
-                    failures = 0;
-                    store.replace(std::mem::take(&mut listed)).into_iter().for_each(notify);
-                    store.set_fresh(fresh);
+                Some(Ok(event)) => {
+                    let is_listed = matches!(event, Event::InitDone);
+                    intake.take(event).into_iter().for_each(notify);
+                    if is_listed {
+                        failures = 0;
+                        store.set_fresh(fresh);
+                    }
                 }
-                Some(Ok(Event::Apply(object))) => notify(store.apply(object)),
-                Some(Ok(Event::Delete(object))) => notify(store.remove(&object)),
                 Some(Err(error)) => {
                     failures += 1;
                     // One failure is usual while members change; more are worth telling.
@@ -328,6 +339,47 @@ async fn follow<K: Cached>(
                 None => return,
             }
         }
+    }
+}
+
+/// What comes from the server on its way into a store. An object that cannot be decoded stays as it was known: taken
+/// for deleted, it would have others replace it or clean up after it.
+struct Intake<'a, K> {
+    store: &'a Store<K>,
+    listed: Vec<K>,
+    unread: BTreeMap<Key, u64>,
+    complaints: Complaints,
+}
+
+impl<'a, K: Cached> Intake<'a, K> {
+    fn new(store: &'a Store<K>) -> Intake<'a, K> {
+        Intake { store, listed: Vec::new(), unread: BTreeMap::new(), complaints: Complaints::default() }
+    }
+
+    fn take(&mut self, event: Event<Guarded<K>>) -> Vec<Delta<K>> {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                self.unread.clear();
+                self.complaints.listing();
+            }
+            Event::InitApply(Guarded::Sound(object)) => self.listed.push(object),
+            Event::InitApply(Guarded::Undecodable(broken)) => {
+                self.complaints.tell(K::KIND, &broken);
+                self.unread.insert(Key::of(&broken.metadata), object::revision(&broken.metadata));
+            }
+            Event::InitDone => {
+                let (listed, unread) = (std::mem::take(&mut self.listed), std::mem::take(&mut self.unread));
+                return self.store.replace_but(listed, &unread);
+            }
+            Event::Apply(Guarded::Sound(object)) => return vec![self.store.apply(object)],
+            Event::Apply(Guarded::Undecodable(broken)) => {
+                self.complaints.tell(K::KIND, &broken);
+                self.store.advance(object::revision(&broken.metadata));
+            }
+            Event::Delete(object) => return vec![self.store.remove_named(object.meta())],
+        }
+        Vec::new()
     }
 }
 
@@ -486,10 +538,16 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use futures::FutureExt;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
+    use crate::{
+        guarded::Undecodable,
+        testing::{Answer, Server},
+    };
 
     fn pod(name: &str, revision: u64, owner: Option<&str>) -> Pod {
         let owner =
@@ -559,7 +617,58 @@ mod tests {
         assert!(cache.settled(&uncached).now_or_never().is_some());
     }
 
-    fn events(events: Vec<Event<Pod>>) -> impl Stream<Item = watcher::Result<Event<Pod>>> {
+    fn sound(name: &str, revision: u64) -> Guarded<Pod> {
+        Guarded::Sound(pod(name, revision, None))
+    }
+
+    fn undecodable(name: &str, revision: u64) -> Guarded<Pod> {
+        let metadata = pod(name, revision, None).metadata;
+        Guarded::Undecodable(Box::new(Undecodable { metadata, error: "null".into() }))
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_stays_as_it_was_known() {
+        let store = Store::default();
+        let mut intake = Intake::new(&store);
+        let mut take = |events: Vec<Event<Guarded<Pod>>>| -> usize {
+            events.into_iter().map(|event| intake.take(event).len()).sum()
+        };
+        let list = |items: Vec<Guarded<Pod>>| {
+            let items = items.into_iter().map(Event::InitApply);
+            std::iter::once(Event::Init).chain(items).chain([Event::InitDone]).collect()
+        };
+        assert_eq!(take(list(vec![sound("a", 1), undecodable("b", 2), sound("c", 1)])), 2);
+        assert_eq!(names(&store.all()), ["a", "c"]);
+        assert_eq!(store.seen().borrow().revision, 2, "who waits for its version waits no more");
+        assert_eq!(take(vec![Event::Apply(undecodable("a", 5)), Event::Apply(sound("d", 4))]), 1);
+        assert_eq!(store.get(&Key::new("ns", "a")).unwrap().metadata.resource_version.as_deref(), Some("1"));
+        assert_eq!(store.seen().borrow().revision, 5);
+        assert_eq!(take(list(vec![undecodable("a", 5), sound("d", 4)])), 2, "d as it is, and c is gone");
+        assert_eq!(names(&store.all()), ["a", "d"]);
+        take(vec![Event::Delete(undecodable("a", 6))]);
+        assert_eq!(names(&store.all()), ["d"]);
+    }
+
+    #[tokio::test]
+    async fn an_informer_gets_past_what_cannot_be_decoded() {
+        const LIST: &str = r#"{"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "9"}, "items": [
+            {"metadata": {"name": "a", "namespace": "ns", "resourceVersion": "7"}, "spec": {"overhead": {"cpu": null}}},
+            {"metadata": {"name": "b", "namespace": "ns", "resourceVersion": "8"}}]}"#;
+        let asked = AtomicUsize::new(0);
+        let server = Server::new(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => Answer::Body(LIST),
+            _ => Answer::Never,
+        });
+        let (store, (_lead, leadership)) = (Store::default(), watch::channel(true));
+        let mut seen = store.seen();
+        tokio::select! {
+            () = inform(&store, Api::all(server.client()), everything(), leadership, |_| ()) => {}
+            _ = seen.wait_for(|seen| seen.fresh) => {}
+        }
+        assert_eq!(names(&store.all()), ["b"]);
+    }
+
+    fn events(events: Vec<Event<Guarded<Pod>>>) -> impl Stream<Item = watcher::Result<Event<Guarded<Pod>>>> {
         futures::stream::iter(events.into_iter().map(Ok)).chain(futures::stream::pending())
     }
 
@@ -567,7 +676,7 @@ mod tests {
     async fn a_cache_listed_by_a_follower_is_listed_again_by_the_leader() {
         let store = Store::default();
         let (lead, mut leadership) = watch::channel(false);
-        let listed = || events(vec![Event::Init, Event::InitApply(pod("a", 1, None)), Event::InitDone]);
+        let listed = || events(vec![Event::Init, Event::InitApply(sound("a", 1)), Event::InitDone]);
         let mut following = Box::pin(follow(&store, listed(), false, &mut leadership, &|_| ()));
         assert!((&mut following).now_or_never().is_none());
         assert_eq!(*store.seen().borrow(), Seen { revision: 1, fresh: false });

@@ -30,8 +30,8 @@ use crate::{
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// For controllers whose mistakes could not be undone.
 const SETTLE_SERIAL_MAX: Duration = Duration::from_secs(60);
-/// A plan that takes longer to perform is given up and made again.
-const PERFORM_MAX: Duration = Duration::from_secs(60);
+/// A plan that takes longer to perform has failed, and is made again.
+pub(crate) const PERFORM_MAX: Duration = Duration::from_secs(60);
 
 /// What the loop needs of a controller, whatever its keys are.
 pub(crate) trait Reconcile: Send + Sync + 'static {
@@ -83,6 +83,7 @@ pub(crate) struct Driver<R: Reconcile> {
     pub(crate) leadership: watch::Receiver<bool>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) failures: Mutex<HashMap<R::Key, Failure>>,
+    pub(crate) perform_max: Duration,
 }
 
 impl<R: Reconcile> Driver<R> {
@@ -141,7 +142,7 @@ impl<R: Reconcile> Driver<R> {
         };
         let (outcome, requeue) = match self.reconcile.plan(&input, &key).await {
             Err(error) => (Outcome { error: Some(error), ..Outcome::default() }, None),
-            Ok(plan) => (self.perform(&key, plan.actions).await, plan.requeue),
+            Ok(plan) => (self.perform(plan.actions).await, plan.requeue),
         };
         self.queue.metrics().worked.observe(started.elapsed().as_secs_f64());
         let settle = self.cache.settled(&outcome.expectations);
@@ -156,11 +157,10 @@ impl<R: Reconcile> Driver<R> {
         drop(working);
     }
 
-    async fn perform(&self, key: &R::Key, actions: Vec<crate::Action>) -> Outcome {
-        timeout(PERFORM_MAX, self.executor.run(actions)).await.unwrap_or_else(|_elapsed| {
-            tracing::warn!(controller = R::NAME, %key, "the API did not answer");
-            Outcome { failure: None, expectations: Vec::new(), error: None }
-        })
+    async fn perform(&self, actions: Vec<crate::Action>) -> Outcome {
+        let bound = self.perform_max;
+        let performed = timeout(bound, self.executor.run(actions)).await;
+        performed.unwrap_or_else(|_elapsed| Outcome { error: Some(Error::Timeout(bound)), ..Outcome::default() })
     }
 
     async fn wait(&self, key: &R::Key, bound: Duration, settled: impl Future<Output = ()>) {

@@ -9,6 +9,7 @@ use kube::{Api, api::ListParams};
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan},
+    guarded::Guarded,
     object,
 };
 
@@ -46,12 +47,12 @@ impl Controller for EventsOfNamespaces {
     }
 
     async fn view(&self, input: &Input<'_>, namespace: Arc<Namespace>) -> Result<View, Error> {
-        let api = Api::<Event>::namespaced(input.client.clone(), object::name(&namespace.metadata));
+        let api = Api::<Guarded<Event>>::namespaced(input.client.clone(), object::name(&namespace.metadata));
         let mut page = ListParams::default().limit(PAGE);
         let mut events = Vec::new();
         loop {
             let list = api.list(&page).await?;
-            events.extend(list.items.into_iter().map(brief));
+            events.extend(list.items.into_iter().filter_map(Guarded::sound).map(brief));
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => return Ok(View { events }),

@@ -1,6 +1,6 @@
 //! Performs plans: the only place of this crate that writes to the API.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
@@ -33,6 +33,8 @@ pub enum Error {
     Encode(#[from] serde_json::Error),
     #[error(transparent)]
     Sign(#[from] SignError),
+    #[error("the API did not answer within {0:?}")]
+    Timeout(Duration),
 }
 
 impl Error {

@@ -16,9 +16,9 @@ use std::{
 };
 
 use futures::StreamExt;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
-    Api, Client,
+    Api, Client, Resource as _,
     api::{DynamicObject, PartialObjectMeta, PropagationPolicy},
     core::Request,
     runtime::{
@@ -28,6 +28,7 @@ use kube::{
 };
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
+use tandem_client::events::{Note, Severity};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -39,6 +40,7 @@ use crate::{
     action::{Action, Deletion, Plan, Target},
     cache::Retry,
     driver::Reconcile,
+    guarded::{Complaints, Guarded},
     queue::Queue,
     resources::{self, Resource},
 };
@@ -46,7 +48,8 @@ use graph::{FOREGROUND, Graph, Item, ORPHAN};
 
 /// How often is looked for new resources.
 const DISCOVER: Duration = Duration::from_secs(30);
-/// Owners that are known to be gone. Uids are never used again, so this cannot become wrong; it is emptied when full.
+/// Owners that are known to be gone from a namespace. Uids are never used again, so this cannot become wrong; it is
+/// emptied when full.
 const ABSENT: usize = 10_000;
 /// Resources whose objects are too many and too short-lived to be owners or to be owned.
 const IGNORED: [(&str, &str); 4] =
@@ -59,6 +62,8 @@ enum Owner {
     /// It is being deleted and waits for those that it owns.
     Waiting,
     Gone,
+    /// It has a namespace and what it owns has none, so that nobody can say which object is meant.
+    OutOfReach,
 }
 
 #[derive(Debug)]
@@ -75,7 +80,8 @@ pub(crate) struct Collector(Arc<Inner>);
 struct Inner {
     graph: RwLock<Graph>,
     resources: RwLock<Vec<Resource>>,
-    absent: Mutex<HashSet<String>>,
+    /// Uid and namespace.
+    absent: Mutex<HashSet<(String, String)>>,
     queue: OnceLock<Arc<Queue<String>>>,
     ready: watch::Sender<bool>,
 }
@@ -122,7 +128,7 @@ impl Reconcile for Collector {
         let (item, dependents) = {
             let graph = self.0.graph.read();
             let Some(item) = graph.get(uid) else { return Ok(Plan::default()) };
-            (item.clone(), graph.dependents(uid).cloned().collect())
+            (item.clone(), graph.dependents(uid).filter(|dependent| item.reaches(dependent)).cloned().collect())
         };
         let mut owners = Vec::with_capacity(item.owners.len());
         if !item.is_deleting {
@@ -151,21 +157,22 @@ struct FoundMeta {
 
 impl Collector {
     async fn state(&self, client: &Client, item: &Item, owner: &OwnerReference) -> Result<Owner, Error> {
-        if let Some(known) = self.0.graph.read().get(&owner.uid) {
-            let in_reach = known.key.namespace.is_empty() || known.key.namespace == item.key.namespace;
-            if in_reach {
-                return Ok(if known.waits_for_dependents() { Owner::Waiting } else { Owner::There });
-            }
-        }
-        if self.0.absent.lock().contains(&owner.uid) {
-            return Ok(Owner::Gone);
+        if let Some(known) = self.0.graph.read().get(&owner.uid).filter(|known| known.reaches(item)) {
+            return Ok(if known.waits_for_dependents() { Owner::Waiting } else { Owner::There });
         }
         let Some(resource) = self.resource(owner) else {
             // A kind that the server does not know, or not yet: its objects are not known to be gone.
             tracing::debug!(kind = owner.kind, api_version = owner.api_version, "owner of an unknown kind");
             return Ok(Owner::There);
         };
+        if resource.namespaced && item.key.namespace.is_empty() {
+            return Ok(Owner::OutOfReach);
+        }
         let namespace = resource.namespaced.then_some(item.key.namespace.as_str());
+        let place = (owner.uid.clone(), namespace.unwrap_or_default().to_owned());
+        if self.0.absent.lock().contains(&place) {
+            return Ok(Owner::Gone);
+        }
         let path = <DynamicObject as kube::Resource>::url_path(&resource.api, namespace);
         let request = Request::new(path).get_metadata(&owner.name, &kube::api::GetParams::default())?;
         let found: Result<Found, Error> = client.request(request).await.map_err(Error::from);
@@ -181,7 +188,7 @@ impl Collector {
                 if absent.len() >= ABSENT {
                     absent.clear();
                 }
-                absent.insert(owner.uid.clone());
+                absent.insert(place);
                 Ok(Owner::Gone)
             }
         }
@@ -241,21 +248,31 @@ impl Collector {
     }
 
     async fn inform(self, client: Client, resource: Resource, listed: watch::Sender<usize>) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.api);
+        let api: Api<Guarded<PartialObjectMeta<DynamicObject>>> = Api::all_with(client, &resource.api);
         let resource = Arc::new(resource.api);
         let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Retry::default()).boxed();
-        let (mut seen, mut first) = (HashSet::new(), true);
+        let (mut seen, mut first, mut complaints) = (HashSet::new(), true, Complaints::default());
         while let Some(event) = events.next().await {
             let item = |object: PartialObjectMeta<DynamicObject>| Item::of(&resource, object.metadata);
             let woken = match event {
                 Ok(Event::Init) => {
                     seen.clear();
+                    complaints.listing();
                     continue;
                 }
-                Ok(Event::InitApply(object)) => {
+                Ok(Event::InitApply(Guarded::Sound(object))) => {
                     let item = item(object);
                     seen.insert(item.uid.clone());
                     self.0.graph.write().set(item)
+                }
+                Ok(Event::InitApply(Guarded::Undecodable(broken))) => {
+                    complaints.tell(&resource.kind, &broken);
+                    seen.extend(broken.metadata.uid);
+                    continue;
+                }
+                Ok(Event::Apply(Guarded::Undecodable(broken))) => {
+                    complaints.tell(&resource.kind, &broken);
+                    continue;
                 }
                 Ok(Event::InitDone) => {
                     if std::mem::take(&mut first) {
@@ -263,8 +280,10 @@ impl Collector {
                     }
                     self.0.graph.write().retain(&resource, &std::mem::take(&mut seen))
                 }
-                Ok(Event::Apply(object)) => self.0.graph.write().set(item(object)),
-                Ok(Event::Delete(object)) => self.0.graph.write().remove(&item(object).uid),
+                Ok(Event::Apply(Guarded::Sound(object))) => self.0.graph.write().set(item(object)),
+                Ok(Event::Delete(object)) => {
+                    self.0.graph.write().remove(object.meta().uid.as_deref().unwrap_or_default())
+                }
                 Err(error) => {
                     tracing::debug!(kind = resource.kind, %error, "informer of the garbage collector retries");
                     continue;
@@ -327,6 +346,16 @@ fn plan(view: &View) -> Plan {
     if item.is_deleting {
         return Plan::of(ending(view));
     }
+    let unresolvable: Vec<Action> = view
+        .owners
+        .iter()
+        .filter(|(_, state)| *state == Owner::OutOfReach)
+        .map(|(owner, _)| invalid_namespace(item, owner))
+        .collect();
+    if !unresolvable.is_empty() {
+        // As long as one owner is unknown nothing is known of the object.
+        return Plan::of(unresolvable);
+    }
     let in_state = |state| view.owners.iter().filter(move |(_, owner)| *owner == state);
     let gone = in_state(Owner::Gone).count();
     let waiting = in_state(Owner::Waiting).count();
@@ -358,6 +387,23 @@ fn plan(view: &View) -> Plan {
     let deletion = Deletion::new(target(item), item.uid.clone());
     actions.push(Action::Delete(Deletion { resource_version, propagation: Some(propagation), ..deletion }));
     Plan::of(actions)
+}
+
+/// <https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/>
+fn invalid_namespace(item: &Item, owner: &OwnerReference) -> Action {
+    let (Key { namespace, name }, resource) = (&item.key, &item.resource);
+    let regarding = ObjectReference {
+        api_version: Some(resource.api_version.clone()),
+        kind: Some(resource.kind.clone()),
+        name: Some(name.clone()),
+        namespace: Some(namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        uid: Some(item.uid.clone()),
+        ..ObjectReference::default()
+    };
+    let OwnerReference { api_version, kind, name, uid, .. } = owner;
+    let owner = format!("[{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}]");
+    let message = format!("ownerRef {owner} does not exist in namespace {namespace:?}");
+    Action::Event(Note::new(regarding, Severity::Warning, "OwnerRefInvalidNamespace", message))
 }
 
 /// What an object that is being deleted still has to do.

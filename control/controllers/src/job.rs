@@ -12,6 +12,7 @@
 mod indexes;
 mod pods;
 mod policy;
+mod ranges;
 mod tally;
 mod verdict;
 

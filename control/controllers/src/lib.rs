@@ -24,6 +24,7 @@ mod endpointslice;
 mod event_ttl;
 mod execute;
 mod gc;
+mod guarded;
 mod hash;
 mod history;
 mod job;
@@ -186,6 +187,7 @@ impl Running {
             leadership: context.leadership.clone(),
             clock: context.clock.clone(),
             failures: Mutex::new(HashMap::new()),
+            perform_max: driver::PERFORM_MAX,
         });
         let shutdown = self.shutdown.clone();
         self.tasks.spawn(async move {

@@ -5,6 +5,8 @@
 //!  Ready False ─> taint not-ready, Ready Unknown ─> taint unreachable     (NoSchedule and NoExecute)
 //!  NoExecute ─> pods that do not tolerate it are deleted, others when their time is over
 //! ```
+//! When all nodes are silent it is rather this side that is cut off: then no node is given up, and patience begins anew
+//! when the first of them is heard again.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -68,8 +70,20 @@ pub(crate) struct View {
     /// When the node was last heard of, by our clock.
     heard: Timestamp,
     grace: Duration,
+    others: Others,
     /// Its pods; none while the node is well.
     pods: Vec<Arc<Pod>>,
+}
+
+/// What is known of the nodes beside one that is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// One of them was heard of after this one had fallen silent.
+    Heard,
+    /// None was heard of since: they may have fallen silent with it.
+    Unheard,
+    /// None is ready, or there is none: Kubernetes calls it a full disruption.
+    Down,
 }
 
 impl NodeLifecycle {
@@ -88,6 +102,23 @@ impl NodeLifecycle {
         }
         let leases = kube::Api::<Lease>::namespaced(input.client.clone(), LEASES);
         Ok(self.heard(node, leases.get_opt(name).await?.as_ref(), input.now))
+    }
+
+    /// The others, for a node that is given up from `deadline` on.
+    fn others(&self, cache: &Cache, name: &str, deadline: Timestamp) -> Others {
+        let heartbeats = self.heartbeats.lock();
+        let mut others = Others::Down;
+        for node in cache.nodes.all() {
+            let other = object::name(&node.metadata);
+            if other == name || status_of(&node, READY) != "True" {
+                continue;
+            }
+            if heartbeats.get(other).is_some_and(|last| last.seen > deadline) {
+                return Others::Heard;
+            }
+            others = Others::Unheard;
+        }
+        others
     }
 
     fn heard(&self, node: &Node, lease: Option<&Lease>, now: Timestamp) -> Timestamp {
@@ -121,7 +152,15 @@ impl Controller for NodeLifecycle {
                 if delta.new.is_none() {
                     self.heartbeats.lock().remove(&delta.key().name);
                 }
-                vec![delta.key()]
+                let mut keys = vec![delta.key()];
+                let is_ready =
+                    |node: &Option<Arc<Node>>| node.as_ref().is_some_and(|node| status_of(node, READY) == "True");
+                if is_ready(&delta.old) != is_ready(&delta.new) {
+                    // Whether the others can be given up depends on all of them.
+                    let unwell = cache.nodes.all().into_iter().filter(|node| is_unwell(node));
+                    keys.extend(unwell.map(|node| Key::of(&node.metadata)));
+                }
+                keys
             }
             Change::Lease(delta) => vec![Key::new("", delta.key().name)],
             // A pod that came to a node which is not well.
@@ -136,10 +175,13 @@ impl Controller for NodeLifecycle {
     async fn view(&self, input: &Input<'_>, node: Arc<Node>) -> Result<View, Error> {
         let heard = self.listen(input, &node).await?;
         let name = object::name(&node.metadata);
-        let silent = object::until(object::after(heard, seconds(self.grace)), input.now).is_zero();
+        let deadline = object::after(heard, seconds(self.grace));
+        let silent = object::until(deadline, input.now).is_zero();
+        let is_unknown = silent || status_of(&node, READY) == "Unknown";
+        let others = if is_unknown { self.others(input.cache, name, deadline) } else { Others::Heard };
         let mut pods = if silent || is_unwell(&node) { input.cache.pods.all() } else { Vec::new() };
         pods.retain(|pod| pod::node(pod) == Some(name) && !pod::is_terminal(pod));
-        Ok(View { node, heard, grace: self.grace, pods })
+        Ok(View { node, heard, grace: self.grace, others, pods })
     }
 
     fn plan(view: &View, now: Timestamp) -> Plan {
@@ -180,6 +222,13 @@ fn plan(view: &View, now: Timestamp) -> Plan {
         plan.requeue_after(rest.min(view.grace / LOOKS));
     }
     let known = status_of(node, READY);
+    let hold = hold(view, is_silent);
+    match hold {
+        Hold::None => {}
+        Hold::Still => plan.requeue_after(view.grace / LOOKS),
+        // A node that is heard again wakes this one; this is for what is missed.
+        Hold::Back => plan.requeue_after(view.grace),
+    }
     if is_silent && known != "Unknown" {
         // The taints follow in the next plan: this one has written the node.
         plan.actions.push(Action::set_status(silenced(node, now)));
@@ -190,7 +239,7 @@ fn plan(view: &View, now: Timestamp) -> Plan {
             format!("Node {} status is now: NodeNotReady", object::name(&node.metadata)),
         )));
     } else {
-        let wanted = wanted_taints(node, now);
+        let wanted = wanted_taints(node, hold, now);
         if wanted != taints(node) {
             plan.actions.push(set_taints(node, wanted));
         }
@@ -199,8 +248,27 @@ fn plan(view: &View, now: Timestamp) -> Plan {
         let serving = view.pods.iter().filter(|pod| pod::is_ready(pod)).take(BURST);
         plan.actions.extend(serving.map(|pod| Action::set_status(not_ready(pod, now))));
     }
-    evict(view, now, &mut plan);
+    evict(view, hold, now, &mut plan);
     plan
+}
+
+/// Whether the node is not given up, though it is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    None,
+    /// Nothing goes further until another node is heard of.
+    Still,
+    /// What has begun is taken back.
+    Back,
+}
+
+fn hold(view: &View, is_silent: bool) -> Hold {
+    match view.others {
+        Others::Heard => Hold::None,
+        Others::Down if is_silent || status_of(&view.node, READY) == "Unknown" => Hold::Back,
+        Others::Unheard if is_silent => Hold::Still,
+        Others::Down | Others::Unheard => Hold::None,
+    }
 }
 
 /// The node with everything that it reported marked as not known any more.
@@ -235,11 +303,17 @@ fn taint(key: &str, effect: &str) -> Taint {
 }
 
 /// The taints that the node's conditions ask for, and those that others have put on it.
-fn wanted_taints(node: &Node, now: Timestamp) -> Vec<Taint> {
+fn wanted_taints(node: &Node, hold: Hold, now: Timestamp) -> Vec<Taint> {
     let mut own = Vec::new();
     match status_of(node, READY) {
         "True" => {}
-        "Unknown" => own.extend([taint(UNREACHABLE, "NoSchedule"), taint(UNREACHABLE, "NoExecute")]),
+        "Unknown" => {
+            own.push(taint(UNREACHABLE, "NoSchedule"));
+            let has_begun = taints(node).iter().any(|taint| taint.key == UNREACHABLE && taint.effect == "NoExecute");
+            if hold == Hold::None || (hold == Hold::Still && has_begun) {
+                own.push(taint(UNREACHABLE, "NoExecute"));
+            }
+        }
         // A node that has said nothing yet keeps pods away, but sends none away.
         "" => own.push(taint(NOT_READY, "NoSchedule")),
         _ => own.extend([taint(NOT_READY, "NoSchedule"), taint(NOT_READY, "NoExecute")]),
@@ -322,8 +396,13 @@ pub(crate) fn disrupted(pod: &Pod, reason: &str, message: String, now: Timestamp
 }
 
 /// Deletes the pods that do not put up with the node's NoExecute taints, or no longer.
-fn evict(view: &View, now: Timestamp, plan: &mut Plan) {
-    let taints: Vec<&Taint> = taints(&view.node).iter().filter(|taint| taint.effect == "NoExecute").collect();
+fn evict(view: &View, hold: Hold, now: Timestamp, plan: &mut Plan) {
+    let counts = |taint: &&Taint| {
+        // The taints of others mean what they say, whoever is silent.
+        let is_ours = [NOT_READY, UNREACHABLE].contains(&taint.key.as_str());
+        taint.effect == "NoExecute" && (hold == Hold::None || !is_ours)
+    };
+    let taints: Vec<&Taint> = taints(&view.node).iter().filter(counts).collect();
     if taints.is_empty() {
         return;
     }

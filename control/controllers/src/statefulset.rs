@@ -13,7 +13,7 @@
 mod identity;
 mod update;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -121,8 +121,8 @@ fn line<'a>(set: &'a StatefulSet, spec: &'a StatefulSetSpec) -> Line<'a, Statefu
 struct Round<'a> {
     set: &'a StatefulSet,
     spec: StatefulSetSpec,
-    /// The pod of each ordinal that is wanted.
-    places: Vec<Option<&'a Arc<Pod>>>,
+    /// The pods that have an ordinal that is wanted.
+    places: BTreeMap<i32, &'a Arc<Pod>>,
     /// Pods of other ordinals, the highest first.
     condemned: Vec<&'a Arc<Pod>>,
     claims: &'a [Arc<PersistentVolumeClaim>],
@@ -133,8 +133,9 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn start(&self) -> i32 {
-        self.spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0)
+    /// The ordinals that are wanted; a user may ask for any number of them.
+    fn ordinals(&self) -> Range<i32> {
+        ordinals(&self.spec)
     }
 
     fn is_ordered(&self) -> bool {
@@ -163,7 +164,7 @@ impl Round<'_> {
 
     /// What the pod of an ordinal is made from, when it is made now.
     fn revision(&self, ordinal: i32) -> &ControllerRevision {
-        let kept = self.partition().is_some_and(|partition| ordinal - self.start() < partition);
+        let kept = self.partition().is_some_and(|partition| ordinal - self.ordinals().start < partition);
         if kept { self.current } else { self.update }
     }
 }
@@ -223,29 +224,26 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     plan
 }
 
-type Places<'a> = (Vec<Option<&'a Arc<Pod>>>, Vec<&'a Arc<Pod>>);
+fn ordinals(spec: &StatefulSetSpec) -> Range<i32> {
+    let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);
+    start..start.saturating_add(spec.replicas.unwrap_or(1))
+}
+
+type Places<'a> = (BTreeMap<i32, &'a Arc<Pod>>, Vec<&'a Arc<Pod>>);
 
 fn places<'a>(set: &StatefulSet, spec: &StatefulSetSpec, pods: Vec<&'a Arc<Pod>>) -> Places<'a> {
-    let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);
-    let mut places = vec![None; usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0)];
-    let mut condemned: Vec<(i32, &Arc<Pod>)> = Vec::new();
-    for pod in pods {
-        let Some(ordinal) = identity::ordinal(set, object::name(&pod.metadata)) else { continue };
-        let place = usize::try_from(ordinal - start).ok().and_then(|index| places.get_mut(index));
-        match place {
-            Some(place) => *place = Some(pod),
-            None => condemned.push((ordinal, pod)),
-        }
-    }
-    condemned.sort_by_key(|(ordinal, _)| std::cmp::Reverse(*ordinal));
-    (places, condemned.into_iter().map(|(_, pod)| pod).collect())
+    let wanted = ordinals(spec);
+    let with_ordinal = |pod: &'a Arc<Pod>| Some((identity::ordinal(set, object::name(&pod.metadata))?, pod));
+    let (places, condemned): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        pods.into_iter().filter_map(with_ordinal).partition(|(ordinal, _)| wanted.contains(ordinal));
+    (places, condemned.into_values().rev().collect())
 }
 
 /// Fills the places, then empties what is beyond, then updates; ordered, each step waits for the one before.
 fn manage(round: &Round<'_>, plan: &mut Plan) {
     let (set, ordered, before) = (round.set, round.is_ordered(), plan.actions.len());
-    for (ordinal, place) in (round.start()..).zip(&round.places) {
-        let step = match place {
+    for ordinal in round.ordinals() {
+        let step = match round.places.get(&ordinal) {
             None => {
                 plan.actions.extend(identity::create(round, ordinal));
                 ordered
@@ -271,8 +269,7 @@ fn manage(round: &Round<'_>, plan: &mut Plan) {
             return;
         }
     }
-    let unhealthy =
-        round.places.iter().flatten().chain(round.condemned.iter().rev()).find(|pod| !round.is_available(pod));
+    let unhealthy = round.places.values().chain(round.condemned.iter().rev()).find(|pod| !round.is_available(pod));
     for pod in &round.condemned {
         let is_first_unhealthy = unhealthy.is_some_and(|first| first.metadata.uid == pod.metadata.uid);
         if object::is_deleting(&pod.metadata) || (!round.is_available(pod) && ordered && !is_first_unhealthy) {
@@ -302,7 +299,7 @@ fn report(set: &StatefulSet, noun: &'static str) -> Report {
 fn status(round: &Round<'_>, plan: &mut Plan) -> StatefulSetStatus {
     let before = round.set.status.clone().unwrap_or_default();
     let (mut replicas, mut ready, mut available, mut current, mut updated) = (0, 0, 0, 0, 0);
-    for pod in round.places.iter().flatten().chain(&round.condemned) {
+    for pod in round.places.values().chain(&round.condemned) {
         replicas += 1;
         ready += i32::from(pod::phase(pod) == "Running" && pod::is_ready(pod));
         match round.availability(pod) {

@@ -90,6 +90,7 @@ fn bench(keys: &[&str], server: Server) -> Bench {
         leadership,
         clock: Arc::new(FixedClock::new(jiff::Timestamp::UNIX_EPOCH)),
         failures: Mutex::new(HashMap::new()),
+        perform_max: Duration::from_millis(50),
     });
     let shutdown = CancellationToken::new();
     let driver = tokio::spawn(driver.run(shutdown.clone()));
@@ -183,6 +184,16 @@ async fn a_failure_is_tried_again_and_told_to_the_next_plan() {
     assert!(!run.failed, "planned once more to take the failure back");
     run.go.send(Plan::default()).unwrap();
     bench.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn a_plan_that_gets_no_answer_is_made_again() {
+    let mut bench = bench(&["a"], Server::new(|_| Answer::Never));
+    bench.lead.send(true).unwrap();
+    for _ in 0..3 {
+        let run = bench.run().await;
+        run.go.send(Plan::of(vec![Action::create(config_map(0))])).unwrap();
+    }
 }
 
 #[tokio::test]

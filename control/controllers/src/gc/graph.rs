@@ -45,6 +45,11 @@ impl Item {
         self.is_deleting && self.has(FOREGROUND)
     }
 
+    /// Whether it can own an object that is where `other` is: what has a namespace owns nothing beyond it.
+    pub(super) fn reaches(&self, other: &Item) -> bool {
+        self.key.namespace.is_empty() || self.key.namespace == other.key.namespace
+    }
+
     /// True when nothing has changed that collecting looks at.
     fn is_owned_like(&self, other: &Item) -> bool {
         self.owners == other.owners && self.finalizers == other.finalizers && self.is_deleting == other.is_deleting

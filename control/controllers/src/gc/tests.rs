@@ -3,7 +3,10 @@ use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
 use kube::api::ApiResource;
 
 use super::*;
-use crate::action::testing::describe;
+use crate::{
+    action::testing::describe,
+    testing::{Answer, Server},
+};
 
 /// `uid:word…`; words: deleting, foreground, orphan, `<OWNER` and `<<OWNER` (blocks its deletion).
 fn item(text: &str) -> Item {
@@ -155,4 +158,62 @@ fn a_change_wakes_those_that_it_matters_to() {
     graph.set(item("rs2"));
     graph.retain(&pods, &HashSet::from(["p".to_owned()]));
     assert!(graph.get("p").is_some() && graph.get("q").is_none() && graph.get("rs2").is_some());
+}
+
+fn collector(namespaced: bool) -> Collector {
+    let collector = Collector::default();
+    let resource = Resource { api: ApiResource::erase::<ReplicaSet>(&()), namespaced, watched: true };
+    collector.0.resources.write().push(resource);
+    collector
+}
+
+async fn planned(collector: &Collector, server: &Server, dependent: Item) -> String {
+    let uid = dependent.uid.clone();
+    collector.0.graph.write().set(dependent);
+    let (cache, client) = (Cache::default(), server.client());
+    let input = Input { cache: &cache, client: &client, failure: None, now: jiff::Timestamp::UNIX_EPOCH };
+    describe(&collector.plan(&input, &uid).await.unwrap(), |_| String::new())
+}
+
+fn within(namespace: &str, text: &str) -> Item {
+    let item = item(text);
+    Item { key: Key::new(namespace, &item.key.name), ..item }
+}
+
+#[tokio::test]
+async fn what_has_no_namespace_keeps_an_owner_that_has_one() {
+    let (server, collector) = (Server::new(|_| Answer::NotFound), collector(true));
+    let expected = expect![[r#"
+        event Warning OwnerRefInvalidNamespace: ownerRef [apps/v1/ReplicaSet, namespace: , name: rs1, uid: rs1] does not exist in namespace ""
+    "#]];
+    expected.assert_eq(&planned(&collector, &server, within("", "p:<rs1")).await);
+    collector.0.graph.write().set(item("rs1"));
+    expected.assert_eq(&planned(&collector, &server, within("", "p:<rs1")).await);
+    assert_eq!(server.asked(), [""; 0], "there is no such path");
+}
+
+#[tokio::test]
+async fn an_owner_that_is_gone_from_one_namespace_may_be_in_another() {
+    let there = r#"{"metadata": {"uid": "rs1"}}"#;
+    let server =
+        Server::new(move |asked| if asked.contains("/mine/") { Answer::Body(there) } else { Answer::NotFound });
+    let collector = collector(true);
+    expect![[r#"
+        delete Pod other/p
+    "#]]
+    .assert_eq(&planned(&collector, &server, within("other", "p:<rs1")).await);
+    assert_eq!(planned(&collector, &server, within("mine", "q:<rs1")).await, "", "its owner is there");
+    planned(&collector, &server, within("other", "r:<rs1")).await;
+    assert_eq!(server.asked().len(), 2, "what is gone is known");
+}
+
+#[tokio::test]
+async fn what_is_out_of_reach_holds_no_owner_back() {
+    let (server, collector) = (Server::new(|_| Answer::NotFound), collector(true));
+    collector.0.graph.write().set(within("", "p:<<rs1"));
+    let planned = planned(&collector, &server, item("rs1:deleting:foreground")).await;
+    expect![[r#"
+        patch ReplicaSet ns/rs1 {"metadata":{"resourceVersion":"3","finalizers":[]}}
+    "#]]
+    .assert_eq(&planned);
 }

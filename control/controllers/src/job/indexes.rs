@@ -9,7 +9,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 
-use super::{Round, policy, some};
+use super::{Round, policy, ranges::Ranges, some};
 use crate::{object, pod};
 
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
@@ -26,9 +26,9 @@ pub(super) struct Failures {
 }
 
 pub(super) struct Indexes {
-    succeeded: BTreeSet<i32>,
+    succeeded: Ranges,
     /// Only with a limit for each index.
-    failed: Option<BTreeSet<i32>>,
+    failed: Option<Ranges>,
     /// The indexes that may run again, by their last failure.
     failures: BTreeMap<i32, Failures>,
 }
@@ -37,16 +37,16 @@ impl Indexes {
     pub(super) fn of(round: &Round<'_>) -> Indexes {
         let status = round.job.status.clone().unwrap_or_default();
         let below = round.completions().unwrap_or(0);
-        let mut succeeded = parse(status.completed_indexes.as_deref(), below);
+        let mut succeeded = Ranges::parse(status.completed_indexes.as_deref(), below);
         let done = round.pods.iter().filter(|pod| pod::phase(pod) == "Succeeded");
-        succeeded.extend(done.filter_map(|pod| index(round, pod)));
+        done.filter_map(|pod| index(round, pod)).for_each(|index| succeeded.insert(index));
         let Some(limit) = round.spec.backoff_limit_per_index else {
             return Indexes { succeeded, failed: None, failures: BTreeMap::new() };
         };
-        let mut failed = parse(status.failed_indexes.as_deref(), below);
+        let mut failed = Ranges::parse(status.failed_indexes.as_deref(), below);
         let mut failures: BTreeMap<i32, Failures> = BTreeMap::new();
         for pod in round.pods.iter().filter(|pod| round.is_failed(pod)) {
-            let Some(index) = index(round, pod).filter(|index| !succeeded.contains(index)) else { continue };
+            let Some(index) = index(round, pod).filter(|index| !succeeded.contains(*index)) else { continue };
             let action = policy::matched(round.spec, pod).map(|matched| matched.action);
             let is_ignored = action == Some(policy::IGNORE);
             let of = Failures {
@@ -65,7 +65,7 @@ impl Indexes {
         }
         // A younger pod carries the count on.
         let running = running(round);
-        failures.retain(|index, _| !failed.contains(index) && !running.contains(index));
+        failures.retain(|index, _| !failed.contains(*index) && !running.contains(index));
         Indexes { succeeded, failed: Some(failed), failures }
     }
 
@@ -74,7 +74,7 @@ impl Indexes {
     }
 
     pub(super) fn failed(&self) -> usize {
-        self.failed.as_ref().map_or(0, BTreeSet::len)
+        self.failed.as_ref().map_or(0, Ranges::len)
     }
 
     pub(super) fn has_limit_each(&self) -> bool {
@@ -85,8 +85,11 @@ impl Indexes {
         self.has_limit_each().then(|| self.failures.get(&index).cloned().unwrap_or_default())
     }
 
-    pub(super) fn is_over(&self, index: i32) -> bool {
-        self.succeeded.contains(&index) || self.failed.as_ref().is_some_and(|failed| failed.contains(&index))
+    /// The indexes that are neither over nor at work, the lowest first.
+    pub(super) fn pending(&self, round: &Round<'_>) -> impl Iterator<Item = i32> {
+        let failed = self.failed.iter().flat_map(Ranges::iter);
+        let running = running(round).into_iter().map(|index| (index, index));
+        self.succeeded.with(failed.chain(running)).absent(round.completions().unwrap_or(0))
     }
 
     /// Whether this pod alone knows how often its index has failed.
@@ -101,8 +104,8 @@ impl Indexes {
             let count = rule.succeeded_count.and_then(|count| usize::try_from(count).ok());
             match rule.succeeded_indexes.as_deref() {
                 Some(text) => {
-                    let wanted = parse(Some(text), below);
-                    wanted.intersection(&self.succeeded).count() >= count.unwrap_or(wanted.len())
+                    let wanted = Ranges::parse(Some(text), below);
+                    wanted.common(&self.succeeded) >= count.unwrap_or(wanted.len())
                 }
                 None => count.is_some_and(|count| self.succeeded.len() >= count),
             }
@@ -111,8 +114,8 @@ impl Indexes {
 
     pub(super) fn write(&self, status: &mut JobStatus) {
         status.succeeded = some(self.succeeded.len());
-        status.completed_indexes = Some(format(&self.succeeded)).filter(|text| !text.is_empty());
-        status.failed_indexes = self.failed.as_ref().map(format);
+        status.completed_indexes = Some(self.succeeded.format()).filter(|text| !text.is_empty());
+        status.failed_indexes = self.failed.as_ref().map(Ranges::format);
     }
 }
 
@@ -123,50 +126,11 @@ pub(super) fn index(round: &Round<'_>, pod: &Pod) -> Option<i32> {
 }
 
 /// The indexes at work, and those that were given up too recently to count as failed.
-pub(super) fn running(round: &Round<'_>) -> BTreeSet<i32> {
+fn running(round: &Round<'_>) -> BTreeSet<i32> {
     let busy = |pod: &Pod| pod::is_active(pod) || (!pod::is_terminal(pod) && round.replaces_only_failed());
     round.pods.iter().filter(|pod| busy(pod)).filter_map(|pod| index(round, pod)).collect()
 }
 
 fn carried(pod: &Pod, annotation: &str) -> i32 {
     object::annotation(&pod.metadata, annotation).and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-/// `1,3-5` and nothing that is not `below`.
-fn parse(text: Option<&str>, below: i32) -> BTreeSet<i32> {
-    let parts = text.unwrap_or_default().split(',');
-    let ranges = parts.filter_map(|part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some((first.parse::<i32>().ok()?, last.parse::<i32>().ok()?))
-    });
-    ranges.flat_map(|(first, last)| first.max(0)..=last.min(below - 1)).collect()
-}
-
-fn format(indexes: &BTreeSet<i32>) -> String {
-    let mut ranges: Vec<(i32, i32)> = Vec::new();
-    for index in indexes {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == *index => *last = *index,
-            _ => ranges.push((*index, *index)),
-        }
-    }
-    let show = |(first, last): &(i32, i32)| match last - first {
-        0 => first.to_string(),
-        1 => format!("{first},{last}"),
-        _ => format!("{first}-{last}"),
-    };
-    ranges.iter().map(show).collect::<Vec<_>>().join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn indexes_are_written_as_ranges() {
-        for text in ["", "0", "0,1", "1,3-5,7"] {
-            assert_eq!(format(&parse(Some(text), 10)), text);
-        }
-        assert_eq!(format(&parse(Some("2-9"), 4)), "2,3", "what the Job has no more is left out");
-    }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSel
 
 use super::{
     FINALIZER, Indexes, Round,
-    indexes::{FAILURES, Failures, IGNORED, INDEX, index, running},
+    indexes::{FAILURES, Failures, IGNORED, INDEX, index},
 };
 use crate::{object, pod, ranking};
 
@@ -51,7 +51,7 @@ pub(super) fn manage<'a>(round: &Round<'a>, succeeded: usize, indexes: Option<&I
                 return Steps { wait: Some(wait), ..Steps::default() };
             }
             let create = match indexes {
-                Some(indexes) => pending(round, indexes).take(missing).map(Some).collect(),
+                Some(indexes) => indexes.pending(round).take(missing).map(Some).collect(),
                 None => vec![None; missing],
             };
             Steps { create, ..Steps::default() }
@@ -94,20 +94,18 @@ fn surplus<'a>(round: &Round<'a>, mut active: Vec<&'a Arc<Pod>>, wanted: usize) 
     remove
 }
 
-fn pending<'a>(round: &'a Round<'_>, indexes: &'a Indexes) -> impl Iterator<Item = i32> + 'a {
-    let running = running(round);
-    (0..round.completions().unwrap_or(0)).filter(move |index| !indexes.is_over(*index) && !running.contains(index))
-}
-
-/// Each index waits for itself.
+/// Each index waits for itself. Once there are enough no others are looked at: there is no room for them.
 fn due_indexes<'a>(round: &Round<'a>, indexes: &Indexes, missing: usize) -> Steps<'a> {
     let mut steps = Steps::default();
-    for index in pending(round, indexes) {
+    for index in indexes.pending(round) {
+        if steps.create.len() == missing {
+            break;
+        }
         let failures = indexes.failures(index).unwrap_or_default();
         let wait = wait(failures.counted + failures.ignored, failures.ended, round.now);
         if !wait.is_zero() {
             steps.wait = Some(steps.wait.map_or(wait, |other| other.min(wait)));
-        } else if steps.create.len() < missing {
+        } else {
             steps.create.push(Some(index));
         }
     }

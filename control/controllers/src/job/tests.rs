@@ -510,6 +510,32 @@ fn a_success_policy_ends_it_early() {
 }
 
 #[test]
+fn as_many_indexes_as_there_can_be_cost_no_more_than_a_few() {
+    let (completions, all) = (i32::MAX, Some("0-2147483647".to_owned()));
+    let mut huge = indexed(completions, 2);
+    let rule = SuccessPolicyRule { succeeded_indexes: all.clone(), succeeded_count: None };
+    huge.spec.as_mut().unwrap().success_policy = Some(SuccessPolicy { rules: vec![rule] });
+    check(
+        with_status(huge, |status| status.completed_indexes = Some("0-1999999999".into())),
+        "a:running:i2000000000",
+        expect![[r#"
+        create Pod default/ sum-2000000001-
+        status Job default/sum active=1 succeeded=2000000000 done=0-1999999999
+    "#]],
+    );
+    let mut limited = indexed(completions, 2);
+    limited.spec.as_mut().unwrap().backoff_limit_per_index = Some(1);
+    check(
+        with_status(limited, |status| status.failed_indexes = all),
+        "a:succeeded:i0",
+        expect![[r#"
+        status Job default/sum succeeded=1 done=0 lost=0-2147483646 FailureTarget=True/FailedIndexes
+        patch Pod default/a {"metadata":{"uid":"a","resourceVersion":null,"finalizers":[]}}
+    "#]],
+    );
+}
+
+#[test]
 fn a_suspended_job_has_no_pods() {
     let suspended = || job(|spec| spec.suspend = Some(true));
     check(

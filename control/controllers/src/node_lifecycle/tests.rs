@@ -56,9 +56,13 @@ fn pod(text: &str) -> Pod {
 }
 
 fn check(node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
+    check_among(Others::Heard, node_text, silent_for, pods, expect);
+}
+
+fn check_among(others: Others, node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
     let pods = pods.split_whitespace().map(|text| Arc::new(pod(text))).collect();
-    let view =
-        View { node: Arc::new(node(node_text)), heard: at(NOW - silent_for), grace: Duration::from_secs(10), pods };
+    let (node, heard) = (Arc::new(node(node_text)), at(NOW - silent_for));
+    let view = View { node, heard, grace: Duration::from_secs(10), others, pods };
     expect.assert_eq(&describe(&plan(&view, at(NOW)), |action| {
         if let Some(node) = action.object::<Node>() {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -170,6 +174,157 @@ fn patience_with_a_users_taint_counts_from_when_it_is_seen() {
             again in 2.5s
         "#]],
     );
+}
+
+#[test]
+fn a_silent_node_among_silent_ones_is_told_of_but_not_given_up() {
+    for others in [Others::Unheard, Others::Down] {
+        let mut told = View {
+            node: Arc::new(node("ready")),
+            heard: at(NOW - 10),
+            grace: Duration::from_secs(10),
+            others,
+            pods: vec![Arc::new(pod("a:ready:patience=0"))],
+        };
+        let reports = |plan: Plan| plan.actions.iter().filter(|action| matches!(action, Action::SetStatus(_))).count();
+        assert_eq!(reports(plan(&told, at(NOW))), 2, "the node and its pod are not ready");
+        told.node = Arc::new(node("unknown"));
+        assert!(plan(&told, at(NOW)).requeue.is_some());
+    }
+    check_among(
+        Others::Unheard,
+        "unknown",
+        60,
+        "none",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 2.5s
+    "#]],
+    );
+    check_among(
+        Others::Down,
+        "unknown",
+        60,
+        "none",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+        again in 10s
+    "#]],
+    );
+}
+
+#[test]
+fn patience_waits_for_another_node_to_be_heard() {
+    let tainted = "unknown unreachable:NoSchedule:50 unreachable:NoExecute:50";
+    check_among(
+        Others::Unheard,
+        tainted,
+        60,
+        "gone:patience=40",
+        expect![[r#"
+        again in 2.5s
+    "#]],
+    );
+    check_among(
+        Others::Down,
+        tainted,
+        60,
+        "gone:patience=40",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:45:50Z"}]}}
+        again in 10s
+    "#]],
+    );
+    check_among(
+        Others::Down,
+        tainted,
+        1,
+        "gone:patience=40",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:45:50Z"}]}}
+        again in 2.5s
+    "#]],
+    );
+    check_among(
+        Others::Down,
+        "unknown unreachable:NoSchedule:50",
+        60,
+        "gone:patience=40",
+        expect![[r#"
+        again in 10s
+    "#]],
+    );
+    check_among(
+        Others::Heard,
+        "unknown unreachable:NoSchedule:50",
+        60,
+        "gone:patience=40",
+        expect![[r#"
+        patch Node n1 {"metadata":{},"spec":{"taints":[{"effect":"NoSchedule","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:45:50Z"},{"effect":"NoExecute","key":"node.kubernetes.io/unreachable","timeAdded":"1970-01-01T02:46:40Z"}]}}
+    "#]],
+    );
+    check_among(
+        Others::Down,
+        "unknown unreachable:NoSchedule:50 drain:NoExecute:50",
+        60,
+        "gone:patience=40",
+        expect![[r#"
+            event Normal TaintManagerEviction: Marking for deletion Pod default/gone
+            status Pod default/gone Ready=False DisruptionTarget=True
+            delete Pod default/gone
+            again in 10s
+        "#]],
+    );
+}
+
+#[test]
+fn others_count_as_heard_when_they_were_after_the_silence() {
+    let lifecycle = NodeLifecycle::new(Duration::from_secs(10));
+    let cache = Cache::default();
+    let named = |name: &str, text: &str| {
+        let mut node = node(text);
+        node.metadata.name = Some(name.into());
+        node
+    };
+    let others = || lifecycle.others(&cache, "n1", at(100));
+    cache.nodes.apply(named("n1", "ready"));
+    assert_eq!(others(), Others::Down, "there is no other");
+    cache.nodes.apply(named("n2", "ready"));
+    assert_eq!(others(), Others::Unheard);
+    let beat = |second, now| {
+        let mut node = named("n2", "ready");
+        node.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].last_heartbeat_time = Some(Time(at(second)));
+        lifecycle.heard(&node, None, at(now));
+    };
+    beat(1, 99);
+    assert_eq!(others(), Others::Unheard, "it may have fallen silent since");
+    beat(2, 101);
+    assert_eq!(others(), Others::Heard);
+    cache.nodes.apply(named("n2", "unknown"));
+    assert_eq!(others(), Others::Down);
+    cache.nodes.apply(named("n3", "failing"));
+    assert_eq!(others(), Others::Down);
+}
+
+#[test]
+fn a_node_that_comes_or_goes_wakes_those_that_are_not_well() {
+    let lifecycle = NodeLifecycle::new(Duration::from_secs(10));
+    let cache = Cache::default();
+    let named = |name: &str, text: &str| {
+        let mut node = node(text);
+        node.metadata.name = Some(name.into());
+        node
+    };
+    for (name, text) in [("n1", "ready"), ("n2", "unknown"), ("n3", "ready unreachable:NoExecute:5"), ("n4", "ready")] {
+        cache.nodes.apply(named(name, text));
+    }
+    let woken = |text: &str| {
+        let change = Change::Node(cache.nodes.apply(named("n1", text)));
+        lifecycle.wakes(&cache, &change).into_iter().map(|key| key.name).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(woken("ready cordoned"), "n1");
+    assert_eq!(woken("unknown"), "n1 n1 n2 n3");
+    assert_eq!(woken("ready"), "n1 n2 n3");
 }
 
 #[test]

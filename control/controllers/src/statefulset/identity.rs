@@ -143,7 +143,7 @@ pub(super) fn retention(round: &Round<'_>) -> Vec<Action> {
     for claim in round.claims.iter().filter(|claim| !object::is_deleting(&claim.metadata)) {
         let Some(ordinal) = claimed_by(round.set, object::name(&claim.metadata)) else { continue };
         let pod_name = format!("{}-{ordinal}", object::name(&round.set.metadata));
-        let is_placed = usize::try_from(ordinal - round.start()).is_ok_and(|index| index < round.places.len());
+        let is_placed = round.ordinals().contains(&ordinal);
         let goes = round.condemned.iter().any(|pod| object::name(&pod.metadata) == pod_name);
         // What a pod that is gone took along is not called back.
         if !is_placed && !goes {

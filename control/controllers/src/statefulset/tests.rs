@@ -216,6 +216,30 @@ fn pods_come_one_after_the_other() {
 }
 
 #[test]
+fn as_many_replicas_as_there_can_be_cost_no_more_than_a_few() {
+    let from_the_last =
+        |spec: &mut StatefulSetSpec| spec.ordinals = Some(StatefulSetOrdinals { start: Some(i32::MAX) });
+    check(
+        set(i32::MAX, from_the_last),
+        "0:ready",
+        expect![[r#"
+        delete Pod default/db-0
+        status StatefulSet default/db replicas=1 ready=1 available=1 current=1 updated=1 done
+    "#]],
+    );
+    check(
+        set(i32::MAX, |_| ()),
+        "0:ready 2147483646:ready",
+        expect![[r#"
+        create Pod default/db-1 db:2
+        status StatefulSet default/db replicas=2 ready=2 available=2 current=2 updated=2 done
+    "#]],
+    );
+    let created = plan(&view(set(i32::MAX, parallel), "7:ready"), at(NOW).0).actions;
+    assert_eq!(created.iter().filter(|action| action.object::<Pod>().is_some()).count(), BURST);
+}
+
+#[test]
 fn pods_go_from_the_last() {
     check(
         set(1, |_| ()),

@@ -8,11 +8,11 @@ use crate::{action::Action, object};
 pub(super) fn roll(round: &Round<'_>) -> Vec<Action> {
     let Some(partition) = round.partition() else { return Vec::new() };
     let rolling = round.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
-    let of = i32::try_from(round.places.len()).unwrap_or(i32::MAX);
+    let of = round.spec.replicas.unwrap_or(1);
     let max = object::share(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), of, true).max(1);
-    let kept = usize::try_from(partition).unwrap_or(0);
+    let first = round.ordinals().start.saturating_add(partition.max(0));
     let (mut missing, mut actions) = (0, Vec::new());
-    for pod in round.places.iter().skip(kept).rev().flatten() {
+    for pod in round.places.range(first..).rev().map(|(_, pod)| pod) {
         if missing >= max {
             break;
         }

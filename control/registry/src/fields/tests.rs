@@ -1,7 +1,13 @@
 use expect_test::{Expect, expect};
 
+use serde_json::json;
+use tandem_api::Object;
+
 use super::*;
-use crate::Schema;
+use crate::{
+    Schema,
+    schema::{Label, Shape},
+};
 
 const DEPLOYMENT: &str = "apps.v1.Deployment";
 
@@ -120,5 +126,83 @@ fn pruning_writes_what_go_would() {
         expect![[
             r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"terminationGracePeriodSeconds":0,"volumes":[{"name":"v","emptyDir":{}}],"containers":[{"name":"c","env":[{"name":"E"}],"resources":{"limits":{"cpu":"500m","memory":"1Gi"}}}]}}"#
         ]],
+    );
+}
+
+#[test]
+fn elements_that_are_null_become_what_go_makes_of_them() {
+    check_prune(
+        "core.v1.Pod",
+        r#"{"metadata": {"labels": {"a": null}, "finalizers": [null], "ownerReferences": [null]},
+            "spec": {"overhead": {"cpu": null}, "securityContext": {"supplementalGroups": [null, 7]},
+            "containers": [{"args": ["a", null], "env": [null], "resources": {"limits": {"cpu": null, "memory": "1Gi"}}}, null]}}"#,
+        expect![[
+            r#"{"metadata":{"labels":{"a":""},"finalizers":[""],"ownerReferences":[{}]},"spec":{"overhead":{"cpu":"0"},"securityContext":{"supplementalGroups":[0,7]},"containers":[{"args":["a",""],"env":[{}],"resources":{"limits":{"cpu":"0","memory":"1Gi"}}},{}]}}"#
+        ]],
+    );
+    check_prune("core.v1.Secret", r#"{"data": {"a": null}}"#, expect![[r#"{"data":{"a":""}}"#]]);
+    check_prune(
+        "apiextensions.v1.JSONSchemaProps",
+        r#"{"enum": [null, 1], "items": [null], "dependencies": {"a": null}}"#,
+        expect![[r#"{"enum":[null,1],"items":[{}],"dependencies":{"a":{}}}"#]],
+    );
+}
+
+/// One null that clients cannot decode hides all objects of a kind from them.
+#[test]
+fn no_element_stays_null() {
+    let schema = Schema::builtin();
+    for ty in schema.types() {
+        for field in ty.fields.iter().filter(|field| !matches!(field.shape, Shape::Json | Shape::Raw)) {
+            let value = match field.label {
+                Label::One => continue,
+                Label::List => json!([null]),
+                Label::Map => json!({ "a": null }),
+            };
+            let mut object = Object::from_value(json!({ field.name.as_ref(): value })).unwrap();
+            prune(&schema, &ty.name, &mut object);
+            let pruned = object.0.get(field.name.as_ref()).unwrap();
+            let element = pruned.get(0).or_else(|| pruned.get("a")).unwrap();
+            assert!(!element.is_null(), "{} of {}", field.name, ty.name);
+            assert_eq!(types(&schema, &ty.name, &object), Ok(()), "{} of {}", field.name, ty.name);
+        }
+    }
+}
+
+#[test]
+fn base64_is_written_without_the_breaks_that_go_reads_over() {
+    check_prune("core.v1.Secret", r#"{"data": {"a": "YWJj\r\nZGVm\n"}}"#, expect![[r#"{"data":{"a":"YWJjZGVm"}}"#]]);
+    check_prune(
+        "certificates.v1.CertificateSigningRequest",
+        r#"{"spec": {"request": "YWJj\n"}}"#,
+        expect![[r#"{"spec":{"request":"YWJj"}}"#]],
+    );
+}
+
+#[test]
+fn what_was_null_can_be_decoded_by_typed_clients() {
+    fn decoded<K: serde::de::DeserializeOwned>(type_name: &str, body: serde_json::Value) {
+        let mut object = Object::from_value(body).unwrap();
+        prune(&Schema::builtin(), type_name, &mut object);
+        serde_json::from_value::<K>(serde_json::Value::Object(object.0)).unwrap();
+    }
+    use k8s_openapi::api::{
+        batch::v1::Job, certificates::v1::CertificateSigningRequest, policy::v1::PodDisruptionBudget,
+    };
+    decoded::<k8s_openapi::api::core::v1::Pod>(
+        "core.v1.Pod",
+        json!({ "spec": { "overhead": { "cpu": null }, "containers": [null, { "ports": [null], "resources": { "limits": { "cpu": null } } }] } }),
+    );
+    decoded::<Job>(
+        "batch.v1.Job",
+        json!({ "spec": { "podFailurePolicy": { "rules": [{ "onExitCodes": { "values": [null] } }] } } }),
+    );
+    decoded::<PodDisruptionBudget>(
+        "policy.v1.PodDisruptionBudget",
+        json!({ "status": { "disruptedPods": { "a": null } } }),
+    );
+    decoded::<CertificateSigningRequest>(
+        "certificates.v1.CertificateSigningRequest",
+        json!({ "spec": { "request": "", "extra": { "a": null } } }),
     );
 }

@@ -19,6 +19,14 @@ const COUNTS: [&str; 7] = [
     "ttlSecondsAfterFinished",
 ];
 
+/// More would make `.status.completedIndexes` too long.
+const INDEXED_PARALLELISM_MAX: i64 = 100_000;
+const FAILED_INDEXES_MAX: i64 = 100_000;
+/// Jobs with more completions than this have narrower limits.
+const COMPLETIONS_SOFT_LIMIT: i64 = 100_000;
+const HIGH_COMPLETIONS_PARALLELISM_MAX: i64 = 10_000;
+const HIGH_COMPLETIONS_FAILED_INDEXES_MAX: i64 = 10_000;
+
 pub(crate) fn job(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     let (spec, mut problems) = (spec(object), Problems::default());
     if !spec.contains_key("selector") {
@@ -56,8 +64,8 @@ pub(crate) fn job(object: &Object, old: Option<&Object>) -> Vec<Cause> {
 fn check_job(spec: &Fields, path: &str, problems: &mut Problems) {
     COUNTS.iter().for_each(|key| problems.check_non_negative(spec, key, path));
     problems.check_enum(spec, "completionMode", path, &["Indexed", "NonIndexed"], false);
-    if spec.text("completionMode") == "Indexed" && !spec.contains_key("completions") {
-        problems.required(format!("{path}.completions"), "when completion mode is Indexed");
+    if spec.text("completionMode") == "Indexed" {
+        check_indexed(spec, path, problems);
     }
     if let Some(selector) = spec.child("selector") {
         problems.check_selector(selector, &format!("{path}.selector"));
@@ -76,6 +84,39 @@ fn check_job(spec: &Fields, path: &str, problems: &mut Problems) {
         }
         "OnFailure" | "Never" => {}
         other => problems.unsupported(at, other, &["OnFailure", "Never"]),
+    }
+}
+
+fn check_indexed(spec: &Fields, path: &str, problems: &mut Problems) {
+    let (parallelism, failed) = (spec.int("parallelism"), spec.int("maxFailedIndexes"));
+    let Some(completions) = spec.int("completions") else {
+        problems.required(format!("{path}.completions"), "when completion mode is Indexed");
+        return;
+    };
+    let mut check = |key: &str, value: Option<i64>, most: i64, why: String| {
+        if let Some(value) = value.filter(|value| *value > most) {
+            problems.invalid(format!("{path}.{key}"), value, why);
+        }
+    };
+    let most = |most: i64| format!("must be less than or equal to {most}");
+    let why = format!("{} when completion mode is Indexed", most(INDEXED_PARALLELISM_MAX));
+    check("parallelism", parallelism, INDEXED_PARALLELISM_MAX, why);
+    check("maxFailedIndexes", failed, completions, "must be less than or equal to completions".to_owned());
+    check("maxFailedIndexes", failed, FAILED_INDEXES_MAX, most(FAILED_INDEXES_MAX));
+    if completions <= COMPLETIONS_SOFT_LIMIT || !spec.contains_key("backoffLimitPerIndex") {
+        return;
+    }
+    let high = |limit: i64| {
+        let above = format!("when completions are above {COMPLETIONS_SOFT_LIMIT}");
+        format!("{} {above} and used with backoff limit per index", most(limit))
+    };
+    let limit = HIGH_COMPLETIONS_PARALLELISM_MAX;
+    check("parallelism", parallelism, limit, high(limit));
+    let limit = HIGH_COMPLETIONS_FAILED_INDEXES_MAX;
+    check("maxFailedIndexes", failed, limit, high(limit));
+    if failed.is_none() {
+        let why = format!("must be specified when completions is above {COMPLETIONS_SOFT_LIMIT}");
+        problems.required(format!("{path}.maxFailedIndexes"), &why);
     }
 }
 

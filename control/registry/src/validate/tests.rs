@@ -253,6 +253,12 @@ fn selectors_stay_and_jobs_end() {
             "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
         ],
     );
+    create(
+        "apps",
+        "StatefulSet",
+        deployment(json!({"ordinals": {"start": -1}})),
+        expect!["spec.ordinals.start: Invalid value: -1: must be greater than or equal to 0"],
+    );
     let mut never = container(json!({}));
     never["restartPolicy"] = "Never".into();
     of(
@@ -278,6 +284,41 @@ fn selectors_stay_and_jobs_end() {
         "CronJob",
         json!({"spec": {"schedule": "61 * * * fri", "jobTemplate": {"spec": {"template": {"spec": never}}}}}),
         expect![[r#"spec.schedule: Invalid value: "61 * * * fri": end of range (61) above maximum (59): 61"#]],
+    );
+}
+
+#[test]
+fn indexed_jobs() {
+    let of = |more: Value, expected: Expect| {
+        let mut template = container(json!({}));
+        template["restartPolicy"] = "Never".into();
+        let mut spec = json!({"completionMode": "Indexed", "template": {"spec": template}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        create("batch", "Job", json!({ "spec": spec }), expected);
+    };
+    of(json!({"parallelism": 1}), expect!["spec.completions: Required value: when completion mode is Indexed"]);
+    of(json!({"completions": 100_000, "parallelism": 100_000}), expect![[""]]);
+    of(json!({"completions": 2_147_483_647, "parallelism": 100_000}), expect![[""]]);
+    of(
+        json!({"completions": 2_147_483_647, "parallelism": 100_001}),
+        expect![
+            "spec.parallelism: Invalid value: 100001: must be less than or equal to 100000 when completion mode is Indexed"
+        ],
+    );
+    of(
+        json!({"completions": 5, "backoffLimitPerIndex": 1, "maxFailedIndexes": 6}),
+        expect!["spec.maxFailedIndexes: Invalid value: 6: must be less than or equal to completions"],
+    );
+    of(
+        json!({"completions": 200_000, "parallelism": 10_001, "backoffLimitPerIndex": 1, "maxFailedIndexes": 100_001}),
+        expect![[r#"
+            spec.maxFailedIndexes: Invalid value: 100001: must be less than or equal to 100000
+            spec.parallelism: Invalid value: 10001: must be less than or equal to 10000 when completions are above 100000 and used with backoff limit per index
+            spec.maxFailedIndexes: Invalid value: 100001: must be less than or equal to 10000 when completions are above 100000 and used with backoff limit per index"#]],
+    );
+    of(
+        json!({"completions": 100_001, "backoffLimitPerIndex": 1}),
+        expect!["spec.maxFailedIndexes: Required value: must be specified when completions is above 100000"],
     );
 }
 

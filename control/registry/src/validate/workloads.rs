@@ -86,6 +86,9 @@ pub(crate) fn stateful_set(object: &Object, old: Option<&Object>) -> Vec<Cause> 
     ];
     let (mut spec, mut problems) = (spec(object), Problems::default());
     check_counts(&spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &mut problems);
+    if let Some(ordinals) = spec.child("ordinals") {
+        problems.check_non_negative(ordinals, "start", "spec.ordinals");
+    }
     check_selector(&spec, "statefulset", &mut problems);
     check_running_template(&with_claimed_volumes(&spec), "StatefulSet", &mut problems);
     problems.check_enum(&spec, "podManagementPolicy", "spec", &["OrderedReady", "Parallel"], false);
