@@ -23,7 +23,7 @@ fn main() -> std::io::Result<()> {
         for turn in 0..PODS {
             let uid = format!("p{turn}");
             let pod = PodInfo { uid, requests: requests.clone(), presumed: requests.clone(), ..PodInfo::default() };
-            if let Ok(node) = schedule(&pod, snapshot.nodes(), &Profile::default(), turn) {
+            if let Ok(node) = schedule(&pod, &snapshot, &Profile::default(), turn) {
                 snapshot.assume(&pod, &node);
                 placed += 1;
             }

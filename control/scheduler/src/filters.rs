@@ -1,17 +1,20 @@
 //! The predicates: what makes a node impossible for a pod. One file each, named as in Kubernetes.
 
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
 mod node_ports;
 mod node_resources_fit;
 mod node_unschedulable;
+mod pod_topology_spread;
 mod taint_toleration;
 
 use std::{fmt, sync::Arc};
 
-use crate::snapshot::{NodeInfo, PodInfo};
+use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub(crate) use node_affinity::matches as term_matches;
+pub(crate) use pod_topology_spread::{count as count_spread, has_keys};
 
 /// Why a node cannot take a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +26,11 @@ pub enum Reason {
     Ports,
     TooManyPods,
     Insufficient(Arc<str>),
+    TopologySpread,
+    TopologyLabel,
+    PodAffinity,
+    PodAntiAffinity,
+    ExistingAntiAffinity,
 }
 
 impl fmt::Display for Reason {
@@ -35,6 +43,33 @@ impl fmt::Display for Reason {
             Reason::Ports => formatter.write_str("node(s) didn't have free ports for the requested pod ports"),
             Reason::TooManyPods => formatter.write_str("Too many pods"),
             Reason::Insufficient(resource) => write!(formatter, "Insufficient {resource}"),
+            Reason::TopologySpread => formatter.write_str("node(s) didn't match pod topology spread constraints"),
+            Reason::TopologyLabel => {
+                formatter.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
+            }
+            Reason::PodAffinity => formatter.write_str("node(s) didn't match pod affinity rules"),
+            Reason::PodAntiAffinity => formatter.write_str("node(s) didn't match pod anti-affinity rules"),
+            Reason::ExistingAntiAffinity => {
+                formatter.write_str("node(s) didn't satisfy existing pods anti-affinity rules")
+            }
+        }
+    }
+}
+
+/// A pod to be placed, with what is the same for all nodes and so is worked out once.
+#[derive(Debug)]
+pub struct Cycle<'a> {
+    pod: &'a PodInfo,
+    affinity: inter_pod_affinity::Domains<'a>,
+    spread: Vec<pod_topology_spread::Spread<'a>>,
+}
+
+impl<'a> Cycle<'a> {
+    pub fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Cycle<'a> {
+        Cycle {
+            pod,
+            affinity: inter_pod_affinity::Domains::of(pod, snapshot),
+            spread: pod_topology_spread::Spread::of(pod, snapshot),
         }
     }
 }
@@ -43,17 +78,19 @@ impl fmt::Display for Reason {
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
     pub name: &'static str,
-    pub check: fn(&PodInfo, &NodeInfo) -> Vec<Reason>,
+    pub check: fn(&Cycle<'_>, &NodeInfo) -> Vec<Reason>,
 }
 
 /// All predicates; the cheap ones, and those that time does not change, first.
 pub const ALL: &[Filter] = &[
-    Filter { name: "NodeUnschedulable", check: node_unschedulable::check },
-    Filter { name: "NodeName", check: node_name::check },
-    Filter { name: "TaintToleration", check: taint_toleration::check },
-    Filter { name: "NodeAffinity", check: node_affinity::check },
-    Filter { name: "NodePorts", check: node_ports::check },
-    Filter { name: "NodeResourcesFit", check: node_resources_fit::check },
+    Filter { name: "NodeUnschedulable", check: |cycle, node| node_unschedulable::check(cycle.pod, node) },
+    Filter { name: "NodeName", check: |cycle, node| node_name::check(cycle.pod, node) },
+    Filter { name: "TaintToleration", check: |cycle, node| taint_toleration::check(cycle.pod, node) },
+    Filter { name: "NodeAffinity", check: |cycle, node| node_affinity::check(cycle.pod, node) },
+    Filter { name: "NodePorts", check: |cycle, node| node_ports::check(cycle.pod, node) },
+    Filter { name: "NodeResourcesFit", check: |cycle, node| node_resources_fit::check(cycle.pod, node) },
+    Filter { name: "PodTopologySpread", check: |cycle, node| pod_topology_spread::check(&cycle.spread, node) },
+    Filter { name: "InterPodAffinity", check: |cycle, node| cycle.affinity.check(node) },
 ];
 
 fn unless(fits: bool, reason: Reason) -> Vec<Reason> {

@@ -1,9 +1,9 @@
 //! The scheduler: gives every pod a node.
 //!
 //! ```text
-//!  nodes, pods ─ informers ─> Snapshot ─┐
-//!                                       ├─ schedule(pod, nodes) ─> node ─> assume ─> bind ─> API
-//!  pods without a node ──────> Queue ───┘        (pure)         └> Unschedulable ─> condition, event, wait
+//!  nodes, pods, namespaces ─ informers ─> Snapshot ─┐
+//!                                                   ├─ schedule(pod, snapshot) ─> node ─> assume ─> bind ─> API
+//!  pods without a node ──────────────────> Queue ───┘         (pure)           └> Unschedulable ─> condition, event, wait
 //! ```
 //! `schedule` is a pure function: filters say which nodes are possible, scores which is best. One task owns the queue
 //! and the snapshot; only `bind` writes. This crate never touches the store or the API server's inside, and schedules
@@ -20,10 +20,10 @@ pub mod snapshot;
 
 use std::{collections::BTreeMap, fmt};
 
-use filters::{Filter, Reason};
+use filters::{Cycle, Filter, Reason};
 pub use metrics::Metrics;
 pub use run::{Context, run};
-use scores::Score;
+use scores::{Preferences, Score};
 pub use snapshot::{HostPort, NodeInfo, PodInfo, Resources, Snapshot};
 
 /// The `schedulerName` of the pods that are ours.
@@ -75,13 +75,15 @@ impl std::error::Error for Unschedulable {}
 ///
 /// `turn` grows with each pod: it is where the search begins, so that equal nodes take turns and, in a large cluster,
 /// all nodes come to be compared.
-pub fn schedule(pod: &PodInfo, nodes: &[NodeInfo], profile: &Profile, turn: usize) -> Result<NodeName, Unschedulable> {
+pub fn schedule(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile, turn: usize) -> Result<NodeName, Unschedulable> {
+    let nodes = snapshot.nodes();
     let begin = if nodes.is_empty() { 0 } else { turn % nodes.len() };
     let mut refused = Unschedulable { nodes: nodes.len(), reasons: BTreeMap::new() };
     let mut candidates = Vec::with_capacity(profile.enough.min(nodes.len()));
+    let cycle = Cycle::new(pod, snapshot);
     for node in nodes[begin..].iter().chain(&nodes[..begin]) {
         let failing =
-            profile.filters.iter().map(|filter| (filter.check)(pod, node)).find(|reasons| !reasons.is_empty());
+            profile.filters.iter().map(|filter| (filter.check)(&cycle, node)).find(|reasons| !reasons.is_empty());
         match failing {
             None => candidates.push((node, 0)),
             Some(reasons) => {
@@ -92,7 +94,8 @@ pub fn schedule(pod: &PodInfo, nodes: &[NodeInfo], profile: &Profile, turn: usiz
             break;
         }
     }
-    profile.scores.iter().for_each(|score| score.add(pod, &mut candidates));
+    let preferences = Preferences::new(pod, snapshot, &candidates);
+    profile.scores.iter().for_each(|score| score.add(&preferences, &mut candidates));
     let best = candidates.into_iter().reduce(|best, other| if other.1 > best.1 { other } else { best });
     best.map(|(node, _)| node.name.clone()).ok_or(refused)
 }

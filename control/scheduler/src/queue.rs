@@ -8,7 +8,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -67,6 +67,8 @@ pub(crate) struct Queue {
     woken: BTreeSet<Rank>,
     backoff: BTreeSet<(Instant, String)>,
     unschedulable: BTreeSet<(Instant, String)>,
+    /// The pods that fit or not because of others, wherever they wait.
+    minding: HashSet<String>,
     sequence: u64,
     wakes: u64,
 }
@@ -83,6 +85,11 @@ impl Queue {
     /// A pod that needs a node, new or changed.
     pub(crate) fn put(&mut self, pod: PodInfo, now: Instant) {
         let uid = pod.uid.clone();
+        if pod.minds_others() {
+            self.minding.insert(uid.clone());
+        } else {
+            self.minding.remove(&uid);
+        }
         let Some(entry) = self.entries.get_mut(&uid) else {
             self.sequence += 1;
             let (place, sequence) = (Place::Active, self.sequence);
@@ -101,6 +108,7 @@ impl Queue {
 
     pub(crate) fn remove(&mut self, uid: &str) {
         self.withdraw(uid);
+        self.minding.remove(uid);
         self.entries.remove(uid);
     }
 
@@ -136,6 +144,19 @@ impl Queue {
         self.wakes += 1;
         while let Some((_, uid)) = self.unschedulable.pop_first() {
             self.settle(&uid, Place::Woken);
+        }
+    }
+
+    /// The same, for those that mind other pods and that it may make room for.
+    pub(crate) fn wake_minding(&mut self, may_fit: impl Fn(&PodInfo) -> bool) {
+        self.wakes += 1;
+        let waits = |uid: &String| match self.entries.get(uid) {
+            Some(Entry { pod, place: Place::Unschedulable(since), .. }) if may_fit(pod) => Some((*since, uid.clone())),
+            _ => None,
+        };
+        for waiting in self.minding.iter().filter_map(waits).collect::<Vec<_>>() {
+            self.unschedulable.remove(&waiting);
+            self.settle(&waiting.1, Place::Woken);
         }
     }
 
@@ -210,7 +231,12 @@ fn backoff(attempts: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::PodAffinityTerm;
+
     use super::*;
+    use crate::snapshot::AffinityTerm;
 
     fn pod(uid: &str, priority: i32) -> PodInfo {
         PodInfo { uid: uid.into(), priority, ..PodInfo::default() }
@@ -250,6 +276,24 @@ mod tests {
         queue.put(pod("new", 0), start);
         let order = [pop(&mut queue, start), pop(&mut queue, start)];
         assert_eq!(order, [Some("new".into()), Some("a".into())], "new ones are not held up");
+    }
+
+    #[test]
+    fn only_those_are_woken_for_whom_it_makes_room() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        let term = AffinityTerm::of(&PodAffinityTerm::default(), "", &BTreeMap::new());
+        for (uid, minds) in [("a", true), ("b", true), ("c", false)] {
+            let pod_affinity = std::iter::repeat_n(term.clone(), usize::from(minds)).collect();
+            queue.put(PodInfo { pod_affinity, ..pod(uid, 0) }, start);
+            let taken = queue.pop(start).unwrap();
+            queue.put_back(&taken, Setback::FitsNowhere, start);
+        }
+        queue.wake_minding(|pod| pod.uid != "a");
+        assert_eq!([pop(&mut queue, start), pop(&mut queue, start)], [Some("b".into()), None]);
+        assert_eq!(queue.pending(), Pending { unschedulable: 2, ..Pending::default() });
+        queue.remove("a");
+        queue.wake_minding(|_| true);
+        assert_eq!(pop(&mut queue, start), None);
     }
 
     #[test]

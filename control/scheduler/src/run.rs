@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{
     Api,
     runtime::{
@@ -25,7 +25,7 @@ use crate::{
     bind::{self, Error},
     queue::{Queue, Setback, Taken},
     schedule,
-    snapshot::{PodInfo, Snapshot},
+    snapshot::{PodInfo, Seen, Snapshot},
 };
 
 /// Writes under way at a time; nothing is scheduled while there are more.
@@ -77,8 +77,16 @@ where
 struct Listed {
     pods: bool,
     nodes: bool,
+    namespaces: bool,
     seen_pods: HashSet<String>,
     seen_nodes: HashSet<String>,
+    seen_namespaces: HashSet<String>,
+}
+
+impl Listed {
+    fn is_complete(&self) -> bool {
+        self.pods && self.nodes && self.namespaces
+    }
 }
 
 /// How a write ended.
@@ -106,8 +114,9 @@ impl Scheduler {
             let leads = *leadership.borrow_and_update();
             let mut pods: Changes<Pod> = changes(&self.context.client);
             let mut nodes: Changes<Node> = changes(&self.context.client);
+            let mut namespaces: Changes<Namespace> = changes(&self.context.client);
             loop {
-                let ready = leads && self.listed.pods && self.listed.nodes && self.writes.len() < WRITES;
+                let ready = leads && self.listed.is_complete() && self.writes.len() < WRITES;
                 tokio::select! {
                     changed = leadership.changed() => {
                         if changed.is_err() {
@@ -122,6 +131,7 @@ impl Scheduler {
                     },
                     Some(change) = pods.next() => self.pod_changed(change),
                     Some(change) = nodes.next() => self.node_changed(change),
+                    Some(change) = namespaces.next() => self.namespace_changed(change),
                     () = due(&self.queue), if ready => self.schedule_batch(),
                 }
                 self.context.metrics.pending(self.queue.pending());
@@ -165,7 +175,11 @@ impl Scheduler {
         let info = PodInfo::of(pod);
         if info.node_name.is_some() {
             self.queue.remove(uid);
-            self.snapshot.set_pod(&info);
+            match self.snapshot.set_pod(&info) {
+                Seen::Before => {}
+                Seen::New => self.queue.wake_minding(|waiting| self.snapshot.may_follow(waiting, &info)),
+                Seen::Changed => self.queue.wake_minding(PodInfo::minds_others),
+            }
         } else if is_ours(pod) {
             self.queue.put(info, Instant::now());
         } else {
@@ -190,11 +204,11 @@ impl Scheduler {
             Ok(Event::InitDone) => {
                 let seen = std::mem::take(&mut self.listed.seen_nodes);
                 let gone = self.snapshot.node_names().into_iter().filter(|name| !seen.contains(name));
-                gone.collect::<Vec<_>>().iter().for_each(|name| self.snapshot.remove_node(name));
+                gone.for_each(|name| self.node_gone(&name));
                 self.listed.nodes = true;
             }
             Ok(Event::Apply(node)) => self.set_node(&node),
-            Ok(Event::Delete(node)) => self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default()),
+            Ok(Event::Delete(node)) => self.node_gone(node.metadata.name.as_deref().unwrap_or_default()),
             Err(error) => tracing::debug!(%error, "the scheduler's view of nodes retries"),
         }
     }
@@ -205,11 +219,44 @@ impl Scheduler {
         }
     }
 
+    fn node_gone(&mut self, name: &str) {
+        if self.snapshot.remove_node(name) {
+            self.queue.wake();
+        }
+    }
+
+    fn namespace_changed(&mut self, change: watcher::Result<Event<Namespace>>) {
+        match change {
+            Ok(Event::Init) => self.listed.seen_namespaces.clear(),
+            Ok(Event::InitApply(namespace)) => {
+                self.listed.seen_namespaces.extend(namespace.metadata.name.clone());
+                self.set_namespace(&namespace);
+            }
+            Ok(Event::InitDone) => {
+                let seen = std::mem::take(&mut self.listed.seen_namespaces);
+                let gone = self.snapshot.namespace_names().into_iter().filter(|name| !seen.contains(name));
+                gone.for_each(|name| self.snapshot.remove_namespace(&name));
+                self.listed.namespaces = true;
+            }
+            Ok(Event::Apply(namespace)) => self.set_namespace(&namespace),
+            Ok(Event::Delete(namespace)) => {
+                self.snapshot.remove_namespace(namespace.metadata.name.as_deref().unwrap_or_default());
+            }
+            Err(error) => tracing::debug!(%error, "the scheduler's view of namespaces retries"),
+        }
+    }
+
+    fn set_namespace(&mut self, namespace: &Namespace) {
+        if self.snapshot.set_namespace(namespace) {
+            self.queue.wake();
+        }
+    }
+
     fn schedule_batch(&mut self) {
         for _ in 0..BATCH {
             let started = Instant::now();
             let Some(taken) = self.queue.pop(started) else { return };
-            let decided = schedule(&taken.pod, self.snapshot.nodes(), &self.profile, self.turn);
+            let decided = schedule(&taken.pod, &self.snapshot, &self.profile, self.turn);
             self.turn = self.turn.wrapping_add(1);
             self.context.metrics.decided(started.elapsed().as_secs_f64());
             match decided {

@@ -1,11 +1,13 @@
 //! The preferences: which of the possible nodes is best. One file each, named as in Kubernetes.
 
 mod balanced_allocation;
+mod inter_pod_affinity;
 mod least_allocated;
 mod node_affinity;
+mod pod_topology_spread;
 mod taint_toleration;
 
-use crate::snapshot::{NodeInfo, PodInfo};
+use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// The best that a node can get from one score, before its weight.
 pub const MAX: i64 = 100;
@@ -19,38 +21,112 @@ pub enum Scale {
     Up,
     /// The highest raw score becomes 0, and 0 becomes `MAX`.
     Down,
+    /// The highest raw score becomes `MAX`, and the lowest 0; all are 0 when they are equal.
+    Stretch,
+    /// The lowest raw score becomes `MAX`, others less by their distance to it; what is below zero becomes 0.
+    Reverse,
+}
+
+/// A pod and its possible nodes, with what is the same for all of them and so is worked out once.
+#[derive(Debug)]
+pub struct Preferences<'a> {
+    pod: &'a PodInfo,
+    affinity: inter_pod_affinity::Weights<'a>,
+    spread: pod_topology_spread::Spread<'a>,
+}
+
+impl<'a> Preferences<'a> {
+    pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot, candidates: &[(&NodeInfo, i64)]) -> Preferences<'a> {
+        Preferences {
+            pod,
+            affinity: inter_pod_affinity::Weights::of(pod, snapshot),
+            spread: pod_topology_spread::Spread::of(pod, snapshot, candidates),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Score {
     pub name: &'static str,
     pub weight: i64,
-    pub score: fn(&PodInfo, &NodeInfo) -> i64,
+    pub score: fn(&Preferences<'_>, &NodeInfo) -> i64,
     pub scale: Scale,
 }
 
 /// All scores, with Kubernetes' weights.
 pub const ALL: &[Score] = &[
-    Score { name: "TaintToleration", weight: 3, score: taint_toleration::score, scale: Scale::Down },
-    Score { name: "NodeAffinity", weight: 2, score: node_affinity::score, scale: Scale::Up },
-    Score { name: "LeastAllocated", weight: 1, score: least_allocated::score, scale: Scale::None },
-    Score { name: "BalancedAllocation", weight: 1, score: balanced_allocation::score, scale: Scale::None },
+    Score {
+        name: "TaintToleration",
+        weight: 3,
+        score: |preferences, node| taint_toleration::score(preferences.pod, node),
+        scale: Scale::Down,
+    },
+    Score {
+        name: "NodeAffinity",
+        weight: 2,
+        score: |preferences, node| node_affinity::score(preferences.pod, node),
+        scale: Scale::Up,
+    },
+    Score {
+        name: "PodTopologySpread",
+        weight: 2,
+        score: |preferences, node| preferences.spread.score(node),
+        scale: Scale::Reverse,
+    },
+    Score {
+        name: "InterPodAffinity",
+        weight: 2,
+        score: |preferences, node| preferences.affinity.score(node),
+        scale: Scale::Stretch,
+    },
+    Score {
+        name: "LeastAllocated",
+        weight: 1,
+        score: |preferences, node| least_allocated::score(preferences.pod, node),
+        scale: Scale::None,
+    },
+    Score {
+        name: "BalancedAllocation",
+        weight: 1,
+        score: |preferences, node| balanced_allocation::score(preferences.pod, node),
+        scale: Scale::None,
+    },
 ];
 
 impl Score {
     /// Adds what each candidate gets for this score.
-    pub(crate) fn add(&self, pod: &PodInfo, candidates: &mut [(&NodeInfo, i64)]) {
-        if self.scale == Scale::None {
-            for (node, total) in candidates {
-                *total += self.weight * (self.score)(pod, node);
-            }
-            return;
-        }
-        let raw: Vec<i64> = candidates.iter().map(|(node, _)| (self.score)(pod, node)).collect();
-        let highest = raw.iter().copied().max().unwrap_or(0);
+    pub(crate) fn add(&self, preferences: &Preferences<'_>, candidates: &mut [(&NodeInfo, i64)]) {
+        let raw: Vec<i64> = candidates.iter().map(|(node, _)| (self.score)(preferences, node)).collect();
+        let span = Span::of(&raw, self.scale);
         for ((_, total), raw) in candidates.iter_mut().zip(raw) {
-            let share = if highest == 0 { 0 } else { MAX * raw / highest };
-            *total += self.weight * if self.scale == Scale::Up { share } else { MAX - share };
+            *total += self.weight * span.points(raw, self.scale);
+        }
+    }
+}
+
+/// The lowest and the highest raw score of all candidates.
+struct Span {
+    lowest: i64,
+    highest: i64,
+}
+
+impl Span {
+    fn of(raw: &[i64], scale: Scale) -> Span {
+        let counts = |raw: &&i64| scale != Scale::Reverse || **raw >= 0;
+        let lowest = raw.iter().filter(counts).min().copied().unwrap_or(0);
+        Span { lowest, highest: raw.iter().filter(counts).max().copied().unwrap_or(0) }
+    }
+
+    fn points(&self, raw: i64, scale: Scale) -> i64 {
+        let share = |part: i64, whole: i64| if whole == 0 { 0 } else { MAX * part / whole };
+        match scale {
+            Scale::None => raw,
+            Scale::Up => share(raw, self.highest),
+            Scale::Down => MAX - share(raw, self.highest),
+            Scale::Stretch => share(raw - self.lowest, self.highest - self.lowest),
+            Scale::Reverse if raw < 0 => 0,
+            Scale::Reverse if self.highest == 0 => MAX,
+            Scale::Reverse => share(self.highest + self.lowest - raw, self.highest),
         }
     }
 }
@@ -92,7 +168,9 @@ mod tests {
     fn totals(name: &str, pod: &PodInfo, nodes: &[NodeInfo]) -> Vec<i64> {
         let score = ALL.iter().find(|score| score.name == name).unwrap();
         let mut candidates: Vec<(&NodeInfo, i64)> = nodes.iter().map(|node| (node, 0)).collect();
-        score.add(pod, &mut candidates);
+        let snapshot = Snapshot::default();
+        let preferences = Preferences::new(pod, &snapshot, &candidates);
+        score.add(&preferences, &mut candidates);
         candidates.iter().map(|(_, total)| *total).collect()
     }
 
@@ -111,6 +189,26 @@ mod tests {
         let taint = || Taint { key: "k".into(), effect: "PreferNoSchedule".into(), ..Taint::default() };
         let tainted = |count: usize| NodeInfo { taints: vec![taint(); count], ..node(0, 0) };
         assert_eq!(totals("TaintToleration", &pod(), &[tainted(0), tainted(1), tainted(2)]), [300, 150, 0]);
+    }
+
+    #[test]
+    fn raw_scores_become_comparable() {
+        for (scale, raw, points) in [
+            (Scale::None, &[0, 7][..], &[0, 7][..]),
+            (Scale::Up, &[0, 1, 4], &[0, 25, 100]),
+            (Scale::Up, &[0, 0], &[0, 0]),
+            (Scale::Down, &[0, 1, 4], &[100, 75, 0]),
+            (Scale::Stretch, &[-50, 0, 150], &[0, 25, 100]),
+            (Scale::Stretch, &[3, 3], &[0, 0]),
+            (Scale::Reverse, &[2, 4, 8, -1], &[100, 75, 25, 0]),
+            (Scale::Reverse, &[0, 0], &[100, 100]),
+            (Scale::Reverse, &[-1, -1], &[0, 0]),
+            (Scale::Reverse, &[], &[]),
+        ] {
+            let span = Span::of(raw, scale);
+            let all: Vec<i64> = raw.iter().map(|raw| span.points(*raw, scale)).collect();
+            assert_eq!(all, points, "{scale:?} {raw:?}");
+        }
     }
 
     #[test]

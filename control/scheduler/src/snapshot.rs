@@ -1,5 +1,7 @@
 //! What scheduling decides on: nodes with what is used of them, pods with what they ask for.
 
+mod terms;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -7,13 +9,18 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, Node, NodeSelectorTerm, Pod, PodSpec, PreferredSchedulingTerm, Taint, Toleration},
+    api::core::v1::{
+        Container, Namespace, Node, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, PreferredSchedulingTerm, Taint,
+        Toleration, WeightedPodAffinityTerm,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 
 use tandem_api::TRACE_ANNOTATION;
 
 use crate::quantity;
+pub use terms::{AffinityTerm, SpreadConstraint, WeightedTerm};
+use terms::{Labels, Namespaces};
 
 /// What a container that asks for nothing is taken to use, so that such pods spread too.
 const DEFAULT_MILLI_CPU: i64 = 100;
@@ -105,6 +112,9 @@ pub struct PodInfo {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// It is being deleted, and may still run.
+    pub terminating: bool,
     pub priority: i32,
     pub created: Option<Timestamp>,
     /// What it asks for, with overhead.
@@ -115,6 +125,11 @@ pub struct PodInfo {
     /// Any one of these terms has to match; no terms at all match nothing.
     pub required: Option<Vec<NodeSelectorTerm>>,
     pub preferred: Vec<PreferredSchedulingTerm>,
+    /// The pods that must, must not, and should or should not be in its topology domain.
+    pub pod_affinity: Arc<[AffinityTerm]>,
+    pub pod_anti_affinity: Arc<[AffinityTerm]>,
+    pub pod_preferences: Arc<[WeightedTerm]>,
+    pub topology_spread: Arc<[SpreadConstraint]>,
     pub tolerations: Vec<Toleration>,
     pub ports: Vec<HostPort>,
     /// The node that it names itself, or is bound to.
@@ -131,10 +146,13 @@ impl PodInfo {
         let spec = pod.spec.as_ref().unwrap_or(&none);
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()).unwrap_or_default();
         let required = affinity.required_during_scheduling_ignored_during_execution;
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let labels = meta.labels.clone().unwrap_or_default();
+        let spread = spec.topology_spread_constraints.iter().flatten();
         PodInfo {
-            namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
+            terminating: meta.deletion_timestamp.is_some(),
             priority: spec.priority.unwrap_or(0),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
             requests: requests(spec, Resources::of),
@@ -142,12 +160,24 @@ impl PodInfo {
             node_selector: spec.node_selector.clone().unwrap_or_default(),
             required: required.map(|selector| selector.node_selector_terms),
             preferred: affinity.preferred_during_scheduling_ignored_during_execution.unwrap_or_default(),
+            pod_affinity: affinity_terms(spec, &namespace, &labels),
+            pod_anti_affinity: anti_affinity_terms(spec, &namespace, &labels),
+            pod_preferences: preferences(spec, &namespace, &labels),
+            topology_spread: spread.map(|constraint| SpreadConstraint::of(constraint, &labels)).collect(),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             ports: spec.containers.iter().chain(sidecars(spec)).flat_map(host_ports).collect(),
             node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
             waiting_because: waiting_because(pod),
             trace: meta.annotations.as_ref().and_then(|all| all.get(TRACE_ANNOTATION)).cloned(),
+            namespace,
+            labels: Arc::new(labels),
         }
+    }
+
+    /// Whether other pods decide where it fits.
+    pub(crate) fn minds_others(&self) -> bool {
+        let spreads = || self.topology_spread.iter().any(|constraint| constraint.is_required);
+        !self.pod_affinity.is_empty() || !self.pod_anti_affinity.is_empty() || spreads()
     }
 
     /// True when nothing has changed that decides where the pod fits.
@@ -156,7 +186,41 @@ impl PodInfo {
             && self.node_selector == other.node_selector
             && self.required == other.required
             && self.tolerations == other.tolerations
+            && self.labels == other.labels
+            && self.pod_affinity == other.pod_affinity
+            && self.pod_anti_affinity == other.pod_anti_affinity
+            && self.topology_spread == other.topology_spread
     }
+}
+
+fn terms(terms: Option<&[PodAffinityTerm]>, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
+    terms.unwrap_or_default().iter().map(|term| AffinityTerm::of(term, namespace, labels)).collect()
+}
+
+fn affinity_terms(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.pod_affinity.as_ref());
+    let required = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_deref());
+    terms(required, namespace, labels)
+}
+
+fn anti_affinity_terms(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.pod_anti_affinity.as_ref());
+    let required = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_deref());
+    terms(required, namespace, labels)
+}
+
+fn preferences(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[WeightedTerm]> {
+    let Some(affinity) = &spec.affinity else { return Arc::default() };
+    let attracting = affinity.pod_affinity.as_ref();
+    let attracting = attracting.and_then(|it| it.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let repelling = affinity.pod_anti_affinity.as_ref();
+    let repelling = repelling.and_then(|it| it.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let weighted = |preferred: &WeightedPodAffinityTerm, sign: i64| WeightedTerm {
+        weight: sign * i64::from(preferred.weight),
+        term: AffinityTerm::of(&preferred.pod_affinity_term, namespace, labels),
+    };
+    let attracting = attracting.unwrap_or_default().iter().map(|preferred| weighted(preferred, 1));
+    attracting.chain(repelling.unwrap_or_default().iter().map(|preferred| weighted(preferred, -1))).collect()
 }
 
 fn waiting_because(pod: &Pod) -> Option<String> {
@@ -272,7 +336,13 @@ impl NodeInfo {
 
 /// A pod that takes room on a node.
 #[derive(Clone, Debug)]
-struct Placed {
+pub(crate) struct Placed {
+    pub(crate) namespace: String,
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) terminating: bool,
+    pub(crate) pod_affinity: Arc<[AffinityTerm]>,
+    pub(crate) pod_anti_affinity: Arc<[AffinityTerm]>,
+    pub(crate) pod_preferences: Arc<[WeightedTerm]>,
     node: String,
     requests: Resources,
     presumed: Resources,
@@ -281,7 +351,38 @@ struct Placed {
     assumed: bool,
 }
 
-/// All nodes and all pods on them, kept up to date change by change.
+impl Placed {
+    fn of(pod: &PodInfo, node: &str, assumed: bool) -> Placed {
+        Placed {
+            namespace: pod.namespace.clone(),
+            labels: pod.labels.clone(),
+            terminating: pod.terminating,
+            pod_affinity: pod.pod_affinity.clone(),
+            pod_anti_affinity: pod.pod_anti_affinity.clone(),
+            pod_preferences: pod.pod_preferences.clone(),
+            node: node.to_owned(),
+            requests: pod.requests.clone(),
+            presumed: pod.presumed.clone(),
+            ports: pod.ports.clone(),
+            assumed,
+        }
+    }
+
+    fn attracts(&self) -> bool {
+        !self.pod_affinity.is_empty() || !self.pod_preferences.is_empty()
+    }
+}
+
+/// What the API said of a pod on a node, as far as other pods mind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Before,
+    New,
+    /// Its labels changed, or it began to end.
+    Changed,
+}
+
+/// All nodes, all pods on them and the labels of all namespaces, kept up to date change by change.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     nodes: Vec<NodeInfo>,
@@ -289,11 +390,71 @@ pub struct Snapshot {
     placed: HashMap<String, Placed>,
     /// The uids of the pods on each node, also of nodes that are not known.
     residents: HashMap<String, HashSet<String>>,
+    namespaces: Namespaces,
+    /// The uids of the placed pods that have required anti-affinity.
+    repelling: HashSet<String>,
+    /// The uids of the placed pods that have required affinity, or preferences for or against other pods.
+    attracting: HashSet<String>,
 }
 
 impl Snapshot {
     pub fn nodes(&self) -> &[NodeInfo] {
         &self.nodes
+    }
+
+    /// All placed pods, also those of nodes that are not known.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Placed> {
+        self.placed.values()
+    }
+
+    pub(crate) fn pods_on(&self, node: &str) -> impl Iterator<Item = &Placed> {
+        self.residents.get(node).into_iter().flatten().filter_map(|uid| self.placed.get(uid))
+    }
+
+    /// The placed pods with required anti-affinity.
+    pub(crate) fn repelling(&self) -> impl Iterator<Item = &Placed> {
+        self.repelling.iter().filter_map(|uid| self.placed.get(uid))
+    }
+
+    /// The placed pods with required affinity, or preferences for or against other pods.
+    pub(crate) fn attracting(&self) -> impl Iterator<Item = &Placed> {
+        self.attracting.iter().filter_map(|uid| self.placed.get(uid))
+    }
+
+    pub(crate) fn node_of(&self, placed: &Placed) -> Option<&NodeInfo> {
+        self.index.get(&placed.node).map(|index| &self.nodes[*index])
+    }
+
+    /// Whether the term means a pod with these labels in this namespace.
+    pub(crate) fn means(&self, term: &AffinityTerm, namespace: &str, labels: &Labels) -> bool {
+        term.matches(namespace, labels, &self.namespaces)
+    }
+
+    /// Whether a waiting pod may fit because another one was placed.
+    pub(crate) fn may_follow(&self, waiting: &PodInfo, placed: &PodInfo) -> bool {
+        let wants = |term: &AffinityTerm| self.means(term, &placed.namespace, &placed.labels);
+        let spreads = |constraint: &SpreadConstraint| constraint.is_required && constraint.counts(&placed.labels);
+        waiting.pod_affinity.iter().any(wants)
+            || (waiting.namespace == placed.namespace && waiting.topology_spread.iter().any(spreads))
+    }
+
+    /// Says whether a pod that fitted nowhere might fit now.
+    pub fn set_namespace(&mut self, namespace: &Namespace) -> bool {
+        let labels = namespace.metadata.labels.clone().unwrap_or_default();
+        let name = namespace.metadata.name.clone().unwrap_or_default();
+        let changed = self.namespaces.get(&name) != Some(&labels);
+        if changed {
+            self.namespaces.insert(name, labels);
+        }
+        changed
+    }
+
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    pub fn namespace_names(&self) -> Vec<String> {
+        self.namespaces.keys().cloned().collect()
     }
 
     /// Says whether a pod that fitted nowhere might fit now.
@@ -323,12 +484,14 @@ impl Snapshot {
         true
     }
 
-    pub fn remove_node(&mut self, name: &str) {
-        let Some(index) = self.index.remove(name) else { return };
+    /// Says whether there was such a node: pods that other pods kept away may fit when a domain goes.
+    pub fn remove_node(&mut self, name: &str) -> bool {
+        let Some(index) = self.index.remove(name) else { return false };
         self.nodes.swap_remove(index);
         if let Some(moved) = self.nodes.get(index) {
             self.index.insert(moved.name.clone(), index);
         }
+        true
     }
 
     pub fn node_names(&self) -> Vec<String> {
@@ -365,21 +528,27 @@ impl Snapshot {
     }
 
     /// A pod that the API says is on a node.
-    pub fn set_pod(&mut self, pod: &PodInfo) {
-        if let Some(node) = &pod.node_name {
-            self.place(pod, node, false);
-        }
+    pub(crate) fn set_pod(&mut self, pod: &PodInfo) -> Seen {
+        let Some(node) = &pod.node_name else { return Seen::Before };
+        let seen = match self.placed.get(&pod.uid) {
+            Some(known) if known.assumed => Seen::New,
+            Some(known) if known.labels != pod.labels || known.terminating != pod.terminating => Seen::Changed,
+            Some(_) => Seen::Before,
+            None => Seen::New,
+        };
+        self.place(pod, node, false);
+        seen
     }
 
     fn place(&mut self, pod: &PodInfo, node: &str, assumed: bool) {
         self.remove_pod(&pod.uid);
-        let placed = Placed {
-            node: node.to_owned(),
-            requests: pod.requests.clone(),
-            presumed: pod.presumed.clone(),
-            ports: pod.ports.clone(),
-            assumed,
-        };
+        let placed = Placed::of(pod, node, assumed);
+        if !placed.pod_anti_affinity.is_empty() {
+            self.repelling.insert(pod.uid.clone());
+        }
+        if placed.attracts() {
+            self.attracting.insert(pod.uid.clone());
+        }
         if let Some(index) = self.index.get(node) {
             self.nodes[*index].place(&placed);
         }
@@ -390,6 +559,8 @@ impl Snapshot {
     /// Says whether that made room.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(placed) = self.placed.remove(uid) else { return false };
+        self.repelling.remove(uid);
+        self.attracting.remove(uid);
         if let Some(index) = self.index.get(&placed.node) {
             self.nodes[*index].displace(&placed);
         }

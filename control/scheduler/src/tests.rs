@@ -1,3 +1,5 @@
+mod topology;
+
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::{
@@ -48,7 +50,7 @@ fn fill(snapshot: &mut Snapshot, pods: usize, cpu: &str) -> HashMap<String, usiz
     let mut counts = HashMap::new();
     for turn in 0..pods {
         let pod = pod(&format!("p{turn}"), cpu);
-        let node = schedule(&pod, snapshot.nodes(), &Profile::default(), turn).unwrap();
+        let node = schedule(&pod, snapshot, &Profile::default(), turn).unwrap();
         snapshot.assume(&pod, &node);
         *counts.entry(node).or_default() += 1;
     }
@@ -60,26 +62,26 @@ fn the_emptier_node_is_chosen() {
     let mut snapshot = cluster(&[node("a", "4", ""), node("b", "4", "")]);
     snapshot.assume(&pod("x", "2"), "a");
     for turn in 0..4 {
-        assert_eq!(schedule(&pod("p", "1"), snapshot.nodes(), &Profile::default(), turn).unwrap(), "b");
+        assert_eq!(schedule(&pod("p", "1"), &snapshot, &Profile::default(), turn).unwrap(), "b");
     }
 }
 
 #[test]
 fn equal_nodes_take_turns() {
     let snapshot = cluster(&[node("a", "4", ""), node("b", "4", ""), node("c", "4", "")]);
-    let choose = |turn| schedule(&pod("p", "1"), snapshot.nodes(), &Profile::default(), turn).unwrap();
+    let choose = |turn| schedule(&pod("p", "1"), &snapshot, &Profile::default(), turn).unwrap();
     assert_eq!([0, 1, 2, 3].map(choose), ["a", "b", "c", "a"]);
 }
 
 #[test]
 fn pending_pods_say_why_in_kubernetes_words() {
     let snapshot = cluster(&[node("a", "1", ""), node("b", "4", "gpu"), node("c", "4", "gpu")]);
-    let refused = schedule(&pod("p", "2"), snapshot.nodes(), &Profile::default(), 1).unwrap_err();
+    let refused = schedule(&pod("p", "2"), &snapshot, &Profile::default(), 1).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {gpu: yes}."
     );
-    let refused = schedule(&pod("p", "2"), &[], &Profile::default(), 7).unwrap_err();
+    let refused = schedule(&pod("p", "2"), &Snapshot::default(), &Profile::default(), 7).unwrap_err();
     assert_eq!(refused.to_string(), "no nodes available to schedule pods");
 }
 
@@ -102,6 +104,6 @@ fn a_full_cluster_takes_no_more() {
     let mut snapshot = cluster(&nodes);
     let counts = fill(&mut snapshot, 400, "500m");
     assert!(counts.values().all(|count| *count == 2));
-    let refused = schedule(&pod("p", "1m"), snapshot.nodes(), &Profile::default(), 0).unwrap_err();
+    let refused = schedule(&pod("p", "1m"), &snapshot, &Profile::default(), 0).unwrap_err();
     assert_eq!(refused.to_string(), "0/200 nodes are available: 200 Insufficient cpu.");
 }

@@ -15,7 +15,9 @@ fn node() -> NodeInfo {
 }
 
 fn check(pod: &PodInfo, node: &NodeInfo) -> String {
-    let reasons = ALL.iter().map(|filter| (filter.check)(pod, node)).find(|reasons| !reasons.is_empty());
+    let snapshot = Snapshot::default();
+    let cycle = Cycle::new(pod, &snapshot);
+    let reasons = ALL.iter().map(|filter| (filter.check)(&cycle, node)).find(|reasons| !reasons.is_empty());
     let reasons = reasons.unwrap_or_default();
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

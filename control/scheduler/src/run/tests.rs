@@ -21,6 +21,9 @@ const PODS: &str = r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceV
     {"metadata":{"name":"gated","namespace":"a","uid":"4","resourceVersion":"3"},
      "spec":{"schedulingGates":[{"name":"g"}],"containers":[{"name":"c"}]}}]}"#;
 
+const NAMESPACES: &str = r#"{"kind":"NamespaceList","apiVersion":"v1","metadata":{"resourceVersion":"5"},"items":[
+    {"metadata":{"name":"a","uid":"a","resourceVersion":"1"}}]}"#;
+
 /// Answers lists with the constants, keeps watches open, and hands on what is written.
 fn client(written: mpsc::Sender<String>) -> kube::Client {
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -35,6 +38,7 @@ fn client(written: mpsc::Sender<String>) -> kube::Client {
                 }
                 ("GET", "/api/v1/nodes") => NODES.to_owned(),
                 ("GET", "/api/v1/pods") => PODS.to_owned(),
+                ("GET", "/api/v1/namespaces") => NAMESPACES.to_owned(),
                 (_, path) if path.ends_with("/events") => {
                     String::from_utf8(body.collect_bytes().await.unwrap().to_vec()).unwrap()
                 }

@@ -114,3 +114,21 @@ fn ports_conflict_by_address_and_protocol() {
     ]);
     assert_eq!(PodInfo::of(&pod).ports, [port(None, "TCP")]);
 }
+
+#[test]
+fn what_others_mind_of_a_pod_is_noticed_once() {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_node(&node("n1", "cpu=4"));
+    let mut info = PodInfo::of(&pod("a", vec![container("")]));
+    assert_eq!(snapshot.set_pod(&info), Seen::Before, "it has no node");
+    snapshot.assume(&info, "n1");
+    info.node_name = Some("n1".into());
+    assert_eq!(snapshot.set_pod(&info), Seen::New);
+    assert_eq!(snapshot.set_pod(&info), Seen::Before);
+    info.labels = Arc::new(Labels::from([("app".into(), "web".into())]));
+    assert_eq!(snapshot.set_pod(&info), Seen::Changed);
+    info.terminating = true;
+    assert_eq!(snapshot.set_pod(&info), Seen::Changed);
+    assert_eq!(snapshot.set_pod(&info), Seen::Before);
+    assert!(snapshot.remove_node("n1") && !snapshot.remove_node("n1"));
+}
