@@ -219,8 +219,8 @@ pub(crate) enum TokenCommand {
         /// How long the token is good for, such as `30m` or `24h`.
         #[arg(long, default_value = "1h", value_parser = parse_ttl)]
         ttl: jiff::SignedDuration,
-        /// The kubeconfig of an administrator [default: DIR/admin.kubeconfig].
-        #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+        /// The kubeconfig of an administrator [env: KUBECONFIG] [default: DIR/admin.kubeconfig].
+        #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
     },
 }
@@ -273,8 +273,8 @@ pub(crate) enum Output {
 pub(crate) struct Registry {
     #[command(flatten)]
     pub(crate) data: DataDir,
-    /// The kubeconfig of the cluster [default: DIR/admin.kubeconfig].
-    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    /// The kubeconfig of the cluster [env: KUBECONFIG] [default: DIR/admin.kubeconfig].
+    #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 

@@ -24,6 +24,15 @@ pub(crate) struct DataFolder {
     _lock: File,
 }
 
+/// Another process holds the folder's lock.
+#[derive(Debug, thiserror::Error)]
+#[error("{folder} is in use by another tandem (process {owner}): stop it or name another --data-dir")]
+pub(crate) struct InUse {
+    folder: String,
+    /// The process that the lock file names; another's while a new owner has not written itself down yet.
+    pub(crate) owner: String,
+}
+
 /// The folder to use where none was named.
 pub(crate) fn default_path(is_root: bool, home: Option<PathBuf>, xdg: Option<PathBuf>) -> PathBuf {
     if is_root {
@@ -157,7 +166,7 @@ fn take_lock(path: &Path) -> anyhow::Result<File> {
             let mut owner = String::new();
             file.read_to_string(&mut owner)?;
             let folder = path.parent().unwrap_or(path).display().to_string();
-            bail!("{folder} is in use by another tandem (process {}): stop it or name another --data-dir", owner.trim())
+            Err(InUse { folder, owner: owner.trim().to_owned() }.into())
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
@@ -171,8 +180,9 @@ mod tests {
     fn a_folder_is_taken_by_one_process_and_kept_in_one_format() {
         let directory = tempfile::tempdir().unwrap();
         let first = DataFolder::open(directory.path()).unwrap();
-        let error = DataFolder::open(directory.path()).unwrap_err().to_string();
-        assert!(error.contains("in use by another tandem"), "{error}");
+        let error = DataFolder::open(directory.path()).unwrap_err();
+        assert!(error.to_string().contains("in use by another tandem"), "{error}");
+        assert_eq!(error.downcast::<InUse>().unwrap().owner, std::process::id().to_string());
         drop(first);
         let again = DataFolder::open(directory.path()).unwrap();
         let id = again.cluster_id(&tandem_api::SystemEntropy).unwrap();

@@ -7,12 +7,16 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    data::{self, DataFolder},
+    data::{self, DataFolder, InUse},
     node::cgroup_root,
+    program,
     terminal::{Progress, remark},
 };
 
@@ -63,6 +67,7 @@ async fn end_containers(node: &Path) -> anyhow::Result<()> {
 
 /// Ends the process that uses the folder, and takes the folder over.
 async fn stop_owner(folder: &Path, progress: &Progress) -> anyhow::Result<DataFolder> {
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
     let deadline = Instant::now() + STOP_WAIT;
     let mut told = None;
     loop {
@@ -70,18 +75,39 @@ async fn stop_owner(folder: &Path, progress: &Progress) -> anyhow::Result<DataFo
             Ok(data) => return Ok(data),
             Err(error) => error,
         };
-        let owner = fs::read_to_string(folder.join("lock")).unwrap_or_default();
-        let owner = owner.trim().parse().ok().and_then(Pid::from_raw);
-        match owner {
-            Some(pid) if told != Some(pid) => {
-                kill_process(pid, Signal::TERM).context("cannot stop the tandem that uses this folder")?;
-                progress.done("tandem told to stop");
-                told = Some(pid);
-            }
-            Some(_) if Instant::now() < deadline => {}
-            _ => return Err(refused),
+        let Some(held) = refused.downcast_ref::<InUse>() else { return Err(refused) };
+        let owner = held.owner.parse().ok().and_then(Pid::from_raw);
+        if let Some(pid) = owner.filter(|pid| told != Some(*pid))
+            && stop(pid, &own).context("cannot stop the tandem that uses this folder")?
+        {
+            progress.done("tandem told to stop");
+            told = Some(pid);
+        }
+        if Instant::now() >= deadline {
+            return Err(if told.is_some() { refused } else { refused.context("cannot tell which process to stop") });
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells a process to stop if it runs the program `own`, and says whether it did: the lock file may name a process
+/// that is gone, and whose number is another's now.
+fn stop(pid: Pid, own: &Path) -> io::Result<bool> {
+    // Holds on to the process, so that it is the one that is looked at that gets the signal.
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(false),
+        process => process?,
+    };
+    let executable = match fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        executable => executable?,
+    };
+    if !program::is_same(&executable, own) {
+        return Ok(false);
+    }
+    match pidfd_send_signal(process, Signal::TERM) {
+        Err(Errno::SRCH) => Ok(false),
+        sent => Ok(sent.map(|()| true)?),
     }
 }
 
@@ -106,4 +132,51 @@ fn remove_tree(group: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(group)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::process::ExitStatusExt as _,
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+
+    /// A process that does nothing.
+    fn bystander() -> Child {
+        Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap()
+    }
+
+    fn pid(child: &Child) -> Pid {
+        Pid::from_child(child)
+    }
+
+    #[test]
+    fn only_a_process_of_this_program_is_told_to_stop() {
+        let mut child = bystander();
+        let running = fs::read_link(format!("/proc/{}/exe", child.id())).unwrap();
+        assert!(!stop(pid(&child), Path::new("/usr/bin/tandem")).unwrap());
+        assert!(child.try_wait().unwrap().is_none(), "it still runs");
+        assert!(stop(pid(&child), &running).unwrap());
+        assert_eq!(child.wait().unwrap().signal(), Some(15));
+        assert!(!stop(pid(&child), &running).unwrap(), "a process that is gone is no error");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_not_held_ends_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(DataFolder::open(folder.path()).unwrap());
+        let mut child = bystander();
+        fs::write(folder.path().join("lock"), format!("{}\n", child.id())).unwrap();
+        let progress = Progress::begin();
+        assert!(stop_owner(folder.path(), &progress).await.is_ok(), "a lock file that names a process is no lock");
+        fs::write(folder.path().join("format"), "tandem-data 99\n").unwrap();
+        fs::write(folder.path().join("lock"), format!("{}\n", child.id())).unwrap();
+        let error = stop_owner(folder.path(), &progress).await.unwrap_err();
+        assert!(error.to_string().contains("use the newer version"), "{error}");
+        assert!(child.try_wait().unwrap().is_none(), "it still runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -11,6 +11,7 @@ mod elsewhere;
 mod enrol;
 mod inspect;
 mod join;
+mod kubeconfig;
 mod leading;
 mod member;
 mod members;
@@ -75,8 +76,8 @@ fn told(error: &anyhow::Error) -> String {
     causes.fold(first, |text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
 }
 
-fn kubeconfig(cluster: &Registry) -> std::path::PathBuf {
-    token::kubeconfig_path(cluster.kubeconfig.as_deref(), cluster.data.data_dir.as_deref())
+fn kubeconfig_of(cluster: &Registry) -> std::path::PathBuf {
+    kubeconfig::path(cluster.kubeconfig.as_deref(), cluster.data.data_dir.as_deref())
 }
 
 async fn run(command: Command) -> anyhow::Result<()> {
@@ -86,21 +87,21 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Node(node) => up::node(&node).await,
         Command::Down(data) => down::down(&data::chosen(data.data_dir.as_deref())).await,
         Command::Token { command: TokenCommand::Create { data, role, ttl, kubeconfig } } => {
-            let kubeconfig = token::kubeconfig_path(kubeconfig.as_deref(), data.data_dir.as_deref());
+            let kubeconfig = kubeconfig::path(kubeconfig.as_deref(), data.data_dir.as_deref());
             token::create(role, ttl, &kubeconfig).await
         }
         Command::Member { command: MemberCommand::List { cluster, output } } => {
-            status::members(&kubeconfig(&cluster), output).await
+            status::members(&kubeconfig_of(&cluster), output).await
         }
         Command::Member { command: MemberCommand::Promote { id, cluster } } => {
-            status::promote(id, &kubeconfig(&cluster)).await
+            status::promote(id, &kubeconfig_of(&cluster)).await
         }
         Command::Member { command: MemberCommand::Remove { id, cluster } } => {
-            status::remove(id, &kubeconfig(&cluster)).await
+            status::remove(id, &kubeconfig_of(&cluster)).await
         }
-        Command::Status(asked) => status::show(&kubeconfig(&asked.cluster), asked.output).await,
+        Command::Status(asked) => status::show(&kubeconfig_of(&asked.cluster), asked.output).await,
         Command::Push(push) => {
-            let kubeconfig = kubeconfig(&push.registry);
+            let kubeconfig = kubeconfig_of(&push.registry);
             push::push(&push.file, &push.reference, &kubeconfig).await
         }
         Command::Inspect(inspect) => {
@@ -108,7 +109,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             if file.exists() {
                 return inspect::show(&inspect.target, &inspect::read(file)?);
             }
-            push::show(&inspect.target, &kubeconfig(&inspect.registry)).await
+            push::show(&inspect.target, &kubeconfig_of(&inspect.registry)).await
         }
         Command::WasmHost { .. } => Ok(()),
     }

@@ -1,9 +1,6 @@
 //! `up`, `control` and `node`: what runs in the foreground until it is told to stop.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, bail};
 use tandem_api::Settings;
@@ -16,7 +13,7 @@ use crate::{
     control::{self, ControlPlane, Start},
     data::{self, DataFolder},
     join::{self, NodeFiles},
-    node,
+    kubeconfig, node,
     terminal::Progress,
     way::Way,
 };
@@ -161,8 +158,7 @@ async fn cluster_settings(client: &tandem_client::kube::Client) -> anyhow::Resul
 
 /// Merges the administrator's context into the kubeconfig of whoever typed the command.
 fn set_context(started: &ControlPlane, progress: &Progress) -> anyhow::Result<()> {
-    let home = std::env::var_os("HOME").context("there is no HOME to keep a kubeconfig in")?;
-    let path = std::env::var_os("KUBECONFIG").map_or_else(|| Path::new(&home).join(".kube/config"), Into::into);
+    let path = kubeconfig::of_user()?;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
