@@ -86,6 +86,13 @@ enum Others {
     Down,
 }
 
+/// How new a Lease is: one from the cache may be older than what was read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Newest,
+    Perhaps,
+}
+
 impl NodeLifecycle {
     pub(crate) fn new(grace: Duration) -> NodeLifecycle {
         NodeLifecycle { grace, heartbeats: Mutex::new(HashMap::new()) }
@@ -96,12 +103,12 @@ impl NodeLifecycle {
     async fn listen(&self, input: &Input<'_>, node: &Node) -> Result<Timestamp, Error> {
         let name = object::name(&node.metadata);
         let cached = input.cache.leases.get(&Key::new(LEASES, name));
-        let heard = self.heard(node, cached.as_deref(), input.now);
+        let heard = self.heard(node, cached.as_deref(), Told::Perhaps, input.now);
         if !object::until(object::after(heard, seconds(self.grace / LOOKS)), input.now).is_zero() {
             return Ok(heard);
         }
         let leases = kube::Api::<Lease>::namespaced(input.client.clone(), LEASES);
-        Ok(self.heard(node, leases.get_opt(name).await?.as_ref(), input.now))
+        Ok(self.heard(node, leases.get_opt(name).await?.as_ref(), Told::Newest, input.now))
     }
 
     /// The others, for a node that is given up from `deadline` on.
@@ -121,14 +128,19 @@ impl NodeLifecycle {
         others
     }
 
-    fn heard(&self, node: &Node, lease: Option<&Lease>, now: Timestamp) -> Timestamp {
+    fn heard(&self, node: &Node, lease: Option<&Lease>, told: Told, now: Timestamp) -> Timestamp {
         let name = object::name(&node.metadata);
         let lease = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
         let reported = condition(node, READY).and_then(|ready| ready.last_heartbeat_time.clone());
         let beat = lease.map(|time| time.0).max(reported.map(|time| time.0));
         let mut heartbeats = self.heartbeats.lock();
         let last = heartbeats.entry(name.to_owned()).or_insert(Heartbeat { beat, seen: now });
-        if last.beat != beat {
+        let is_new = match told {
+            // A node whose clock was set back is alive, too.
+            Told::Newest => last.beat != beat,
+            Told::Perhaps => last.beat < beat,
+        };
+        if is_new {
             *last = Heartbeat { beat, seen: now };
         }
         last.seen

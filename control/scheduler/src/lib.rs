@@ -94,8 +94,10 @@ pub fn schedule(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile, turn: usi
             break;
         }
     }
-    let preferences = Preferences::new(pod, snapshot, &candidates);
-    profile.scores.iter().for_each(|score| score.add(&preferences, &mut candidates));
+    if candidates.len() > 1 {
+        let preferences = Preferences::new(pod, snapshot, &candidates);
+        profile.scores.iter().for_each(|score| score.add(&preferences, &mut candidates));
+    }
     let best = candidates.into_iter().reduce(|best, other| if other.1 > best.1 { other } else { best });
     best.map(|(node, _)| node.name.clone()).ok_or(refused)
 }

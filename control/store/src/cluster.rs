@@ -201,7 +201,7 @@ impl Cluster {
                 applied.map(drop).map_err(|_| why.to_owned())
             }
             () = lost(self.leader.quorum.clone()) => Err(why.to_owned()),
-            () = self.expelled() => Err("this member was removed from its cluster, which sends it nothing more".to_owned()),
+            () = self.expelled() => Err("this member was removed and is sent nothing more".to_owned()),
         }
     }
 

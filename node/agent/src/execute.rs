@@ -10,6 +10,7 @@ use kube::{
     Api,
     api::{DeleteParams, Preconditions},
 };
+use tandem_api::WASM_RUNTIME_CLASS;
 use tandem_runtime::{AddressClass, ContainerId, Mount, Network, Runtime, SandboxId};
 
 use crate::{
@@ -87,7 +88,7 @@ impl Context {
                     Err(error) => Err(error),
                 };
                 removed.map_err(|error| Fault::new("FailedRemove", error.to_string()))?;
-                self.forget(job, id);
+                self.forget(job, |container, _| container == id);
                 Ok(Done::Changed(*kind))
             }
             Step::Clean => self.clean(&job.pod).await,
@@ -121,7 +122,7 @@ impl Context {
             self.events.warning(pod, None, "FailedCreatePodSandBox", message.clone());
             Fault::new("FailedCreatePodSandBox", message)
         };
-        self.check_sandbox(pod).await.map_err(|why| failed(&why))?;
+        self.check_sandbox(pod, kind).await.map_err(|why| failed(&why))?;
         let log_directory = self.directories.logs(pod);
         std::fs::create_dir_all(&log_directory).map_err(|error| failed(&error))?;
         // Components are held within their limits by their host; ten thousand of them need no cgroup each.
@@ -156,16 +157,17 @@ impl Context {
     }
 
     /// What a sandbox is asked for and this node cannot give is refused: less isolation than was asked for is none.
-    async fn check_sandbox(&self, pod: &Pod) -> Result<(), String> {
+    async fn check_sandbox(&self, pod: &Pod, kind: Kind) -> Result<(), String> {
         sandbox::check(pod)?;
         let Some(name) = pod::spec(pod).and_then(|spec| spec.runtime_class_name.as_deref()) else { return Ok(()) };
-        if name.is_empty() || name == tandem_api::WASM_RUNTIME_CLASS {
+        if name.is_empty() || name == WASM_RUNTIME_CLASS {
             return Ok(());
         }
         let class = Api::<RuntimeClass>::all(self.client.clone()).get(name).await;
-        match class.map_err(|error| format!("cannot read RuntimeClass {name:?}: {error}"))?.handler.as_str() {
-            DEFAULT_HANDLER => Ok(()),
-            other => Err(format!("no runtime for {other:?} is configured")),
+        let handler = class.map_err(|error| format!("cannot read RuntimeClass {name:?}: {error}"))?.handler;
+        match (kind, handler.as_str()) {
+            (Kind::Container, DEFAULT_HANDLER) | (Kind::Component, WASM_RUNTIME_CLASS | DEFAULT_HANDLER) => Ok(()),
+            _ => Err(format!("no runtime for {handler:?} is configured")),
         }
     }
 
@@ -198,6 +200,7 @@ impl Context {
             self.events.warning(&job.pod, None, "FailedKillPod", message.clone());
             Fault::new(SANDBOX_STOP_FAILED, message)
         })?;
+        self.forget(job, |_, sandbox| sandbox == id);
         Ok(Done::Changed(kind))
     }
 
@@ -335,18 +338,21 @@ impl Context {
         })
     }
 
-    /// What a removed container left: its logs and last words. A pod that is restarted for ever must not fill the disk.
-    fn forget(&self, job: &Job, id: &ContainerId) {
-        let containers = job.seen.sandboxes.iter().flat_map(|seen| &seen.sandbox.containers);
-        let Some(gone) = containers.into_iter().find(|container| container.id == *id) else { return };
-        let log = self.directories.logs(&job.pod).join(log_file(&gone.name, gone.attempt));
-        let words = self.directories.last_words(pod::uid(&job.pod), &gone.name, gone.attempt);
-        for path in rotation::parts(&log).into_iter().chain([words]) {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, path = %path.display(), "cannot remove what a container left");
+    /// What removed containers left: their logs and last words. A pod that is restarted for ever must not fill the disk.
+    fn forget(&self, job: &Job, is_gone: impl Fn(&ContainerId, &SandboxId) -> bool) {
+        let (logs, uid) = (self.directories.logs(&job.pod), pod::uid(&job.pod));
+        for sandbox in job.seen.sandboxes.iter().map(|seen| &seen.sandbox) {
+            for gone in sandbox.containers.iter().filter(|container| is_gone(&container.id, &sandbox.id)) {
+                let log = logs.join(log_file(&gone.name, gone.attempt));
+                let words = self.directories.last_words(uid, &gone.name, gone.attempt);
+                for path in rotation::parts(&log).into_iter().chain([words]) {
+                    match std::fs::remove_file(&path) {
+                        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                            tracing::warn!(%error, path = %path.display(), "cannot remove what a container left");
+                        }
+                        _ => {}
+                    }
                 }
-                _ => {}
             }
         }
     }

@@ -78,6 +78,8 @@ pub(crate) struct NodeAgent {
     context: Arc<Context>,
     registration: Registration,
     pod_cidr: watch::Sender<Option<Ipv4Net>>,
+    /// Whether the API says that the node is ready; nothing until it has said.
+    stored: watch::Sender<Option<bool>>,
     sent: Option<(NodeStatus, Timestamp)>,
 }
 
@@ -102,12 +104,12 @@ impl NodeAgent {
         registration: Registration,
         pod_cidr: watch::Sender<Option<Ipv4Net>>,
     ) -> NodeAgent {
-        NodeAgent { context, registration, pod_cidr, sent: None }
+        NodeAgent { context, registration, pod_cidr, stored: watch::channel(None).0, sent: None }
     }
 
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let lease = Box::pin(hold_lease(self.context.clone()));
-        let cidr = Box::pin(follow_node(self.context.clone(), self.pod_cidr.clone()));
+        let cidr = Box::pin(follow_node(self.context.clone(), self.pod_cidr.clone(), self.stored.clone()));
         let all = futures::future::join3(Box::pin(self.report()), lease, cidr);
         shutdown.run_until_cancelled(all).await;
     }
@@ -116,6 +118,7 @@ impl NodeAgent {
     async fn report(mut self) {
         let mut health = self.pod_cidr.subscribe();
         let mut progress = self.context.observer.progress();
+        let mut stored = self.stored.subscribe();
         while let Err(error) = bounded(self.register()).await {
             tracing::debug!(%error, "the node is not registered yet");
             tokio::time::sleep(RETRY_PERIOD).await;
@@ -127,6 +130,13 @@ impl NodeAgent {
         loop {
             // Remembered before it is told: what changes meanwhile is told in the next round.
             let before = answering(&progress.borrow_and_update());
+            let is_stored_ready = *stored.borrow_and_update();
+            if let (Some(stored), Some((sent, at))) = (is_stored_ready, &mut self.sent)
+                && stored != is_ready(sent)
+            {
+                // Somebody thought the node dead, and does not any more when it says what it said before.
+                *at = Timestamp::UNIX_EPOCH;
+            }
             let now = self.context.clock.now();
             let ready = self.health().problem().is_none();
             let mut pause = if was_ready || ready { STATUS_PERIOD } else { FIRST_PERIOD };
@@ -143,6 +153,7 @@ impl NodeAgent {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = health.changed() => if changed.is_err() { return },
+                changed = stored.changed() => if changed.is_err() { return },
                 changed = progress.wait_for(|progress| answering(progress) != before) => {
                     if changed.is_err() { return }
                 }
@@ -396,7 +407,11 @@ fn publish(sender: &watch::Sender<Option<Ipv4Net>>, cidr: Ipv4Net) {
 }
 
 /// Publishes the pod CIDR that the control plane gives the node.
-async fn follow_node(context: Arc<Context>, pod_cidr: watch::Sender<Option<Ipv4Net>>) {
+async fn follow_node(
+    context: Arc<Context>,
+    pod_cidr: watch::Sender<Option<Ipv4Net>>,
+    stored: watch::Sender<Option<bool>>,
+) {
     let mine = watcher::Config::default().fields(&format!("metadata.name={}", context.node_name));
     let events = watcher(Api::<Node>::all(context.client.clone()), mine).default_backoff();
     futures::pin_mut!(events);
@@ -409,6 +424,8 @@ async fn follow_node(context: Arc<Context>, pod_cidr: watch::Sender<Option<Ipv4N
                 continue;
             }
         };
+        let is_ready = node.status.as_ref().map(is_ready);
+        stored.send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
         let text = node.spec.and_then(|spec| spec.pod_cidr);
         match text.as_deref().map(str::parse::<Ipv4Net>) {
             Some(Ok(cidr)) => publish(&pod_cidr, cidr),

@@ -251,9 +251,10 @@ impl Reporter<'_> {
     }
 
     fn conditions(&self, phase: &str, init: &[ContainerStatus], main: &[ContainerStatus]) -> Vec<PodCondition> {
-        let ended = match phase {
-            "Succeeded" => Some("PodCompleted"),
-            "Failed" => Some("PodFailed"),
+        // A pod that is being ended serves nobody any more, though its phase waits for the last container.
+        let ended = match (phase, self.outcome) {
+            ("Succeeded", _) | (_, Some(Outcome::Succeeded)) => Some("PodCompleted"),
+            ("Failed", _) | (_, Some(Outcome::Failed | Outcome::DeadlineExceeded)) => Some("PodFailed"),
             _ => None,
         };
         let sandbox = self.seen.primary_sandbox().is_some_and(|sandbox| sandbox.address.is_some());

@@ -88,7 +88,8 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ApiError> {
 
 /// The value of a header; clients send names as UTF-8.
 fn text(header: &HeaderName, value: &HeaderValue) -> Result<String, ApiError> {
-    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| !text.is_empty());
+    let may_be_empty = header.as_str().starts_with(EXTRA);
+    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| may_be_empty || !text.is_empty());
     text.map(str::to_owned).ok_or_else(|| unreadable(header))
 }
 

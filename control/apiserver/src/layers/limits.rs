@@ -148,16 +148,16 @@ pub(crate) async fn hold(State(core): State<Arc<Core>>, request: Request, next: 
         return stream(&core, &info, outside, request, next).await;
     }
     let pool = if info.verb.is_read() { &core.limits.reads } else { &core.limits.writes };
-    let _slot = if outside {
-        match pool.enter(user(&request)).await {
-            Some(slot) => Some(slot),
-            None => return too_many(),
-        }
-    } else {
-        None
-    };
     let longest = requested_timeout(&info).map_or(REQUEST_MAX, |asked| asked.min(REQUEST_MAX));
-    timeout(longest, next.run(request)).await.unwrap_or_else(|_| {
+    let answered = async {
+        let slot = if outside { Some(pool.enter(user(&request)).await) } else { None };
+        match slot {
+            Some(None) => too_many(),
+            Some(Some(_slot)) => next.run(request).await,
+            None => next.run(request).await,
+        }
+    };
+    timeout(longest, answered).await.unwrap_or_else(|_| {
         let message = "Timeout: request did not complete within requested timeout - context deadline exceeded";
         respond::error(&ApiError::new(Reason::Timeout, message))
     })

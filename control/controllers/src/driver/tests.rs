@@ -74,6 +74,10 @@ struct Bench {
 }
 
 fn bench(keys: &[&str], server: Server) -> Bench {
+    bench_with(keys, server, Duration::from_secs(60))
+}
+
+fn bench_with(keys: &[&str], server: Server, perform_max: Duration) -> Bench {
     let (lead, leadership) = watch::channel(false);
     let (sender, runs) = mpsc::channel(64);
     let active = Arc::new(AtomicUsize::new(0));
@@ -90,7 +94,7 @@ fn bench(keys: &[&str], server: Server) -> Bench {
         leadership,
         clock: Arc::new(FixedClock::new(jiff::Timestamp::UNIX_EPOCH)),
         failures: Mutex::new(HashMap::new()),
-        perform_max: Duration::from_millis(50),
+        perform_max,
     });
     let shutdown = CancellationToken::new();
     let driver = tokio::spawn(driver.run(shutdown.clone()));
@@ -188,7 +192,7 @@ async fn a_failure_is_tried_again_and_told_to_the_next_plan() {
 
 #[tokio::test]
 async fn a_plan_that_gets_no_answer_is_made_again() {
-    let mut bench = bench(&["a"], Server::new(|_| Answer::Never));
+    let mut bench = bench_with(&["a"], Server::new(|_| Answer::Never), Duration::from_millis(50));
     bench.lead.send(true).unwrap();
     for _ in 0..3 {
         let run = bench.run().await;

@@ -294,7 +294,7 @@ fn others_count_as_heard_when_they_were_after_the_silence() {
     let beat = |second, now| {
         let mut node = named("n2", "ready");
         node.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].last_heartbeat_time = Some(Time(at(second)));
-        lifecycle.heard(&node, None, at(now));
+        lifecycle.heard(&node, None, Told::Newest, at(now));
     };
     beat(1, 99);
     assert_eq!(others(), Others::Unheard, "it may have fallen silent since");
@@ -336,7 +336,11 @@ fn heartbeats_count_by_our_clock() {
         conditions[0].last_heartbeat_time = Some(Time(at(second)));
         node.clone()
     };
-    assert_eq!(lifecycle.heard(&beat(5), None, at(100)), at(100), "a clock that is behind");
-    assert_eq!(lifecycle.heard(&beat(5), None, at(107)), at(100));
-    assert_eq!(lifecycle.heard(&beat(6), None, at(108)), at(108));
+    let mut heard = |second, told, now| lifecycle.heard(&beat(second), None, told, at(now));
+    assert_eq!(heard(5, Told::Perhaps, 100), at(100), "a clock that is behind");
+    assert_eq!(heard(5, Told::Newest, 107), at(100));
+    assert_eq!(heard(6, Told::Newest, 108), at(108));
+    assert_eq!(heard(5, Told::Perhaps, 109), at(108), "the cache is behind");
+    assert_eq!(heard(6, Told::Newest, 110), at(108));
+    assert_eq!(heard(4, Told::Newest, 111), at(111), "its clock was set back");
 }

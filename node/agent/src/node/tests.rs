@@ -107,6 +107,14 @@ async fn a_node_registers_becomes_ready_and_holds_its_lease() {
     let since =
         |conditions: &[NodeCondition]| conditions.iter().map(|c| c.last_transition_time.clone()).collect::<Vec<_>>();
     assert_eq!(since(&conditions(&node)), since(&before));
+
+    // Cut off for a while, it was thought dead, and nothing of it has changed.
+    let mut silenced = node.api.node("n1").unwrap();
+    for condition in silenced.status.as_mut().unwrap().conditions.as_mut().unwrap() {
+        condition.status = "Unknown".to_owned();
+    }
+    node.api.put_node(silenced);
+    node.until("it to be ready again", ready).await;
     shutdown.cancel();
     agent.await.unwrap();
     observer.await.unwrap();

@@ -222,6 +222,9 @@ fn ended_pods_say_how() {
     assert_eq!(seen(exited("a", 0, 1, 60, 137)), ("Failed".to_owned(), "DeadlineExceeded".to_owned()));
     assert_eq!(seen(running("a", 0, 1)).1, "", "not before nothing of it runs any more");
     assert_ne!(seen(running("a", 0, 1)).0, "Failed");
+    let ending = pod_status(&late, &with(&late, vec![running("a", 0, 1)]), &Probes::default(), at(60));
+    let ready = ending.conditions.unwrap().into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_deref()), ("False", Some("PodFailed")));
 }
 
 fn pod_with_deadline() -> Pod {

@@ -60,12 +60,22 @@ fn create(volume: &OwnedFd, path: &str) -> rustix::io::Result<()> {
             Err(error) => return Err(error),
         };
         let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        current = rustix::fs::openat2(&current, name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), inside)?;
+        let found = rustix::fs::openat2(&current, name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), inside)?;
+        let parent = std::mem::replace(&mut current, found);
         if made {
             let (user, group) = (rustix::fs::Uid::from_raw(whole.st_uid), rustix::fs::Gid::from_raw(whole.st_gid));
-            rustix::fs::fchown(&current, Some(user), Some(group))?;
+            let owned = match rustix::fs::fchown(&current, Some(user), Some(group)) {
+                // Some network file systems keep root from that.
+                Err(rustix::io::Errno::PERM) => Ok(()),
+                owned => owned,
+            };
             // After the owner: a change of that clears the set-group bit. The process' mask has no say here.
-            rustix::fs::fchmod(&current, Mode::from_raw_mode(whole.st_mode))?;
+            let opened = owned.and_then(|()| rustix::fs::fchmod(&current, Mode::from_raw_mode(whole.st_mode)));
+            if opened.is_err() {
+                // The next try must not take it for one that was there; what cannot be changed may not be removable.
+                let _removed = rustix::fs::unlinkat(&parent, name, rustix::fs::AtFlags::REMOVEDIR);
+            }
+            opened?;
         }
     }
     Ok(())

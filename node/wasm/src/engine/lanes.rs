@@ -442,7 +442,7 @@ mod tests {
             let began = thread_time();
             while thread_time() - began < 3 * GO {}
         };
-        assert_eq!(lane_after(5, computes).await, "bulk-0");
+        assert_eq!(lane_after(3, computes).await, "bulk-0");
         assert_eq!(lane_after(100, computes).await, "background-0");
     }
 }

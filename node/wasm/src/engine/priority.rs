@@ -34,10 +34,15 @@ pub(super) fn set(nice: i32, slice: Option<Duration>) -> io::Result<()> {
         period: 0,
     };
     #[allow(unsafe_code, reason = "no crate at hand has this system call")]
-    // SAFETY: the kernel reads `size` bytes from the pointer, which is to a struct of that size and layout that outlives
-    // the call, and writes nothing. Thread 0 is the calling one.
+    // SAFETY: the kernel reads `size` bytes from the pointer, which is to a struct of that size and layout that
+    // outlives the call, and writes nothing. Thread 0 is the calling one.
     let failed = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } != 0;
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if failed {
+        let error = io::Error::last_os_error();
+        tracing::warn!(%error, "a thread cannot be given a slice; its priority alone is set");
+        rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::{
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tandem_component::{Component, Inspection};
-use tokio::sync::Semaphore;
 
 use super::{
     Credentials, PullError, Reference, Registries,
@@ -16,8 +15,6 @@ use super::{
 };
 
 const INDEX_VERSION: u32 = 1;
-/// Pulls at the same time: each holds a layer and a file out of it in memory.
-const PULLS: usize = 4;
 
 /// An image that is on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +55,6 @@ struct Index {
 pub(crate) struct Images {
     folder: PathBuf,
     index: RwLock<Index>,
-    pulls: Semaphore,
 }
 
 impl Images {
@@ -69,7 +65,7 @@ impl Images {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(error) => return Err(error),
         };
-        Ok(Images { folder, index: RwLock::new(index), pulls: Semaphore::new(PULLS) })
+        Ok(Images { folder, index: RwLock::new(index) })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -108,8 +104,6 @@ impl Images {
         credentials: Option<&Credentials>,
     ) -> Result<Stored, PullError> {
         let reference = Reference::parse(text).ok_or_else(|| PullError::Name(text.to_owned()))?;
-        let failed = |source| PullError::Io { reference: reference.to_string(), source };
-        let _permit = self.pulls.acquire().await.map_err(|closed| failed(io::Error::other(closed)))?;
         let fetched = Client::new(registries, &reference, credentials)?.fetch().await?;
         let looked = aside(&reference, move || Looked::at(fetched)).await?;
         self.keep(&reference, looked)
