@@ -42,3 +42,29 @@ fn a_second_node_joins_and_its_pods_are_reached() {
         if output.status.success() { Ok(()) } else { Err(output) }
     });
 }
+
+/// A node that falls silent is given up, and is as before when it is heard again, though nothing of it has changed.
+#[test]
+fn a_silent_node_is_given_up_until_it_is_heard_again() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    let second = Daemon::join(network.machine(12), &cluster, "two", &[]);
+    let ready_is = |status: &str| {
+        cluster.read(&["wait", &format!("--for=condition=Ready={status}"), "node/two", "--timeout=60s"]);
+    };
+    let effects = || cluster.read(&["get", "node", "two", "-o", "jsonpath={.spec.taints[*].effect}"]);
+    cluster.read(&["wait", "--for=create", "node/two", "--timeout=60s"]);
+    ready_is("True");
+    second.signal("STOP");
+    ready_is("Unknown");
+    until("pods are sent away", DEADLINE, || match effects() {
+        found if found.contains("NoExecute") => Ok(()),
+        found => Err(found),
+    });
+    second.signal("CONT");
+    ready_is("True");
+    until("pods are welcome again", DEADLINE, || match effects() {
+        found if found.is_empty() => Ok(()),
+        found => Err(found),
+    });
+}
