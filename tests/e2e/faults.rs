@@ -8,7 +8,7 @@ use tandem_tests::{
     allowed,
     cluster::Daemon,
     machine::Network,
-    neighbours::{self, median_ratio},
+    neighbours::{self, Client, median_ratio},
     root, tandem, until,
 };
 
@@ -94,7 +94,7 @@ fn a_failing_component_harms_nobody_else() {
 fn loops_do_not_slow_a_neighbour_down() {
     let network = Network::new();
     let cluster = super::cluster(&network);
-    let rounds = neighbours::measure(&cluster, ROUNDS);
+    let rounds = neighbours::measure(&cluster, ROUNDS, Client::OnTheNode);
     let ratio = median_ratio(&rounds, |phases| phases.beside_loops.first, |phases| phases.alone.first);
     assert!(ratio <= RATIO_MAX, "{ratio:.2}: {rounds:#?}");
 }

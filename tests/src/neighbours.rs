@@ -25,6 +25,17 @@ pub struct Windows {
     pub later: Duration,
 }
 
+/// Who waits for the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A thread that the kernel runs as soon as there is something to do (`SCHED_FIFO`): it sees what a client on another
+    /// machine would, the time until the node has answered.
+    Elsewhere,
+    /// A thread like any other of this machine: it waits for a core beside the loops itself, before it sends and before
+    /// it reads.
+    OnTheNode,
+}
+
 /// Phases that followed each other at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Phases {
@@ -36,7 +47,7 @@ pub struct Phases {
 }
 
 /// The neighbour of four components that loop, each of which may use half a core.
-pub fn measure(cluster: &Daemon, count: usize) -> Vec<Phases> {
+pub fn measure(cluster: &Daemon, count: usize, by: Client) -> Vec<Phases> {
     cluster.read(&["apply", "-f", &root().join("tests/scripts/loops.yaml").display().to_string()]);
     cluster.read(&["rollout", "status", "deployment/loops", "--timeout=60s"]);
     cluster.read(&["wait", "--for=condition=Ready", "pod/quick", "--timeout=60s"]);
@@ -44,8 +55,20 @@ pub fn measure(cluster: &Daemon, count: usize) -> Vec<Phases> {
     let loops = cluster.read(&["get", "pods", "-l", "app=loops", "-o", "jsonpath={.items[*].status.podIP}"]);
     let loops: Vec<String> = loops.split(' ').map(|address| format!("http://{address}:8080/loop")).collect();
     let url = format!("http://{neighbour}:8080/");
-    let measured = cluster.machine.inside(async move { rounds(&url, &loops, count).await });
+    let measured = cluster.machine.inside(async move {
+        if by == Client::Elsewhere {
+            run_at_once();
+        }
+        rounds(&url, &loops, count).await
+    });
     measured.expect("every request to the neighbour is answered")
+}
+
+/// Lets this thread run before all others; processes that it starts are as any.
+fn run_at_once() {
+    let thread = rustix::thread::gettid().to_string();
+    let status = Command::new("chrt").args(["--reset-on-fork", "--fifo", "--pid", "1", &thread]).status();
+    assert!(status.is_ok_and(|status| status.success()), "a real-time priority needs root and util-linux");
 }
 
 /// Measures so many rounds, one after the other, every second one backwards: what else happens on the machine is then
