@@ -8,6 +8,13 @@ use crate::rows::{Arena, Row};
 pub(crate) const ROWS: &[Row] = &[
     Row { name: "11 the leader's clock jumps ahead by an hour", inject: |arena| jump(arena, true, &["+3600s"]), ..ROW },
     Row { name: "11 the leader's clock jumps back by an hour", inject: |arena| jump(arena, true, &["-3600s"]), ..ROW },
+    Row { name: "11 the leader's clock jumps ahead by ten years", inject: |arena| jump(arena, true, &[AHEAD]), ..ROW },
+    Row { name: "11 the leader's clock jumps back by ten years", inject: |arena| jump(arena, true, &[BACK]), ..ROW },
+    Row {
+        name: "11 a follower's clock jumps by ten years, ahead and back",
+        inject: |arena| jump(arena, false, &[AHEAD, BACK]),
+        ..ROW
+    },
     Row {
         name: "11 a follower's clock jumps ahead and back again and again",
         inject: |arena| jump(arena, false, &["+3600s", "-3600s", "+3600s", "-3600s"]),
@@ -16,6 +23,10 @@ pub(crate) const ROWS: &[Row] = &[
 ];
 
 const ROW: Row = Row { name: "", inject: |_| (), writes_go_on: true, heal: set_right, unnoticed: false, short: false };
+
+/// Ten years: no certificate is valid then.
+const AHEAD: &str = "+315360000s";
+const BACK: &str = "-315360000s";
 
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 

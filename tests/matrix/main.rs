@@ -13,7 +13,9 @@
 
 mod client;
 mod clocks;
+mod delays;
 mod disks;
+mod herd;
 mod load;
 mod members;
 mod membership;
@@ -75,6 +77,12 @@ fn five_members() {
     if rounds().is_some() {
         run(ALL, || Members::start(5, folder));
     }
+}
+
+/// Fewer and shorter lists in a debug build.
+#[test]
+fn a_herd_of_watchers_comes_back() {
+    herd::run(&Members::start(3, folder), rounds().unwrap_or(1));
 }
 
 #[test]

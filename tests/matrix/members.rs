@@ -51,6 +51,7 @@ struct MemberList {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
+    term: u64,
     leads: bool,
     has_quorum: bool,
 }
@@ -177,12 +178,21 @@ impl Members {
             for member in members.iter().copied() {
                 let status =
                     self.ask(member, "/tandem/v1/status").map(|(_, body)| serde_json::from_slice::<Status>(&body));
-                if let Ok(Ok(Status { leads: true, has_quorum: true })) = status {
+                if let Ok(Ok(Status { leads: true, has_quorum: true, .. })) = status {
                     return Ok(member);
                 }
                 said.push(format!("{status:?}"));
             }
             Err(said)
+        })
+    }
+
+    /// The term of whoever leads.
+    pub(crate) fn term(&self) -> u64 {
+        let (leader, asked) = (self.leader(), "the leader tells its term");
+        until(asked, DEADLINE, || {
+            let (_, body) = self.ask(leader, "/tandem/v1/status")?;
+            serde_json::from_slice::<Status>(&body).map(|status| status.term).map_err(|error| error.to_string())
         })
     }
 

@@ -4,6 +4,7 @@ use tandem_tests::until;
 
 use crate::{
     DEADLINE,
+    delays::Relays,
     rows::{Arena, Row},
 };
 
@@ -44,6 +45,26 @@ pub(crate) const ROWS: &[Row] = &[
                     arena.members.filter(member, &format!("ip saddr {from} numgen random mod 100 < 10 drop"));
                 }
             }
+        },
+        ..ROW
+    },
+    Row {
+        name: "7 every link between members is late by 50 to 150 ms",
+        inject: |arena| {
+            arena.relays = Some(Relays::between(&arena.members));
+            arena.members.leader();
+            arena.await_progress();
+            let before = arena.members.term();
+            arena.await_progress();
+            let after = arena.members.term();
+            assert!(
+                after <= before + 1,
+                "members that hear each other elect again and again: terms {before} to {after}"
+            );
+        },
+        heal: |arena| {
+            arena.members.mend();
+            arena.relays = None;
         },
         ..ROW
     },

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    delays::Relays,
     load::{self, Evidence, Load},
     members::Members,
 };
@@ -12,8 +13,10 @@ use crate::{
 /// Writes that are acknowledged before a fault, and again while it lasts and after it.
 const BEFORE: u64 = if cfg!(debug_assertions) { 60 } else { 700 };
 const MEANWHILE: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
-/// Fewer writes a second than these, and a run proves nothing.
+/// Fewer writes a second than these, and a run is void: it proves nothing, and is run again.
 const RATE_MIN: f64 = 500.0;
+/// So many void runs of a row, one after the other, and the machine is too slow for the test.
+const VOID_MAX: usize = 3;
 
 /// What is healed by itself.
 pub(crate) const NOTHING: fn(&mut Arena) = |_| ();
@@ -39,12 +42,13 @@ pub(crate) struct Arena {
     pub(crate) load: Option<Load>,
     pub(crate) victims: Vec<usize>,
     pub(crate) helpers: Vec<std::process::Child>,
+    pub(crate) relays: Option<Relays>,
     pub(crate) long: bool,
 }
 
 impl Arena {
     pub(crate) fn of(members: Members, long: bool) -> Arena {
-        Arena { members, load: None, victims: Vec::new(), helpers: Vec::new(), long }
+        Arena { members, load: None, victims: Vec::new(), helpers: Vec::new(), relays: None, long }
     }
 
     pub(crate) fn load(&self) -> &Load {
@@ -72,10 +76,17 @@ struct Figures {
 pub(crate) struct Report {
     rows: BTreeMap<String, Figures>,
     order: Vec<String>,
+    void: usize,
 }
 
-/// Runs one row once, and panics with everything that was broken.
+/// Runs one row until a run counts, and panics with everything that was broken.
 pub(crate) fn run(arena: &mut Arena, row: &Row, round: usize, report: &mut Report) {
+    let counts = (0..VOID_MAX).any(|again| once(arena, row, &format!("{round}x{again}"), report));
+    assert!(counts, "{}: fewer than {RATE_MIN} writes/s in {VOID_MAX} runs", row.name);
+}
+
+/// Whether the run counts.
+fn once(arena: &mut Arena, row: &Row, round: &str, report: &mut Report) -> bool {
     let began = Instant::now();
     arena.members.await_whole();
     let serial = format!("r{}x{round}", report.serial());
@@ -113,8 +124,14 @@ pub(crate) fn run(arena: &mut Arena, row: &Row, round: usize, report: &mut Repor
     // A machine that is busy with other things answers late, which clients take for a failure.
     let is_judged = row.unnoticed && !cfg!(debug_assertions);
     assert!(!is_judged || failed == 0, "{}: {failed} requests failed:\n{reasons}", row.name);
-    assert!(cfg!(debug_assertions) || rate >= RATE_MIN, "{}: void, {rate:.0} writes/s only", row.name);
-    report.add(row.name, gap, failed, rate);
+    let counts = cfg!(debug_assertions) || rate >= RATE_MIN;
+    if counts {
+        report.add(row.name, gap, failed, rate);
+    } else {
+        println!("{}: void, {rate:.0} writes/s only", row.name);
+        report.void += 1;
+    }
+    counts
 }
 
 impl Report {
@@ -134,7 +151,13 @@ impl Report {
 
     pub(crate) fn print(&self) {
         let build = if cfg!(debug_assertions) { "debug build: no figures to compare" } else { "release build" };
-        println!("{build}; {} writers, {} readers, {} watchers", load::WRITERS, load::READERS, load::WATCHERS);
+        println!(
+            "{build}; {} writers, {} readers, {} watchers; {} void runs",
+            load::WRITERS,
+            load::READERS,
+            load::WATCHERS,
+            self.void
+        );
         println!(
             "{:<50} {:>6} {:>10} {:>10} {:>8} {:>8} {:>9}",
             "fault", "rounds", "gap, s", "at most", "failed", "at most", "writes/s"

@@ -54,16 +54,15 @@ pub(crate) async fn hand_over(raft: &Core) -> bool {
 /// A leader whose disk is full would refuse writes that another member has room for.
 pub(crate) async fn hand_over_when_full(raft: Core, mut space: watch::Receiver<Space>) {
     let mut server = raft.server_metrics();
-    let mut last = None;
+    let mut turns = Turns::default();
     loop {
         let leads = server.borrow_watched().state.is_leader();
         let found = *space.borrow_and_update();
-        if gives_way(leads, found, last.map(|last: Instant| last.elapsed())) {
+        if turns.gives_way(leads, found, Instant::now()) {
             tracing::warn!("this member's disk is full: another one is asked to lead");
             hand_over(&raft).await;
-            last = Some(Instant::now());
         }
-        let pause = last.map_or(FULL_PAUSE, |last| FULL_PAUSE.saturating_sub(last.elapsed()));
+        let pause = turns.last.map_or(FULL_PAUSE, |last| FULL_PAUSE.saturating_sub(last.elapsed()));
         tokio::select! {
             changed = space.changed() => if changed.is_err() { return },
             changed = server.changed() => if changed.is_err() { return },
@@ -72,9 +71,25 @@ pub(crate) async fn hand_over_when_full(raft: Core, mut space: watch::Receiver<S
     }
 }
 
-/// Whether a leader with so much room asks another member to lead, so long after it last did.
-fn gives_way(leads: bool, space: Space, since: Option<Duration>) -> bool {
-    leads && space > Space::Enough && since.is_none_or(|since| since >= FULL_PAUSE)
+/// When a member whose disk is full last asked another one to lead.
+#[derive(Default)]
+struct Turns {
+    last: Option<Instant>,
+}
+
+impl Turns {
+    /// Whether a member asks another one to lead: at once when its disk becomes full, and rarely while it stays so.
+    fn gives_way(&mut self, leads: bool, space: Space, now: Instant) -> bool {
+        if space == Space::Enough {
+            self.last = None;
+            return false;
+        }
+        let due = leads && self.last.is_none_or(|last| now.duration_since(last) >= FULL_PAUSE);
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
 }
 
 #[cfg(test)]
@@ -83,12 +98,24 @@ mod tests {
 
     #[test]
     fn a_leader_whose_disk_is_full_gives_way_once_a_minute() {
-        let (soon, later) = (Some(FULL_PAUSE - Duration::from_millis(1)), Some(FULL_PAUSE));
+        let began = Instant::now();
+        let (soon, later) = (began + FULL_PAUSE - Duration::from_millis(1), began + FULL_PAUSE);
         for full in [Space::Low, Space::None] {
-            assert!(gives_way(true, full, None) && gives_way(true, full, later));
-            assert!(!gives_way(true, full, soon), "it led again at once: nobody else has room");
-            assert!(!gives_way(false, full, None));
+            let mut turns = Turns::default();
+            assert!(!turns.gives_way(false, full, began));
+            assert!(turns.gives_way(true, full, began));
+            assert!(!turns.gives_way(true, full, soon), "it led again at once: nobody else has room");
+            assert!(turns.gives_way(true, full, later));
         }
-        assert!(!gives_way(true, Space::Enough, None));
+        assert!(!Turns::default().gives_way(true, Space::Enough, began));
+    }
+
+    #[test]
+    fn a_disk_that_had_room_meanwhile_is_full_anew() {
+        let began = Instant::now();
+        let mut turns = Turns::default();
+        assert!(turns.gives_way(true, Space::Low, began));
+        assert!(!turns.gives_way(false, Space::Enough, began));
+        assert!(turns.gives_way(true, Space::Low, began), "others may have room now");
     }
 }
