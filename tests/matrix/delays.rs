@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::members::Members;
 
-/// How much later a piece arrives.
-const MILLISECONDS: RangeInclusive<u64> = 50..=150;
+/// How much later a piece arrives; its answer is as late again.
+const MILLISECONDS: RangeInclusive<u64> = 25..=75;
 /// Local ports of the relays' own connections, above those that the kernel gives to others.
 const OWN_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 /// A relay listens on this port, and the last number of the address that it is for.
@@ -95,10 +95,10 @@ fn redirect(members: &Members, member: usize, other: SocketAddr) {
     let direct = format!("ip daddr {address} tcp dport {port} tcp sport < {own}");
     let line = format!(
         "nft add table inet matrix && \
-         nft 'add chain inet matrix redirect {{ type nat hook output priority -100; }}' && \
-         nft 'add rule inet matrix redirect {direct} redirect to :{relay}' && \
-         nft 'add chain inet matrix reset {{ type filter hook output priority 0; }}' && \
-         nft 'add rule inet matrix reset {direct} reject with tcp reset'"
+         nft 'add chain inet matrix late {{ type nat hook output priority -100; }}' && \
+         nft 'add rule inet matrix late {direct} redirect to :{relay}' && \
+         nft 'add chain inet matrix direct {{ type filter hook output priority 0; }}' && \
+         nft 'add rule inet matrix direct {direct} reject with tcp reset'"
     );
     let output = members.daemons[member].machine.shell(&line);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));

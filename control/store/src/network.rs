@@ -22,9 +22,9 @@ use crate::{
     types::{Node, TypeConfig, Vote},
 };
 
-/// How long a heartbeat may take there and back. The next one to the same member waits for it, so that a lost one must
-/// not let the shortest election timeout pass.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a heartbeat may take there and back: as long as to a member on the other side of an ocean. The next one to the
+/// same member waits for it, so that a lost one must not let the shortest election timeout pass.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long entries may take to be on the disk of another member before they are sent again.
 const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
