@@ -84,7 +84,12 @@ async fn stop_owner(folder: &Path, progress: &Progress) -> anyhow::Result<DataFo
             told = Some(pid);
         }
         if Instant::now() >= deadline {
-            return Err(if told.is_some() { refused } else { refused.context("cannot tell which process to stop") });
+            let unknown = || {
+                let lock = folder.join("lock");
+                let lock = lock.display();
+                format!("cannot tell which process to stop; `fuser {lock}` names it: end it, and run `tandem down` again")
+            };
+            return Err(if told.is_some() { refused } else { refused.context(unknown()) });
         }
         tokio::time::sleep(LOOK).await;
     }

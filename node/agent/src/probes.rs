@@ -5,6 +5,7 @@
 //! ```
 
 mod attempt;
+mod grpc;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

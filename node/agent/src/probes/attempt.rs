@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Probe};
 use tandem_runtime::{ContainerId, Error, Runtime};
 use tokio::net::TcpStream;
 
+use super::grpc;
 use crate::hooks;
 
 /// What is kept of a body or an output, to be told.
@@ -24,6 +25,11 @@ pub(super) enum Problem {
     Errored(String),
 }
 
+/// What probes call themselves.
+pub(super) fn user_agent() -> String {
+    format!("kube-probe/1.{}", tandem_api::KUBERNETES_MINOR)
+}
+
 /// Probes once.
 pub(super) async fn attempt(
     probe: &Probe,
@@ -38,8 +44,7 @@ pub(super) async fn attempt(
     }
     if let Some(get) = &probe.http_get {
         let request = hooks::request(get, spec, target.address, http).map_err(Problem::Errored)?;
-        let agent = format!("kube-probe/1.{}", tandem_api::KUBERNETES_MINOR);
-        return fetched(request.header(http::header::USER_AGENT, agent).timeout(timeout)).await;
+        return fetched(request.header(http::header::USER_AGENT, user_agent()).timeout(timeout)).await;
     }
     if let Some(socket) = &probe.tcp_socket {
         let port = hooks::port(&socket.port, spec).map_err(Problem::Errored)?;
@@ -52,8 +57,9 @@ pub(super) async fn attempt(
             Err(_) => Err(Problem::Failed(format!("dial tcp {host}:{port}: i/o timeout"))),
         };
     }
-    if probe.grpc.is_some() {
-        return Err(Problem::Errored("gRPC probes are not supported by this node".to_owned()));
+    if let Some(action) = &probe.grpc {
+        let address = target.address.ok_or_else(|| Problem::Errored("the pod has no address".to_owned()))?;
+        return grpc::check(action, address, timeout).await;
     }
     Err(Problem::Errored("missing probe handler".to_owned()))
 }
@@ -92,7 +98,7 @@ async fn fetched(request: reqwest::RequestBuilder) -> Result<(), Problem> {
 }
 
 /// The innermost reason, which is the one that says something.
-fn root(error: &dyn std::error::Error) -> String {
+pub(super) fn root(error: &dyn std::error::Error) -> String {
     let mut current = error;
     while let Some(source) = current.source() {
         current = source;
@@ -100,7 +106,7 @@ fn root(error: &dyn std::error::Error) -> String {
     current.to_string()
 }
 
-fn told(bytes: &[u8]) -> String {
+pub(super) fn told(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..TOLD_MAX).unwrap_or(bytes)).trim_end().to_owned()
 }
 
@@ -164,6 +170,47 @@ mod tests {
         };
         assert_eq!(check(probe(port)).await, Ok(()));
         assert!(matches!(check(probe(1)).await, Err(Problem::Failed(_))));
+    }
+
+    fn grpc_probe(port: u16, service: &str) -> Probe {
+        let action = GRPCAction { port: port.into(), service: Some(service.to_owned()) };
+        Probe { grpc: Some(action), ..Probe::default() }
+    }
+
+    #[tokio::test]
+    async fn grpc_probes_ask_for_the_health_of_a_service() {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status("up", tonic_health::ServingStatus::Serving).await;
+        reporter.set_service_status("down", tonic_health::ServingStatus::NotServing).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
+        assert_eq!(check(grpc_probe(port, "")).await, Ok(()));
+        assert_eq!(check(grpc_probe(port, "up")).await, Ok(()));
+        let failed = async |port, service| match check(grpc_probe(port, service)).await {
+            Err(Problem::Failed(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(failed(port, "down").await, "service unhealthy (responded with \"NOT_SERVING\")");
+        assert!(failed(port, "unknown").await.starts_with("error: health rpc probe failed: "));
+        assert!(failed(1, "").await.starts_with("error: failed to connect service at \"127.0.0.1:1\": "));
+        let http = u16::try_from(serve().await).unwrap();
+        let other = failed(http, "").await;
+        assert!(other.starts_with("error: "), "{other}");
+    }
+
+    #[tokio::test]
+    async fn a_grpc_service_that_says_nothing_has_failed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = super::grpc::check(
+            &GRPCAction { port: port.into(), service: None },
+            Ipv4Addr::LOCALHOST,
+            Duration::from_millis(50),
+        );
+        let Err(Problem::Failed(why)) = asked.await else { panic!("nobody answers") };
+        assert!(why.starts_with("timeout: "), "{why}");
     }
 
     #[tokio::test]
