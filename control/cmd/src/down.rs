@@ -87,7 +87,9 @@ async fn stop_owner(folder: &Path, progress: &Progress) -> anyhow::Result<DataFo
             let unknown = || {
                 let lock = folder.join("lock");
                 let lock = lock.display();
-                format!("cannot tell which process to stop; `fuser {lock}` names it: end it, and run `tandem down` again")
+                format!(
+                    "cannot tell which process to stop; `fuser {lock}` names it: end it, and run `tandem down` again"
+                )
             };
             return Err(if told.is_some() { refused } else { refused.context(unknown()) });
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container as Spec;
 use tandem_runtime::{Container, ContainerId, Sandbox, SandboxId, State};
 
 use crate::backoff;
@@ -177,6 +178,12 @@ impl Observed {
     pub(crate) fn running(&self) -> impl Iterator<Item = &Container> {
         let all = self.sandboxes.iter().flat_map(|seen| &seen.sandbox.containers);
         all.filter(|container| matches!(container.state, State::Running { .. }))
+    }
+
+    /// Whether the container's `postStart` goes on: it does not count as running before that has ended.
+    pub(crate) fn is_starting(&self, spec: &Spec) -> bool {
+        let is_hooked = spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        is_hooked && self.busy.get(&Subject::Container(spec.name.clone())) == Some(&Busy::Preparing)
     }
 
     pub(crate) fn is_busy(&self, subject: &Subject) -> bool {

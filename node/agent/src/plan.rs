@@ -368,7 +368,7 @@ impl<'a> Planner<'a> {
 
     fn started(&self, part: Part, spec: &Spec) -> bool {
         match life::life(self.pod, part, spec, self.seen) {
-            Life::Running(container) => crate::status::has_started(spec, container, self.probes),
+            Life::Running(container) => crate::status::has_started(spec, container, self.seen, self.probes),
             Life::Absent | Life::Created(_) | Life::Ended(_) | Life::Lost { .. } => false,
         }
     }

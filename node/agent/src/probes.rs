@@ -139,7 +139,10 @@ impl ProbeSet {
                 continue;
             }
             let Some((_, spec)) = pod::container(pod, &container.name) else { continue };
-            let started = has_started(spec, container, &self.states);
+            if seen.is_starting(spec) {
+                continue;
+            }
+            let started = has_started(spec, container, seen, &self.states);
             let due: &[ProbeKind] =
                 if started { &[ProbeKind::Liveness, ProbeKind::Readiness] } else { &[ProbeKind::Startup] };
             let due = due.iter().filter(|kind| kind.of(spec).is_some());

@@ -21,13 +21,14 @@ use crate::{
 pub(crate) const PULL_ERROR_SHOWN_SECONDS: i64 = 2;
 
 /// The container runs and its startup probe, if it has one, is through.
-pub(crate) fn has_started(spec: &Spec, container: &Container, probes: &Probes) -> bool {
-    spec.startup_probe.is_none() || probes.of(&container.id).startup == Some(Verdict::Success)
+pub(crate) fn has_started(spec: &Spec, container: &Container, seen: &Observed, probes: &Probes) -> bool {
+    let is_probed = spec.startup_probe.is_none() || probes.of(&container.id).startup == Some(Verdict::Success);
+    is_probed && !seen.is_starting(spec)
 }
 
-fn is_ready(spec: &Spec, container: &Container, probes: &Probes) -> bool {
+fn is_ready(spec: &Spec, container: &Container, seen: &Observed, probes: &Probes) -> bool {
     let probed = spec.readiness_probe.is_none() || probes.of(&container.id).readiness == Some(Verdict::Success);
-    probed && has_started(spec, container, probes)
+    probed && has_started(spec, container, seen, probes)
 }
 
 pub(crate) fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodStatus {
@@ -107,10 +108,12 @@ impl Reporter<'_> {
             name: spec.name.clone(),
             ready: match part {
                 Part::Init => completed_init,
-                Part::Sidecar | Part::Main => running.is_some_and(|container| is_ready(spec, container, self.probes)),
+                Part::Sidecar | Part::Main => {
+                    running.is_some_and(|container| is_ready(spec, container, self.seen, self.probes))
+                }
             },
             restart_count,
-            started: Some(running.is_some_and(|container| has_started(spec, container, self.probes))),
+            started: Some(running.is_some_and(|container| has_started(spec, container, self.seen, self.probes))),
             last_state: last_state
                 .or_else(|| last.and_then(|last| last.last_state.clone()))
                 .or(Some(ContainerState::default())),
@@ -127,6 +130,7 @@ impl Reporter<'_> {
         match life {
             Life::Absent => (self.waiting_to_start(spec), None),
             Life::Created(_) => (self.waiting_to_start(spec), before),
+            Life::Running(_) if self.seen.is_starting(spec) => (self.waiting_to_start(spec), before),
             Life::Running(container) => {
                 let State::Running { started } = container.state else { return (ContainerState::default(), before) };
                 let running = ContainerStateRunning { started_at: Some(whole(started)) };

@@ -204,12 +204,9 @@ mod tests {
     async fn a_grpc_service_that_says_nothing_has_failed() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked = super::grpc::check(
-            &GRPCAction { port: port.into(), service: None },
-            Ipv4Addr::LOCALHOST,
-            Duration::from_millis(50),
-        );
-        let Err(Problem::Failed(why)) = asked.await else { panic!("nobody answers") };
+        let action = GRPCAction { port: port.into(), service: None };
+        let asked = super::grpc::check(&action, Ipv4Addr::LOCALHOST, Duration::from_millis(50)).await;
+        let Err(Problem::Failed(why)) = asked else { panic!("nobody answers") };
         assert!(why.starts_with("timeout: "), "{why}");
     }
 

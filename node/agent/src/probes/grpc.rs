@@ -19,9 +19,10 @@ pub(super) async fn check(action: &GRPCAction, address: Ipv4Addr, timeout: Durat
     let endpoint = Endpoint::from_shared(format!("http://{server}")).and_then(|to| to.user_agent(user_agent()));
     let endpoint = endpoint.map_err(|error| Problem::Errored(error.to_string()))?;
     let asking = async {
-        let channel = endpoint.connect().await.map_err(|error| {
-            format!("error: failed to connect service at \"{server}\": {}", root(&error))
-        })?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| format!("error: failed to connect service at \"{server}\": {}", root(&error)))?;
         let mut client = HealthClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let answer = client.check(HealthCheckRequest { service }).await.map_err(|status| refused(&status))?;
         match answer.into_inner().status() {

@@ -1,9 +1,9 @@
 use expect_test::{Expect, expect};
-use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::api::core::v1::{Lifecycle, LifecycleHandler, Probe};
 
 use super::*;
 use crate::{
-    observed::{ProbeState, Trouble},
+    observed::{Busy, ProbeState, Trouble},
     testing::*,
 };
 
@@ -93,6 +93,32 @@ fn a_running_pod_without_probes_is_ready_and_keeps_its_times() {
         ContainersReady True since 9
         a running restarts 0 (ready, started) (true, true) last - id containerd://a-0"#]],
     );
+}
+
+#[test]
+fn a_container_is_not_running_before_its_post_start_has_ended() {
+    let pod = served(with_spec(pod(&["a"]), |spec| {
+        let lifecycle = Lifecycle { post_start: Some(LifecycleHandler::default()), ..Lifecycle::default() };
+        spec.containers[0].lifecycle = Some(lifecycle);
+    }));
+    let mut seen = with(&pod, vec![running("a", 0, 1)]);
+    seen.busy.insert(Subject::Container("a".to_owned()), Busy::Preparing);
+    check(
+        &pod,
+        &seen,
+        &Probes::default(),
+        9,
+        expect![[r#"
+            Pending - ip 10.128.0.7 BestEffort
+            PodReadyToStartContainers True since 9
+            Initialized True since 9
+            Ready False since 9 ContainersNotReady containers with unready status: [a]
+            ContainersReady False since 9 ContainersNotReady containers with unready status: [a]
+            a waiting ContainerCreating restarts 0 (ready, started) (false, false) last - id containerd://a-0"#]],
+    );
+    seen.busy.clear();
+    let status = pod_status(&pod, &seen, &Probes::default(), at(9));
+    assert!(status.container_statuses.unwrap()[0].ready);
 }
 
 #[test]
