@@ -54,7 +54,7 @@ const BANNED: &[(&str, &[&str])] = &[
     ("tandem-apiserver", &["kube", "sqlx", "openraft", "wasmtime"]),
     ("tandem-peers", &["kube", "k8s-openapi", "wasmtime"]),
     ("tandem-component", &["wasmtime"]),
-    ("tandem-agent", &["wasmtime", "tonic"]),
+    ("tandem-agent", &["wasmtime"]),
 ];
 
 fn packages() -> BTreeMap<String, Package> {

@@ -192,6 +192,7 @@ const WAITS: &[(&str, &str)] = &[
     ("tests/bench/footprint.rs", "an idle cluster is measured over time"),
     ("tests/bench/scale.rs", "a client that is told when to come again"),
     ("tests/matrix/client.rs", "a client of a load that was refused pauses"),
+    ("tests/matrix/herd.rs", "a client that is told when to come again"),
     ("tests/simulation/src/world.rs", "simulated time"),
     ("tests/src/lib.rs", "between two looks at a predicate with a deadline"),
 ];
