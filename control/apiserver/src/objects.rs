@@ -92,6 +92,11 @@ impl Objects {
         Ok(page)
     }
 
+    /// How many keys follow a page.
+    pub(crate) fn count(&self, prefix: &Key, after: &Key, at: Revision) -> Result<usize, ApiError> {
+        self.storage.count(prefix, after, at).map_err(store_error)
+    }
+
     /// All objects of a resource, as one revision knows them.
     pub(crate) async fn all(
         &self,

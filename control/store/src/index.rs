@@ -259,9 +259,9 @@ impl Index {
         Slice { items, more: false }
     }
 
-    /// How many keys below `prefix` follow `from`, as of `at`.
-    pub(crate) fn count(&self, prefix: &Key, from: Option<&Key>, at: Revision) -> usize {
-        self.below(prefix, from, at).count()
+    /// How many keys below `prefix` follow `after`, as of `at`.
+    pub(crate) fn count(&self, prefix: &Key, after: &Key, at: Revision) -> usize {
+        self.below(prefix, Some(after), at).count()
     }
 
     fn below<'a>(

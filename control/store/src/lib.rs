@@ -105,8 +105,8 @@ pub struct Page {
     pub items: Vec<Stored>,
     /// The store's revision at which the whole listing holds.
     pub revision: Revision,
-    /// How many keys of the prefix follow the last item.
-    pub remaining: usize,
+    /// Whether keys of the prefix follow the last item.
+    pub more: bool,
 }
 
 /// One change, in revision order.
@@ -171,6 +171,9 @@ pub trait Storage: Send + Sync + 'static {
 
     /// The keys below `prefix`, beginning after `from` (exclusive), at most `limit` of them (0: all).
     async fn list(&self, prefix: &Key, at: Consistency, from: Option<&Key>, limit: usize) -> Result<Page, Error>;
+
+    /// How many keys of the prefix follow `after` at the revision of a page. It looks at all of them.
+    fn count(&self, prefix: &Key, after: &Key, at: Revision) -> Result<usize, Error>;
 
     async fn write(&self, command: Command) -> Result<Reply, Error>;
 

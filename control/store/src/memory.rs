@@ -42,6 +42,10 @@ impl Storage for MemoryStore {
         self.replica.list(prefix, at, from, limit).await
     }
 
+    fn count(&self, prefix: &Key, after: &Key, at: Revision) -> Result<usize, Error> {
+        self.replica.count(prefix, after, at)
+    }
+
     async fn write(&self, command: Command) -> Result<Reply, Error> {
         Ok(self.replica.apply(MEMORY_TERM, 0, &command).outcome.reply)
     }

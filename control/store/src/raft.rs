@@ -194,6 +194,10 @@ impl Storage for RaftStore {
         self.replica.list(prefix, at, from, limit).await
     }
 
+    fn count(&self, prefix: &Key, after: &Key, at: Revision) -> Result<usize, Error> {
+        self.replica.count(prefix, after, at)
+    }
+
     async fn write(&self, command: Command) -> Result<Reply, Error> {
         if command.version != COMMAND_VERSION {
             return Ok(Reply::Unsupported { version: command.version });

@@ -219,10 +219,14 @@ impl Replica {
             if more && items.len() < wanted {
                 continue;
             }
-            let last = items.last().map(|stored| &stored.key).or(from);
-            let remaining = if more { self.state.read().count(prefix, last, revision) } else { 0 };
-            return Ok(Page { items, revision, remaining });
+            return Ok(Page { items, revision, more });
         }
+    }
+
+    pub(crate) fn count(&self, prefix: &Key, after: &Key, revision: Revision) -> Result<usize, Error> {
+        let state = self.state.read();
+        state.check_readable(revision)?;
+        Ok(state.count(prefix, after, revision))
     }
 
     /// One uninterrupted look at the keys below `prefix` as they were at `revision`.

@@ -38,6 +38,7 @@ async fn pages_are_of_one_revision() {
     let token = first["metadata"]["continue"].as_str().unwrap();
     let second = server.get(&in_default(&format!("configmaps?limit=2&continue={token}"))).await.json();
     assert_eq!(names(&second), ["m02", "m03"]);
+    assert_eq!(second["metadata"]["remainingItemCount"], 1, "as of that revision");
     assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
     let token = second["metadata"]["continue"].as_str().unwrap();
     let third = server.get(&in_default(&format!("configmaps?limit=2&continue={token}"))).await.json();

@@ -33,6 +33,9 @@ struct Token {
     rv: i64,
     /// The last key that was delivered, below the resource.
     start: String,
+    /// How many follow it at that revision, where it was counted: it is counted once for all pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<usize>,
 }
 
 impl Token {
@@ -50,9 +53,9 @@ impl Token {
         }
     }
 
-    fn write(revision: i64, start: &str) -> String {
-        let token = Token { v: TOKEN_VERSION.to_owned(), rv: revision, start: start.to_owned() };
-        // Three plain fields always serialise.
+    fn write(revision: i64, start: &str, left: Option<usize>) -> String {
+        let token = Token { v: TOKEN_VERSION.to_owned(), rv: revision, start: start.to_owned(), left };
+        // Four plain fields always serialise.
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 }
@@ -136,7 +139,7 @@ pub(super) async fn find(
     let freshness = Freshness::of(query)?;
     let prefix = Objects::prefix(def, namespace);
     let scan = match query.get("continue") {
-        None => Scan { at: freshness.for_list(limit > 0)?, start: None, prefix: &prefix },
+        None => Scan { at: freshness.for_list(limit > 0)?, start: None, left: None, prefix: &prefix },
         Some(_) if freshness.revision.is_some_and(|revision| revision.0 > 0) => {
             return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
         }
@@ -153,7 +156,7 @@ pub(super) async fn find(
             let start =
                 scan.start.as_ref().and_then(|key| key.as_str().strip_prefix(prefix.as_str())).unwrap_or_default();
             TOO_OLD.clone_into(&mut error.message);
-            error.continue_token = Some(Token::write(-1, start));
+            error.continue_token = Some(Token::write(-1, start, None));
             Err(error)
         }
         found => found,
@@ -163,17 +166,26 @@ pub(super) async fn find(
 struct Scan<'a> {
     at: Consistency,
     start: Option<Key>,
+    /// How many there are, where that is known.
+    left: Option<usize>,
     prefix: &'a Key,
 }
 
+impl Scan<'_> {
+    /// How many follow a page of so many, where that is known.
+    fn left_after(&self, page: usize) -> Option<usize> {
+        self.left?.checked_sub(page).filter(|left| *left > 0)
+    }
+}
+
 fn resume<'a>(prefix: &'a Key, token: &Token) -> Scan<'a> {
-    let at = match u64::try_from(token.rv) {
-        Ok(revision) => Consistency::Exactly(Revision(revision)),
-        Err(_) => Consistency::Linearizable,
+    let (at, left) = match u64::try_from(token.rv) {
+        Ok(revision) => (Consistency::Exactly(Revision(revision)), token.left),
+        Err(_) => (Consistency::Linearizable, None),
     };
     // Kubernetes marks "after this key" by a zero byte at its end.
     let start = token.start.trim_end_matches('\0');
-    Scan { at, start: Some(Key::from_raw(format!("{prefix}{start}"))), prefix }
+    Scan { at, start: Some(Key::from_raw(format!("{prefix}{start}"))), left, prefix }
 }
 
 async fn one(
@@ -216,28 +228,32 @@ async fn collect(
         let Some(last) = page.items.last().map(|stored| stored.key.clone()) else {
             return Ok(Listing { items, revision: page.revision, next: None, remaining: None });
         };
-        let mut remaining = page.remaining;
-        let in_page = page.items.len();
-        let mut cut = None;
-        for (seen, stored) in page.items.into_iter().enumerate() {
+        let (in_page, mut cut) = (page.items.len(), None);
+        for stored in page.items {
             if !everything && !selection.matches(def, &core.objects.read(def, &stored)?) {
                 continue;
             }
             if limit > 0 && items.len() == limit {
-                remaining += in_page - seen;
                 cut = items.last().map(|stored| stored.key.clone());
                 break;
             }
             items.push(stored);
         }
         let full = limit > 0 && items.len() >= limit;
-        if remaining == 0 || (full && cut.is_some()) || (full && everything) {
+        let more = page.more || cut.is_some();
+        if !more || (full && (everything || cut.is_some())) {
             let end = cut.unwrap_or(last);
-            let more = remaining > 0;
+            let left = match more && everything {
+                true => Some(
+                    scan.left_after(in_page)
+                        .map_or_else(|| core.objects.count(scan.prefix, &end, page.revision), Ok)?,
+                ),
+                false => None,
+            };
             let start = end.as_str().strip_prefix(scan.prefix.as_str()).unwrap_or_default();
             let revision = i64::try_from(page.revision.0).unwrap_or(i64::MAX);
-            let next = more.then(|| Token::write(revision, &format!("{start}\0")));
-            return Ok(Listing { items, revision: page.revision, next, remaining: everything.then_some(remaining) });
+            let next = more.then(|| Token::write(revision, &format!("{start}\0"), left));
+            return Ok(Listing { items, revision: page.revision, next, remaining: left });
         }
         from = Some(last);
     }
@@ -249,7 +265,7 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_client() {
-        let token = Token::write(7, "default/web\0");
+        let token = Token::write(7, "default/web\0", Some(3));
         let read = Token::read(&token).unwrap();
         assert_eq!((read.rv, read.start.as_str()), (7, "default/web\0"));
         assert_eq!(resume(&Key::prefix("", "pods", None), &read).start.unwrap().as_str(), "/core/pods/default/web");
