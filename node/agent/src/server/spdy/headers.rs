@@ -156,6 +156,12 @@ impl Writer {
 mod tests {
     use super::*;
 
+    impl<const N: usize> From<[(&str, &str); N]> for Headers {
+        fn from(pairs: [(&str, &str); N]) -> Headers {
+            Headers(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec())
+        }
+    }
+
     #[test]
     fn the_dictionary_is_the_one_that_its_checksum_names() {
         let (mut low, mut high) = (1_u32, 0_u32);
