@@ -209,7 +209,7 @@ impl Session {
 
     /// Takes a new stream in: gives back its connection if both streams are there, or the status of a refusal.
     fn open(&mut self, stream: u32, fin: bool, headers: &Headers) -> Result<Option<Connection>, u32> {
-        if stream % 2 == 0 || stream <= self.last {
+        if stream.is_multiple_of(2) || stream <= self.last {
             return Err(PROTOCOL_ERROR);
         }
         self.last = stream;
