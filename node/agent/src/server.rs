@@ -1,4 +1,4 @@
-//! The node's own HTTPS server: logs, exec, metrics, statistics.
+//! The node's own HTTPS server: logs, exec, port forwarding, metrics, statistics.
 //!
 //! ```text
 //!  TLS with a client certificate of the cluster's authority ─> who may ask ─> one handler a path
@@ -9,6 +9,8 @@
 mod access;
 mod exec;
 mod logs;
+mod port_forward;
+mod spdy;
 mod statistics;
 
 use std::{
@@ -48,6 +50,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Serving {
     context: Arc<Context>,
     pods: Pods,
+    /// Bounds the clients whose ports are forwarded.
+    forwards: Arc<Semaphore>,
 }
 
 /// Accepts connections until the agent ends.
@@ -58,7 +62,8 @@ pub(crate) async fn serve(
     pods: Pods,
     shutdown: CancellationToken,
 ) {
-    let router = router(Serving { context, pods });
+    let forwards = Arc::new(Semaphore::new(port_forward::CLIENTS_MAX));
+    let router = router(Serving { context, pods, forwards });
     let acceptors = Acceptors { config, current: Mutex::default() };
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut tasks = JoinSet::new();
@@ -145,8 +150,8 @@ fn router(serving: Serving) -> Router {
         .route("/exec/{namespace}/{pod}/{uid}/{container}", any(exec::exec_of_uid))
         .route("/attach/{namespace}/{pod}/{container}", any(|| unsupported("attach")))
         .route("/attach/{namespace}/{pod}/{uid}/{container}", any(|| unsupported("attach")))
-        .route("/portForward/{namespace}/{pod}", any(|| unsupported("port forwarding")))
-        .route("/portForward/{namespace}/{pod}/{uid}", any(|| unsupported("port forwarding")))
+        .route("/portForward/{namespace}/{pod}", any(port_forward::port_forward))
+        .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::port_forward_of_uid))
         .layer(axum::middleware::from_fn(access::check))
         .with_state(serving)
 }

@@ -7,13 +7,15 @@
 //!     CriRuntime ──── convert: specs -> CRI configs (pure)
 //!          ├───────── observe: CRI lists -> sandboxes, with a cache of what cannot change any more
 //!          ├───────── hints:   "something changed", from events where there are some, else from polling
-//!          └───────── streams: the two wire protocols of exec
+//!          ├───────── streams: the two wire protocols of exec
+//!          └───────── connect: connections from inside a sandbox
 //! ```
 //!
 //! What CRI has no field for travels in [`annotations`]. Nothing here decides anything about a pod, and nothing here
 //! knows which runtime is at the other end: differences are options and capabilities.
 
 pub mod annotations;
+mod connect;
 mod convert;
 mod error;
 mod hints;

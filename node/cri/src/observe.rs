@@ -222,10 +222,12 @@ pub(crate) fn nanoseconds(since_epoch: i64) -> Timestamp {
 
 fn place(answer: &v1::PodSandboxStatusResponse) -> Place {
     let network = answer.status.as_ref().and_then(|status| status.network.as_ref());
-    Place {
-        address: network.and_then(|network| network.ip.parse().ok()),
-        namespace: answer.info.get("info").and_then(|text| network_namespace(text)),
-    }
+    Place { address: network.and_then(|network| network.ip.parse().ok()), namespace: namespace(answer) }
+}
+
+/// The sandbox's own network namespace, from a verbose status.
+pub(crate) fn namespace(answer: &v1::PodSandboxStatusResponse) -> Option<PathBuf> {
+    answer.info.get("info").and_then(|text| network_namespace(text))
 }
 
 /// The part of the verbose status of containerd and CRI-O that names the sandbox's namespaces.

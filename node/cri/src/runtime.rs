@@ -10,7 +10,7 @@ use tandem_runtime::{
     Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Network, Notice, RegistryAuth,
     Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
 };
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tonic::{
     Response, Status,
     transport::{Channel, Endpoint, Uri},
@@ -424,6 +424,10 @@ impl Runtime for CriRuntime {
             Ok(bounded("exec", &id.0, CALL_TIMEOUT, client.exec(request)).await?.url)
         };
         streams::run(&self.dialect, &request, io, url).await
+    }
+
+    async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream> {
+        self.connect_into(sandbox, port).await
     }
 }
 

@@ -13,7 +13,10 @@ use futures::{StreamExt, stream::BoxStream};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tandem_api::Clock;
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    net::TcpStream,
+    sync::{broadcast, watch},
+};
 use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 
 use crate::{
@@ -532,6 +535,17 @@ impl Runtime for Fake {
             io.stderr.send(Bytes::from(output.stderr)).await.map_err(closed)?;
         }
         Ok(output.code)
+    }
+
+    /// Its sandboxes have the network of the test.
+    async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream> {
+        self.begin("connect", &sandbox.0)?;
+        let ready = self.inner.lock().sandboxes.get(sandbox).is_some_and(|record| record.seen.ready);
+        if !ready {
+            return Err(not_found("connect", sandbox));
+        }
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        stream.map_err(|error| failed("connect", &format!("127.0.0.1:{port}: {error}")))
     }
 }
 

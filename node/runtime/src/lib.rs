@@ -15,6 +15,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use tokio::net::TcpStream;
 
 /// Runs the containers of sandboxes. Every call is idempotent; `list` is the truth and `changes` only a hint.
 #[async_trait]
@@ -70,6 +71,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Runs a command with live streams, as `kubectl exec` needs it; gives back the exit code.
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> Result<i32>;
+
+    /// A connection to a TCP port of the sandbox, as a program inside it would make one to itself.
+    async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream>;
 }
 
 /// The addresses of one node's pods. One allocator serves the agent, the IPAM plugin and the network driver.

@@ -17,7 +17,7 @@ use tandem_runtime::{
     Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice, RegistryAuth, Runtime,
     Sandbox, SandboxId, SandboxSpec, Stats,
 };
-use tokio::{process::Command, sync::broadcast};
+use tokio::{net::TcpStream, process::Command, sync::broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, transport::Channel};
@@ -331,6 +331,10 @@ impl Runtime for Supervised {
 
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> tandem_runtime::Result<i32> {
         self.runtime.exec_stream(id, request, io).await
+    }
+
+    async fn connect(&self, sandbox: &SandboxId, port: u16) -> tandem_runtime::Result<TcpStream> {
+        self.runtime.connect(sandbox, port).await
     }
 }
 

@@ -18,7 +18,15 @@ use tandem_store::Consistency;
 use tokio::time::timeout;
 
 use super::{live, proxy};
-use crate::{NodeStream, call::Call, core::Core, request::Query, respond, write::Target};
+use crate::{
+    NodeStream,
+    authz::{self, Attributes},
+    call::Call,
+    core::Core,
+    request::{Query, Verb},
+    respond,
+    write::Target,
+};
 
 pub(super) const DIAL_MAX: Duration = Duration::from_secs(10);
 /// What a node says about a failure is shown up to this length.
@@ -43,6 +51,11 @@ pub(super) async fn connect(
             "nodes" => pass(core, call, target.name, &path).await,
             _ => proxy::connect(core, call, target, &path).await,
         };
+    }
+    if call.info.verb == Verb::Get && subresource != "log" {
+        // WebSocket begins with GET, and who may only read may not do things in a pod (as Kubernetes since 1.35).
+        let asked = Attributes { verb: Verb::Create.as_str().to_owned(), ..Attributes::of(&call.info) };
+        authz::authorize(core, &call.identity, &asked).await?;
     }
     let pod = live(core, target).await?;
     let node = pod.str_at(&["spec", "nodeName"]).unwrap_or_default();

@@ -55,6 +55,22 @@ async fn a_selector_is_no_name_for_a_collection_that_is_deleted() {
     assert_eq!((send("GET").await, send("POST").await, send("DELETE").await), (200, 403, 403));
 }
 
+/// WebSocket begins with GET; what it opens is no less than what POST opens.
+#[tokio::test]
+async fn who_may_only_read_opens_no_stream_into_a_pod() {
+    let server = super::connect::server().await;
+    let streams = ["pods/exec", "pods/attach", "pods/portforward"];
+    server.create(ROLES, &role("reader", &["get"], &streams)).await;
+    server.create(BINDINGS, &binding("jane", "Role", "reader", "jane")).await;
+    for uri in ["pods/a/exec?command=sh&stdout=true", "pods/a/attach?stdout=true", "pods/a/portforward"] {
+        let refused = server.send(ask("GET", &in_default(uri)).by(jane())).await;
+        assert!(refused.status().contains("cannot create resource"), "{uri}: {}", refused.status());
+    }
+    server.put(&format!("{ROLES}/reader"), &role("reader", &["get", "create"], &streams)).await;
+    let allowed = server.send(ask("GET", &in_default("pods/a/exec?command=sh&stdout=true")).by(jane())).await;
+    assert_eq!(allowed.status(), "400 BadRequest: no such shell");
+}
+
 #[tokio::test]
 async fn default_roles_can_be_bound() {
     let server = Server::start().await;

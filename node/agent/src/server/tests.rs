@@ -3,7 +3,12 @@ use std::path::PathBuf;
 use futures::{SinkExt, StreamExt};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use tandem_runtime::{Act, Program};
-use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, client::IntoClientRequest},
+};
+
+mod forwarding;
 
 use super::*;
 use crate::testing::{
@@ -136,7 +141,10 @@ async fn logs_of_now_and_of_before() {
     served.end().await;
 }
 
-async fn exec(served: &Served, protocol: &str, command: &str, stdin: Option<&[u8]>) -> (String, String) {
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// A connection of the API server's.
+async fn dial(served: &Served) -> Tls {
     let identity = served.authority.identity("kube-apiserver-kubelet-client", "system:masters");
     let mut pem = identity.as_slice();
     let certificates = rustls_pemfile::certs(&mut pem).collect::<Result<Vec<_>, _>>().unwrap();
@@ -152,11 +160,18 @@ async fn exec(served: &Served, protocol: &str, command: &str, stdin: Option<&[u8
         .unwrap();
     let stream = TcpStream::connect(("127.0.0.1", served.port)).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
-    let stream = connector.connect("n1".try_into().unwrap(), stream).await.unwrap();
-    let url = format!("wss://n1/exec/default/web/a?{command}&input=1&output=1&error=1");
-    let mut request = url.into_client_request().unwrap();
+    connector.connect("n1".try_into().unwrap(), stream).await.unwrap()
+}
+
+async fn websocket(served: &Served, path: &str, protocol: &str) -> WebSocketStream<Tls> {
+    let mut request = format!("wss://n1{path}").into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
-    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    tokio_tungstenite::client_async(request, dial(served).await).await.unwrap().0
+}
+
+async fn exec(served: &Served, protocol: &str, command: &str, stdin: Option<&[u8]>) -> (String, String) {
+    let path = format!("/exec/default/web/a?{command}&input=1&output=1&error=1");
+    let mut socket = websocket(served, &path, protocol).await;
     if let Some(stdin) = stdin {
         socket.send(Message::Binary([&[0], stdin].concat().into())).await.unwrap();
         socket.send(Message::Binary(vec![255, 0].into())).await.unwrap();

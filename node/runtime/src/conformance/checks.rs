@@ -9,6 +9,8 @@ use crate::{ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State};
 
 /// More than any well-behaved workload takes to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// Reserved, so that nobody listens there.
+const UNUSED_PORT: u16 = 1023;
 
 macro_rules! checks {
     ($($name:ident),* $(,)?) => {
@@ -50,6 +52,7 @@ checks![
     exec_gives_output_and_code,
     exec_ends_at_its_timeout,
     exec_streams_both_ways,
+    a_port_without_a_server_is_named,
 ];
 
 async fn unknown_image_is_absent(bench: &Bench<'_>) -> Result<(), String> {
@@ -436,4 +439,12 @@ async fn exec_streams_both_ways(bench: &Bench<'_>) -> Result<(), String> {
         .map_err(|_| "a command whose stdin ended did not end".to_owned())?;
     let code = code.map_err(text)?;
     ensure(code == 0 && heard == b"ping\n", || format!("code {code}, stdout {:?}", String::from_utf8_lossy(&heard)))
+}
+
+async fn a_port_without_a_server_is_named(bench: &Bench<'_>) -> Result<(), String> {
+    let sandbox = bench.sandbox().await?;
+    match bench.runtime.connect(&sandbox, UNUSED_PORT).await {
+        Err(error) if error.to_string().contains(&UNUSED_PORT.to_string()) => Ok(()),
+        other => Err(format!("should be an error that names the port, is {other:?}")),
+    }
 }

@@ -64,7 +64,7 @@ async fn check(network: Network) {
     let fixture = InMemory { fake: fake.clone(), directory: tempfile::tempdir().unwrap(), network };
     let (passed, failures) = conformance::run(&fixture).await;
     assert_eq!(failures, []);
-    assert_eq!(passed, 33);
+    assert_eq!(passed, 34);
     assert_eq!(fake.sandboxes(), []);
 }
 
