@@ -52,3 +52,10 @@ fn the_tutorial_runs_on_containers_and_components() {
     run(&cluster, "clients.txt", "clients", &[]);
     run(&cluster, "rbac.txt", "rbac", &[]);
 }
+
+#[test]
+fn quotas_and_limits_hold_for_containers_and_components() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    run(&cluster, "quotas.txt", "quotas", &[]);
+}

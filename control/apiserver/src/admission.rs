@@ -4,10 +4,12 @@
 mod address;
 mod certificate;
 mod escalation;
+mod limit_range;
 mod namespace;
 mod node;
 mod pod;
 mod priority;
+mod quota;
 mod runtime_class;
 mod service_account;
 
@@ -16,6 +18,7 @@ use tandem_registry::ResourceDef;
 use tandem_store::Op;
 
 use crate::core::Core;
+pub(crate) use quota::Turns;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -62,10 +65,13 @@ fn forbidden(def: &ResourceDef, name: &str, why: impl std::fmt::Display) -> ApiE
     ApiError::new(Reason::Forbidden, message).about(&def.group, &def.plural, name)
 }
 
-/// What is written together with an object: the claims on addresses and ports that it makes or gives up.
+/// What is written together with an object: the claims on addresses and ports that it makes or gives up, and what the
+/// quotas of its namespace are charged.
 #[derive(Debug, Default)]
-pub(crate) struct Effects {
+pub(crate) struct Effects<'c> {
     pub(crate) ops: Vec<Op>,
+    /// Held until the write has ended.
+    _turn: Option<quota::Turn<'c>>,
 }
 
 /// The steps before an object is prepared and validated.
@@ -86,6 +92,7 @@ pub(crate) async fn mutate(
         pod::tolerations(object);
         pod::trace(request, object);
     }
+    limit_range::apply(core, request, object).await?;
     if request.creates("certificates.k8s.io", "certificatesigningrequests") {
         certificate::stamp(request, object)?;
     }
@@ -108,21 +115,25 @@ pub(crate) async fn mutate(
 }
 
 /// The step after validation: takes what only one object may have.
-pub(crate) async fn allocate(
-    core: &Core,
+pub(crate) async fn allocate<'c>(
+    core: &'c Core,
     request: &Request<'_>,
     object: &mut Object,
     old: Option<&Object>,
-) -> Result<Effects, ApiError> {
+) -> Result<Effects<'c>, ApiError> {
+    let mut ops = Vec::new();
     if request.is("", "services") && request.subresource.is_empty() {
-        return address::allocate(core, object, old).await;
+        ops = address::allocate(core, object, old).await?;
     }
-    Ok(Effects::default())
+    let charge = quota::charge(core, request, object, old).await?;
+    ops.extend(charge.ops);
+    Ok(Effects { ops, _turn: charge.turn })
 }
 
 /// Gives back what the object had taken.
-pub(crate) fn release(def: &ResourceDef, object: &Object) -> Effects {
-    if def.group.is_empty() && def.plural == "services" { address::release(object) } else { Effects::default() }
+pub(crate) fn release(def: &ResourceDef, object: &Object) -> Effects<'static> {
+    let held = def.group.is_empty() && def.plural == "services";
+    Effects { ops: if held { address::release(object) } else { Vec::new() }, _turn: None }
 }
 
 /// Whether an object may be deleted at all.

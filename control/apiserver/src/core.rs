@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    ImageKinds, NodeDialer, ReadyCheck, authz, discovery,
+    ImageKinds, NodeDialer, ReadyCheck, admission, authz, discovery,
     layers::{Limits, Metrics},
     objects::Objects,
     request,
@@ -19,6 +19,7 @@ pub(crate) struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) settings: Settings,
     pub(crate) grants: authz::Follower,
+    pub(crate) turns: admission::Turns,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) service_account_key: Option<Arc<ServiceAccountKey>>,

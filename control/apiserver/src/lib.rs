@@ -128,6 +128,7 @@ impl ApiServer {
             registry: config.registry,
             settings: config.settings,
             grants: authz::Follower::default(),
+            turns: admission::Turns::default(),
             clock: config.clock,
             entropy: config.entropy,
             service_account_key: config.service_account_key,

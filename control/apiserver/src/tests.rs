@@ -9,6 +9,7 @@ mod layers;
 mod lists;
 mod objects;
 mod patches;
+mod quotas;
 mod rbac;
 mod socket;
 mod subresources;

@@ -210,11 +210,11 @@ async fn insert(
                 return Ok(allocated);
             }
             Written::Lost => return Err(exists()),
-            // Somebody took the address or port first.
+            // Somebody took the address or port first, or what was left of a quota.
             Written::Taken => {}
         }
     }
-    Err(target.conflict("no address or port could be allocated"))
+    Err(target.conflict("other writers were faster to take an address or a port, or to charge a quota"))
 }
 
 /// How a write of one object and its effects ended.
@@ -226,12 +226,12 @@ enum Written {
     Taken,
 }
 
-async fn write(core: &Core, fence: Option<u64>, op: Op, effects: Effects) -> Result<Written, ApiError> {
+async fn write(core: &Core, fence: Option<u64>, op: Op, mut effects: Effects<'_>) -> Result<Written, ApiError> {
     if let Op::Delete { key, .. } = &op {
         core.objects.heartbeats().forget(key);
     }
     let mut ops = vec![op];
-    ops.extend(effects.ops);
+    ops.append(&mut effects.ops);
     match core.objects.write(fence, ops).await? {
         Reply::Done { revision } => Ok(Written::At(revision)),
         Reply::Mismatch { op: 0, .. } => Ok(Written::Lost),

@@ -107,6 +107,14 @@ impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> Delta<K> {
     }
 }
 
+/// An object of any kind, cached or not, was deleted.
+#[derive(Clone, Debug)]
+pub struct Gone {
+    pub group: String,
+    pub plural: String,
+    pub namespace: String,
+}
+
 /// How far a store has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
@@ -426,10 +434,11 @@ macro_rules! stores {
             listeners: RwLock<Vec<Listener>>,
         }
 
-        /// One change in one store.
+        /// One change in one store, or beside them.
         #[derive(Clone, Debug)]
         pub enum Change {
             $($kind(Delta<$kind>),)*
+            Gone(Gone),
         }
 
         impl Cache {
@@ -480,6 +489,7 @@ stores! {
     stateful_sets: StatefulSet from k8s_openapi::api::apps::v1::StatefulSet, everything();
     budgets: PodDisruptionBudget from k8s_openapi::api::policy::v1::PodDisruptionBudget, everything();
     claims: PersistentVolumeClaim from k8s_openapi::api::core::v1::PersistentVolumeClaim, everything();
+    quotas: ResourceQuota from k8s_openapi::api::core::v1::ResourceQuota, everything();
     controller_revisions: ControllerRevision from k8s_openapi::api::apps::v1::ControllerRevision, everything();
     jobs: Job from k8s_openapi::api::batch::v1::Job, everything();
     cron_jobs: CronJob from k8s_openapi::api::batch::v1::CronJob, everything();

@@ -19,7 +19,7 @@ use futures::StreamExt;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource as _,
-    api::{DynamicObject, PartialObjectMeta, PropagationPolicy},
+    api::{ApiResource, DynamicObject, ObjectMeta, PartialObjectMeta, PropagationPolicy},
     core::Request,
     runtime::{
         WatchStreamExt,
@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use crate::{
-    Cache, Change, Error, Input, Key,
+    Cache, Change, Error, Gone, Input, Key,
     action::{Action, Deletion, Plan, Target},
     cache::Retry,
     driver::Reconcile,
@@ -200,8 +200,9 @@ impl Collector {
         resources.iter().find(|resource| resource.api.group == group && resource.api.kind == owner.kind).cloned()
     }
 
-    /// Keeps the graph equal to what the server has, for ever. Lists anew when this member begins to lead.
-    pub(crate) async fn follow(&self, client: Client, mut leadership: watch::Receiver<bool>) {
+    /// Keeps the graph equal to what the server has, for ever, and tells `cache` of what is deleted. Lists anew when this
+    /// member begins to lead.
+    pub(crate) async fn follow(&self, client: Client, mut leadership: watch::Receiver<bool>, cache: Arc<Cache>) {
         loop {
             let leading = *leadership.borrow_and_update();
             self.0.ready.send_replace(false);
@@ -209,12 +210,12 @@ impl Collector {
                 changed = leadership.changed() => if changed.is_err() {
                     return;
                 },
-                () = self.follow_term(&client, leading) => {}
+                () = self.follow_term(&client, leading, &cache) => {}
             }
         }
     }
 
-    async fn follow_term(&self, client: &Client, leading: bool) {
+    async fn follow_term(&self, client: &Client, leading: bool, cache: &Arc<Cache>) {
         let mut informers = JoinSet::new();
         let mut followed: HashSet<Resource> = HashSet::new();
         let listed = watch::Sender::new(0_usize);
@@ -231,7 +232,8 @@ impl Collector {
                         *self.0.resources.write() = resources.clone();
                         for resource in resources.into_iter().filter(is_collected) {
                             if followed.insert(resource.clone()) {
-                                informers.spawn(self.clone().inform(client.clone(), resource, listed.clone()));
+                                let informer = self.clone().inform(client.clone(), resource, listed.clone(), cache.clone());
+                                informers.spawn(informer);
                             }
                         }
                     }
@@ -247,7 +249,7 @@ impl Collector {
         }
     }
 
-    async fn inform(self, client: Client, resource: Resource, listed: watch::Sender<usize>) {
+    async fn inform(self, client: Client, resource: Resource, listed: watch::Sender<usize>, cache: Arc<Cache>) {
         let api: Api<Guarded<PartialObjectMeta<DynamicObject>>> = Api::all_with(client, &resource.api);
         let resource = Arc::new(resource.api);
         let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Retry::default()).boxed();
@@ -282,6 +284,7 @@ impl Collector {
                 }
                 Ok(Event::Apply(Guarded::Sound(object))) => self.0.graph.write().set(item(object)),
                 Ok(Event::Delete(object)) => {
+                    cache.notify(&Change::Gone(gone(&resource, object.meta())));
                     self.0.graph.write().remove(object.meta().uid.as_deref().unwrap_or_default())
                 }
                 Err(error) => {
@@ -294,6 +297,11 @@ impl Collector {
             }
         }
     }
+}
+
+fn gone(resource: &ApiResource, meta: &ObjectMeta) -> Gone {
+    let (group, plural) = (resource.group.clone(), resource.plural.clone());
+    Gone { group, plural, namespace: meta.namespace.clone().unwrap_or_default() }
 }
 
 fn is_collected(resource: &Resource) -> bool {

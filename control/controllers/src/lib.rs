@@ -40,6 +40,7 @@ mod pod_gc;
 mod queue;
 mod ranking;
 mod replicaset;
+mod resourcequota;
 mod resources;
 mod root_ca;
 mod service_account;
@@ -58,7 +59,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use action::{Action, Body, Deletion, Manifest, Plan, Report, Target};
-pub use cache::{Cache, Cached, Change, Delta, Expectation, Key, Store};
+pub use cache::{Cache, Cached, Change, Delta, Expectation, Gone, Key, Store};
 pub use execute::{Error, Failure};
 pub use metrics::Metrics;
 pub use sign::{Asked, SignError, Signer, Usage};
@@ -150,6 +151,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(service_account::DefaultAccounts);
     running.add(root_ca::RootCertificates { ca_pem: running.context.ca_pem.clone() });
     running.add(namespace::Namespaces);
+    running.add(resourcequota::Quotas);
     running.add(node_ipam::NodeRanges { settings });
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);
@@ -215,10 +217,11 @@ impl Running {
     fn follow(&mut self, collector: gc::Collector) {
         let (reader, leadership, shutdown) =
             (self.context.reader.clone(), self.context.leadership.clone(), self.shutdown.clone());
+        let cache = self.cache.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = collector.follow(reader, leadership) => {}
+                () = collector.follow(reader, leadership, cache) => {}
             }
         });
     }

@@ -5,6 +5,7 @@
 pub(crate) mod batch;
 pub(crate) mod config;
 pub mod labels;
+pub(crate) mod limits;
 pub mod metadata;
 pub(crate) mod network;
 pub mod pod;

@@ -4,6 +4,7 @@
 //!  Key ── where a value lives in the store        Object ── a JSON object with Kubernetes metadata
 //!  Revision ── when it was written                ApiError ── a Kubernetes Status, as an error
 //!  Settings ── what is fixed at first start       Clock, Entropy ── the seams of simulation
+//!  Quantity ── an amount of a resource             quota ── what objects use of quotas
 //! ```
 //!
 //! This crate stays light: it never depends on kube, k8s-openapi, a server or a runtime.
@@ -14,6 +15,8 @@ mod identity;
 mod key;
 pub mod names;
 mod object;
+pub mod quantity;
+pub mod quota;
 mod settings;
 
 pub use environment::{Clock, Entropy, FixedClock, SeededEntropy, SystemClock, SystemEntropy};
@@ -21,6 +24,7 @@ pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND};
 pub use identity::{Fence, Identity, groups};
 pub use key::{Key, Revision};
 pub use object::{GroupVersion, Object};
+pub use quantity::Quantity;
 pub use settings::{Settings, SettingsError};
 
 /// The annotation that carries a request's trace id from the API request to the pod's Events and the node's logs.

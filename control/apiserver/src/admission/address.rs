@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 use tandem_api::{ApiError, Cause, Entropy, Key, Object, Settings};
 use tandem_store::{Consistency, Expect, Op};
 
-use super::Effects;
 use crate::{core::Core, envelope, objects::store_error};
 
 /// What only one Service may have is claimed by a key of its own, written in one command with the Service. So two
@@ -97,7 +96,7 @@ pub(super) fn keep(service: &mut Object, old: &Object) {
 }
 
 /// Gives the Service what its type needs and checks what it asks for.
-pub(super) async fn allocate(core: &Core, service: &mut Object, old: Option<&Object>) -> Result<Effects, ApiError> {
+pub(super) async fn allocate(core: &Core, service: &mut Object, old: Option<&Object>) -> Result<Vec<Op>, ApiError> {
     let before = old.map(Held::of).unwrap_or_default();
     address(core, service, &before).await?;
     ports(core, service, &before).await?;
@@ -112,12 +111,12 @@ pub(super) async fn allocate(core: &Core, service: &mut Object, old: Option<&Obj
     for key in old_keys.difference(&new_keys) {
         ops.push(Op::Delete { key: key.clone(), expect: Expect::Any });
     }
-    Ok(Effects { ops })
+    Ok(ops)
 }
 
-pub(super) fn release(service: &Object) -> Effects {
+pub(super) fn release(service: &Object) -> Vec<Op> {
     let keys = Held::of(service).keys();
-    Effects { ops: keys.into_iter().map(|key| Op::Delete { key, expect: Expect::Any }).collect() }
+    keys.into_iter().map(|key| Op::Delete { key, expect: Expect::Any }).collect()
 }
 
 fn invalid(service: &Object, field: String, message: String) -> ApiError {

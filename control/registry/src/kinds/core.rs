@@ -38,9 +38,9 @@ pub(super) const NODE: Hooks = Hooks {
 };
 pub(super) const SERVICE_ACCOUNT: Hooks = Hooks { cells: columns::core::service_account, ..Hooks::NONE };
 pub(super) const LIMIT_RANGE: Hooks =
-    Hooks { default: default_limit_range, validate: validate::config::limit_range, ..Hooks::NONE };
+    Hooks { default: default_limit_range, validate: validate::limits::limit_range, ..Hooks::NONE };
 pub(super) const RESOURCE_QUOTA: Hooks =
-    Hooks { validate: validate::config::resource_quota, cells: columns::core::resource_quota, ..Hooks::NONE };
+    Hooks { validate: validate::limits::resource_quota, cells: columns::core::resource_quota, ..Hooks::NONE };
 pub(super) const COMPONENT_STATUS: Hooks = Hooks { cells: columns::core::component_status, ..Hooks::NONE };
 
 fn default_secret(object: &mut Object) {

@@ -1,14 +1,11 @@
-//! ConfigMap, Secret, Namespace, Node, LimitRange, ResourceQuota, Event.
+//! ConfigMap, Secret, Namespace, Node, Event.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tandem_api::{Cause, Object};
 
 use super::{IMMUTABLE, Problems, labels, spec};
-use crate::{
-    json::{Fields, FieldsExt},
-    quantity::Quantity,
-};
+use crate::json::{Fields, FieldsExt};
 
 /// What a ConfigMap or Secret may hold.
 const MAX_DATA: usize = 1024 * 1024;
@@ -166,49 +163,6 @@ pub(crate) fn node(object: &Object, old: Option<&Object>) -> Vec<Cause> {
         if !old_id.is_empty() && new_id != old_id {
             problems.forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid");
         }
-    }
-    problems.into_causes()
-}
-
-pub(crate) fn limit_range(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
-    let mut problems = Problems::default();
-    for (at, item) in spec(object).each("limits").enumerate() {
-        let path = format!("spec.limits[{at}]");
-        if item.text("type").is_empty() {
-            problems.required(format!("{path}.type"), "");
-        }
-        let amount = |kind: &str, name: &str| {
-            let text = item.child(kind).map(|amounts| amounts.text(name)).unwrap_or_default();
-            Quantity::parse(text).ok().map(|amount| (amount, text.to_owned()))
-        };
-        let mut names: Vec<&str> = ["max", "min", "default", "defaultRequest"]
-            .into_iter()
-            .flat_map(|kind| item.pairs(kind).map(|(name, _)| name))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let order = [("min", "max"), ("min", "default"), ("defaultRequest", "max"), ("default", "max")];
-            for (low, high) in order {
-                let (Some((less, text)), Some((more, limit))) = (amount(low, name), amount(high, name)) else {
-                    continue;
-                };
-                if less > more {
-                    let why = format!("{low} value {text} is greater than {high} value {limit}");
-                    problems.invalid(format!("{path}.{low}[{name}]"), text, why);
-                }
-            }
-        }
-    }
-    problems.into_causes()
-}
-
-pub(crate) fn resource_quota(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
-    let mut problems = Problems::default();
-    for (name, text) in spec(object).pairs("hard") {
-        let path = format!("spec.hard[{name}]");
-        labels::qualified_name(name).into_iter().for_each(|why| problems.invalid(path.clone(), name, why));
-        problems.check_quantity(text, path);
     }
     problems.into_causes()
 }

@@ -10,6 +10,7 @@ use tandem_api::{Cause, Object};
 use super::{Problems, labels, spec};
 use crate::json::{Fields, FieldsExt};
 
+pub(super) use containers::check_resource_name;
 pub use update::{ephemeral_containers, resize};
 
 const MAX_SECONDS: i64 = i32::MAX as i64;

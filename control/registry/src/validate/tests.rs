@@ -555,3 +555,97 @@ fn policies_and_storage() {
         spec.signerName: Invalid value: "x": must be a fully qualified domain and path of the form "example.com/signer-name""#]],
     );
 }
+
+#[test]
+fn limits_and_quotas() {
+    let limits = |item: Value| json!({ "spec": { "limits": [item] } });
+    create(
+        "",
+        "LimitRange",
+        limits(json!({"type": "Container", "max": {"cpu": "1"}, "min": {"cpu": "100m"}})),
+        expect![""],
+    );
+    create(
+        "",
+        "LimitRange",
+        limits(json!({"type": "Container", "max": {"cpu": "500m", "pods": "1"}, "default": {"cpu": "1"},
+            "maxLimitRequestRatio": {"cpu": "0.5"}})),
+        expect![[r#"
+            spec.limits[0].max[pods]: Invalid value: "pods": must be a standard resource type or fully qualified
+            spec.limits[0].max[pods]: Invalid value: "pods": must be a standard resource for containers
+            spec.limits[0].default[pods]: Invalid value: "pods": must be a standard resource type or fully qualified
+            spec.limits[0].default[pods]: Invalid value: "pods": must be a standard resource for containers
+            spec.limits[0].defaultRequest[pods]: Invalid value: "pods": must be a standard resource type or fully qualified
+            spec.limits[0].defaultRequest[pods]: Invalid value: "pods": must be a standard resource for containers
+            spec.limits[0].defaultRequest[cpu]: Invalid value: "1": default request value 1 is greater than max value 500m
+            spec.limits[0].default[cpu]: Invalid value: "1": default value 1 is greater than max value 500m
+            spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: "500m": ratio 500m is less than 1"#]],
+    );
+    create(
+        "",
+        "LimitRange",
+        limits(json!({"type": "Pod", "default": {"cpu": "1"}, "min": {"cpu": "1"}, "max": {"cpu": "2"},
+            "maxLimitRequestRatio": {"cpu": "3"}})),
+        expect![[r#"
+            spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod'
+            spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: "3": ratio 3 is greater than max/min = 2.000000"#]],
+    );
+    let twice = json!({ "spec": { "limits": [{"type": "PersistentVolumeClaim"}, {"type": "PersistentVolumeClaim"}, {"type": "x"}] } });
+    create(
+        "",
+        "LimitRange",
+        twice,
+        expect![[r#"
+        spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was provided
+        spec.limits[1].type: Duplicate value: "PersistentVolumeClaim"
+        spec.limits[1].limits: Required value: either minimum or maximum storage value is required, but neither was provided
+        spec.limits[2].type: Invalid value: "x": must be a standard limit type or fully qualified"#]],
+    );
+    create(
+        "",
+        "ResourceQuota",
+        json!({"spec": {"hard": {"pods": "1.5", "cpu": "-1", "foo": "1", "count/deployments.apps": "3", "requests.x.y/gpu": "1"}}}),
+        expect![[r#"
+            spec.hard[pods]: Invalid value: "1500m": must be an integer
+            spec.hard[cpu]: Invalid value: "-1": must be greater than or equal to 0
+            spec.hard[foo]: Invalid value: "foo": must be a standard resource type or fully qualified
+            spec.hard[foo]: Invalid value: "foo": must be a standard resource for quota"#]],
+    );
+    create(
+        "",
+        "ResourceQuota",
+        json!({"spec": {"hard": {"pods": "1", "configmaps": "1"}, "scopes": ["Terminating", "NotTerminating", "Odd"]}}),
+        expect![[r#"
+            spec.scopes: Invalid value: ["Terminating","NotTerminating","Odd"]: unsupported scope applied to resource
+            spec.scopes: Invalid value: ["Terminating","NotTerminating","Odd"]: unsupported scope applied to resource
+            spec.scopes: Invalid value: ["Terminating","NotTerminating","Odd"]: unsupported scope
+            spec.scopes: Invalid value: ["Terminating","NotTerminating","Odd"]: conflicting scopes"#]],
+    );
+    let select = |operator: &str, scope: &str| {
+        let expression = json!({"scopeName": scope, "operator": operator});
+        json!({"spec": {"hard": {"pods": "1"}, "scopeSelector": {"matchExpressions": [expression]}}})
+    };
+    create(
+        "",
+        "ResourceQuota",
+        select("In", "PriorityClass"),
+        expect![
+            "spec.scopeSelector.matchExpressions.values: Required value: must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"
+        ],
+    );
+    create(
+        "",
+        "ResourceQuota",
+        select("DoesNotExist", "BestEffort"),
+        expect![[
+            r#"spec.scopeSelector.matchExpressions.operator: Invalid value: "DoesNotExist": must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity"#
+        ]],
+    );
+    update(
+        "",
+        "ResourceQuota",
+        json!({"spec": {"hard": {"pods": "1"}, "scopes": ["BestEffort"]}}),
+        json!({"spec": {"hard": {"pods": "2"}}}),
+        expect!["spec.scopes: Invalid value: []: field is immutable"],
+    );
+}

@@ -245,16 +245,21 @@ fn is_native(name: &str) -> bool {
     matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
 }
 
+/// The name of a resource that a container may ask for.
+pub(in crate::validate) fn check_resource_name(name: &str, path: &str, problems: &mut Problems) {
+    let found = labels::qualified_name(name);
+    if found.is_empty() && !name.contains('/') && !is_native(name) {
+        problems.invalid(path, name, "must be a standard resource type or fully qualified");
+        problems.invalid(path, name, "must be a standard resource for containers");
+    }
+    found.into_iter().for_each(|why| problems.invalid(path, name, why));
+}
+
 pub(super) fn check_resources(resources: &Fields, path: &str, problems: &mut Problems) {
     for kind in ["limits", "requests"] {
         for (name, text) in resources.pairs(kind) {
             let path = format!("{path}.{kind}[{name}]");
-            let found = labels::qualified_name(name);
-            if found.is_empty() && !name.contains('/') && !is_native(name) {
-                problems.invalid(path.clone(), name, "must be a standard resource type or fully qualified");
-                problems.invalid(path.clone(), name, "must be a standard resource for containers");
-            }
-            found.into_iter().for_each(|why| problems.invalid(path.clone(), name, why));
+            check_resource_name(name, &path, problems);
             let quantity = problems.check_quantity(text, path.clone());
             if name.contains('/') && quantity.is_some_and(|quantity| !quantity.is_whole()) {
                 problems.invalid(path, text, "must be an integer");

@@ -94,6 +94,19 @@ impl Quantity {
     pub fn minus(self, other: Quantity) -> Quantity {
         Quantity { nanos: (self.nanos - other.nanos).clamp(-LIMIT, LIMIT), style: self.style }
     }
+
+    /// How often the other amount is in this one; `None` where the other is nothing.
+    pub fn ratio(self, other: Quantity) -> Option<Quantity> {
+        let nanos = self.nanos.saturating_mul(NANOS);
+        (other.nanos != 0).then(|| Quantity { nanos: div_up(nanos, other.nanos), style: Style::Decimal })
+    }
+
+    /// With six decimals, as C and Go print a number by `%f`.
+    pub fn to_decimal(self) -> String {
+        let micros = (self.nanos.abs() + 500) / 1000;
+        let sign = if self.nanos < 0 { "-" } else { "" };
+        format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+    }
 }
 
 /// What one of a suffix is worth.
@@ -296,6 +309,9 @@ mod tests {
         assert_eq!((parse("1500m").value(), parse("1500m").milli_value()), (2, 1500));
         assert_eq!(parse("64Mi").plus(parse("64Mi")).to_string(), "128Mi");
         assert_eq!(parse("1").minus(parse("1500m")).to_string(), "-500m");
+        assert_eq!(parse("2").ratio(parse("750m")).unwrap().to_decimal(), "2.666667");
+        assert!(parse("1Gi").ratio(parse("512Mi")).unwrap() == parse("2"));
+        assert_eq!(parse("1").ratio(Quantity::ZERO), None);
     }
 
     proptest! {
