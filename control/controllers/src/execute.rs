@@ -25,7 +25,7 @@ const CONCURRENT: usize = 16;
 /// Something that a controller tried and that did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
+    #[error("{}", told(.0))]
     Api(#[from] kube::Error),
     #[error("the request could not be built: {0}")]
     Request(#[from] kube::core::request::Error),
@@ -35,6 +35,14 @@ pub enum Error {
     Sign(#[from] SignError),
     #[error("the API did not answer within {0:?}")]
     Timeout(Duration),
+}
+
+/// An answer of the API is its message: the client's own text repeats all fields of the status.
+fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 impl Error {
@@ -374,6 +382,7 @@ mod tests {
         assert_eq!(outcome.failure.unwrap().reason, "FailedCreate");
         assert_eq!(notes.len(), 1);
         assert!(notes[0].starts_with("FailedCreate: Error creating: "), "{notes:?}");
+        assert!(!notes[0].contains("Status"), "{notes:?}");
     }
 
     #[tokio::test]
