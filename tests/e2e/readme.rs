@@ -127,6 +127,10 @@ impl Host {
 
     /// What `down` has to find nothing of.
     fn assert_empty(&self, footprint: &Footprint) {
+        until("what was killed has ended", DEADLINE, || {
+            let exiting = footprint.exiting();
+            if exiting.is_empty() { Ok(()) } else { Err(exiting) }
+        });
         let left = footprint.left();
         assert!(left.is_empty(), "{} has left:\n{}", self.name, left.join("\n"));
         let data = self.data.path().display().to_string();
@@ -205,6 +209,14 @@ impl Footprint {
         footprint.cgroups = roots.filter(|group| group.exists()).collect();
         assert!(!footprint.processes.is_empty() && !footprint.cgroups.is_empty(), "{footprint:?}");
         footprint
+    }
+
+    /// Processes that have given up their memory, and that the kernel has not yet taken apart: the first process of a
+    /// pid namespace waits there for all others, without a cgroup, for as long as a busy machine needs.
+    fn exiting(&self) -> Vec<u32> {
+        let exiting =
+            self.processes.iter().filter(|(id, since)| read(*id, "cmdline").is_empty() && started(*id) == *since);
+        exiting.map(|(id, _)| *id).collect()
     }
 
     fn left(&self) -> Vec<String> {
