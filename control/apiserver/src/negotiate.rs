@@ -1,11 +1,13 @@
 use tandem_api::{ApiError, Reason};
 
-/// The text formats of answers.
+/// The formats of answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Format {
     #[default]
     Json,
     Yaml,
+    /// Of built-in kinds, as typed clients ask for.
+    Protobuf,
 }
 
 /// What of an object is sent.
@@ -33,8 +35,7 @@ pub(crate) enum Offer {
     Computed,
 }
 
-/// The first clause of an `Accept` header that can be served. Protobuf clauses are passed over: every client that sends
-/// them names JSON too.
+/// The first clause of an `Accept` header that can be served. Tables have no protobuf form.
 pub(crate) fn negotiate(accept: Option<&str>, offer: Offer) -> Result<Representation, ApiError> {
     let accept = accept.unwrap_or("*/*");
     if accept.trim().is_empty() {
@@ -43,7 +44,7 @@ pub(crate) fn negotiate(accept: Option<&str>, offer: Offer) -> Result<Representa
     accept.split(',').find_map(|clause| serve(clause.trim(), offer)).ok_or_else(|| {
         ApiError::new(
             Reason::NotAcceptable,
-            "only the following media types are accepted: application/json, application/yaml",
+            "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )
     })
 }
@@ -53,6 +54,7 @@ fn serve(clause: &str, offer: Offer) -> Option<Representation> {
     let format = match parts.next()?.to_ascii_lowercase().as_str() {
         "application/json" | "application/*" | "*/*" => Format::Json,
         "application/yaml" => Format::Yaml,
+        "application/vnd.kubernetes.protobuf" => Format::Protobuf,
         _ => return None,
     };
     let (mut kind, mut group, mut version) = ("", "meta.k8s.io", "v1");
@@ -70,7 +72,11 @@ fn serve(clause: &str, offer: Offer) -> Option<Representation> {
         ("PartialObjectMetadata" | "PartialObjectMetadataList", Offer::Stored) => Shape::Metadata,
         _ => return None,
     };
-    let served = shape == Shape::Whole || (group == "meta.k8s.io" && version == "v1");
+    let served = match (shape, format) {
+        (Shape::Whole, _) => true,
+        (Shape::Table, Format::Protobuf) => false,
+        (Shape::Table | Shape::Metadata, _) => group == "meta.k8s.io" && version == "v1",
+    };
     served.then_some(Representation { format, shape })
 }
 
@@ -92,14 +98,14 @@ mod tests {
         check(
             "application/vnd.kubernetes.protobuf,application/json",
             Offer::Stored,
-            Some((Format::Json, Shape::Whole)),
+            Some((Format::Protobuf, Shape::Whole)),
         );
-        check("application/vnd.kubernetes.protobuf", Offer::Stored, None);
+        check("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", Offer::Stored, None);
         check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Offer::Stored, None);
         check("application/json, */*", Offer::Stored, Some((Format::Json, Shape::Whole)));
         check("application/yaml", Offer::Stored, Some((Format::Yaml, Shape::Whole)));
         check("text/html", Offer::Stored, None);
         let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-        check(metadata, Offer::Stored, Some((Format::Json, Shape::Metadata)));
+        check(metadata, Offer::Stored, Some((Format::Protobuf, Shape::Metadata)));
     }
 }

@@ -3,7 +3,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tandem_api::{ApiError, Object};
-use tandem_registry::{ResourceDef, columns};
+use tandem_registry::{ResourceDef, columns, protobuf};
 
 use crate::{
     call::Call,
@@ -12,6 +12,7 @@ use crate::{
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(crate) const PROTOBUF: HeaderValue = HeaderValue::from_static("application/vnd.kubernetes.protobuf");
 
 pub(crate) fn bytes(code: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Body::from(body.into()));
@@ -53,20 +54,38 @@ pub(crate) fn success(def: &ResourceDef, name: &str, uid: &str) -> Value {
 }
 
 /// A value in the format that was asked for.
-pub(crate) fn value(call: &Call, code: StatusCode, value: &Value, as_: Representation) -> Result<Response, ApiError> {
+pub(crate) fn value(
+    core: &Core,
+    call: &Call,
+    code: StatusCode,
+    value: &Value,
+    as_: Representation,
+) -> Result<Response, ApiError> {
     let mut response = match as_.format {
         Format::Json => json_bytes(code, serde_json::to_vec(value).map_err(ApiError::internal)?),
         Format::Yaml => {
             let text = serde_saphyr::to_string(value).map_err(ApiError::internal)?;
             bytes(code, HeaderValue::from_static("application/yaml"), text)
         }
+        Format::Protobuf => bytes(code, PROTOBUF, protobuf_bytes(core, value)?),
     };
+    add_headers(call, &mut response);
+    Ok(response)
+}
+
+pub(crate) fn add_headers(call: &Call, response: &mut Response) {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     for warning in call.warnings() {
         headers.append(header::WARNING, warning);
     }
-    Ok(response)
+}
+
+pub(crate) fn protobuf_bytes(core: &Core, value: &Value) -> Result<Vec<u8>, ApiError> {
+    protobuf::encode(core.schema(), value).ok_or_else(|| {
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+        ApiError::internal(format!("{kind} has no protobuf form"))
+    })
 }
 
 /// One object in the shape and format that was asked for.
@@ -86,7 +105,7 @@ pub(crate) fn object(
             columns::table(def, &[&object], metadata, call.include_object()?, true, core.clock.now())
         }
     };
-    value(call, code, &shaped, as_)
+    value(core, call, code, &shaped, as_)
 }
 
 pub(crate) fn partial(object: &Object) -> Value {

@@ -9,6 +9,7 @@ mod layers;
 mod lists;
 mod objects;
 mod patches;
+mod protobuf;
 mod quotas;
 mod rbac;
 mod socket;

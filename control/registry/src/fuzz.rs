@@ -135,7 +135,7 @@ fn through_everything(def: &crate::ResourceDef, object: &Object, old: &Object) {
         (conversion.to_storage)(&mut created);
         (conversion.from_storage)(&mut created);
     }
-    protobuf::encode(REGISTRY.schema(), &created);
+    protobuf::encode(REGISTRY.schema(), &Value::Object(created.0.clone()));
     let _ = LabelSelector::from_value(created.at(&["spec", "selector"]));
 }
 
@@ -164,7 +164,7 @@ proptest! {
         fields::prune(schema, &def.type_name, &mut object);
         prop_assert_eq!(fields::check(schema, &def.type_name, &object), Vec::<String>::new());
         prop_assert_eq!(fields::types(schema, &def.type_name, &object), Ok(()));
-        let bytes = protobuf::encode(schema, &object).unwrap();
+        let bytes = protobuf::encode(schema, &Value::Object(object.0.clone())).unwrap();
         prop_assert_eq!(&protobuf::decode(schema, &REGISTRY, &bytes).unwrap(), &object);
         def.default(&mut object);
         let once = object.clone();

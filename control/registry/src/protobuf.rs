@@ -12,10 +12,14 @@ pub(crate) mod wire;
 #[cfg(test)]
 mod tests;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tandem_api::{ApiError, GroupVersion, Object};
 
-use crate::{Registry, Schema};
+use crate::{
+    Registry, Schema,
+    schema::{Label, Type},
+};
+use wire::put_bytes;
 
 pub(crate) use values::parse_duration;
 
@@ -85,9 +89,58 @@ pub fn decode(schema: &Schema, registry: &Registry, bytes: &[u8]) -> Result<Obje
 }
 
 /// Writes an object as a typed client reads it. `None` if its kind has no type in the table, as custom kinds have none.
-pub fn encode(schema: &Schema, object: &Object) -> Option<Vec<u8>> {
-    let GroupVersion { group, version } = GroupVersion::parse(object.api_version())?;
-    let ty = schema.kind_type(&group, &version, object.kind()).filter(|ty| ty.has_type_meta)?;
-    let raw = encode::message(schema, ty, &Value::Object(object.0.clone()));
-    Some(encode::envelope(object.api_version(), object.kind(), &raw))
+pub fn encode(schema: &Schema, object: &Value) -> Option<Vec<u8>> {
+    let text = |field| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let ty = message_type(schema, api_version, kind)?;
+    let raw = encode::message(schema, ty, object.as_object()?);
+    Some(encode::envelope(api_version, kind, &raw))
+}
+
+fn message_type<'a>(schema: &'a Schema, api_version: &str, kind: &str) -> Option<&'a Type> {
+    let GroupVersion { group, version } = GroupVersion::parse(api_version)?;
+    schema.kind_type(&group, &version, kind).filter(|ty| ty.has_type_meta)
+}
+
+/// A list that is written item by item, so that it never stands in memory as JSON.
+pub struct List<'a> {
+    schema: &'a Schema,
+    api_version: &'a str,
+    kind: &'a str,
+    items: u32,
+    item: &'a Type,
+    raw: Vec<u8>,
+}
+
+impl<'a> List<'a> {
+    /// `None` if the kind is no list, or has no type in the table.
+    pub fn new(schema: &'a Schema, api_version: &'a str, kind: &'a str, metadata: &Value) -> Option<List<'a>> {
+        let ty = message_type(schema, api_version, kind)?;
+        let field = ty.field("items").filter(|field| field.label == Label::List)?;
+        let (items, item) = (field.number, schema.get(field.object()?));
+        let mut head = Map::new();
+        head.insert("metadata".to_owned(), metadata.clone());
+        let raw = encode::message(schema, ty, &head);
+        Some(List { schema, api_version, kind, items, item, raw })
+    }
+
+    pub fn push(&mut self, object: &Map<String, Value>) {
+        put_bytes(&mut self.raw, self.items, &encode::message(self.schema, self.item, object));
+    }
+
+    pub fn finish(self) -> Vec<u8> {
+        encode::envelope(self.api_version, self.kind, &self.raw)
+    }
+}
+
+/// One event of a watch, as it stands in the stream: its length in four bytes, then `meta.k8s.io/v1` `WatchEvent`
+/// without an envelope, whose object has one.
+pub fn watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
+    let (mut raw, mut event) = (Vec::new(), Vec::new());
+    put_bytes(&mut raw, 1, object);
+    put_bytes(&mut event, 1, kind.as_bytes());
+    put_bytes(&mut event, 2, &raw);
+    let mut frame = u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes().to_vec();
+    frame.append(&mut event);
+    frame
 }

@@ -6,6 +6,8 @@ use tower_http::{
 /// Smaller responses cost more to compress than to send (Kubernetes' own threshold).
 const SIZE_MIN_BYTES: u64 = 128 * 1024;
 
+const KINDS: [&[u8]; 3] = [b"application/json", b"application/yaml", b"application/vnd.kubernetes.protobuf"];
+
 /// Compresses whole, large API responses. Streams have no known size and pass as they are, and so do images, which are
 /// compressed already.
 #[derive(Clone, Copy, Debug)]
@@ -13,11 +15,11 @@ pub(crate) struct Large;
 
 impl Predicate for Large {
     fn should_compress<B: http_body::Body>(&self, response: &http::Response<B>) -> bool {
-        let json = response.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| {
+        let is_object = response.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| {
             let kind = kind.as_bytes();
-            kind.starts_with(b"application/json") || kind.starts_with(b"application/yaml")
+            KINDS.iter().any(|known| kind.starts_with(known))
         });
-        json && response.body().size_hint().exact().is_some_and(|size| size >= SIZE_MIN_BYTES)
+        is_object && response.body().size_hint().exact().is_some_and(|size| size >= SIZE_MIN_BYTES)
     }
 }
 

@@ -59,7 +59,7 @@ async fn bind(
     let make = |live: &Object| assign(target, live, binding, node, &now);
     let change = Change { scope: Scope::Free, ownership: Ownership::Update, change: &make };
     write::update(core, &verbs::author(call, options), target, &change).await?;
-    created(call)
+    created(core, call)
 }
 
 /// The pod with its node. A pod is bound once, and not while it is being deleted.

@@ -59,7 +59,7 @@ pub(super) async fn create(
             Err(error) if pinned && error.reason == Reason::Conflict => {}
             done => {
                 done?;
-                return created(call);
+                return created(core, call);
             }
         }
     }

@@ -47,7 +47,7 @@ pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Resul
         _ => return Err(request::not_found()),
     };
     review.set(&["status"], status);
-    respond::value(call, StatusCode::CREATED, &Value::Object(review.0), as_)
+    respond::value(core, call, StatusCode::CREATED, &Value::Object(review.0), as_)
 }
 
 fn user_info(identity: &Identity) -> Value {

@@ -17,12 +17,12 @@ use crate::{
 };
 
 pub(super) async fn get(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
-    answer(call, &live(core, target).await?)
+    answer(core, call, &live(core, target).await?)
 }
 
-fn answer(call: &Call, object: &Object) -> Result<Response, ApiError> {
+fn answer(core: &Core, call: &Call, object: &Object) -> Result<Response, ApiError> {
     let as_ = call.representation(Offer::Computed)?;
-    respond::value(call, StatusCode::OK, &Value::Object(scale(object).0), as_)
+    respond::value(core, call, StatusCode::OK, &Value::Object(scale(object).0), as_)
 }
 
 pub(super) async fn change(
@@ -45,7 +45,7 @@ pub(super) async fn change(
         let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
         write::update(core, &author, target, &change).await?
     };
-    answer(call, &scaled)
+    answer(core, call, &scaled)
 }
 
 /// What a Scale asks for, laid over the object.

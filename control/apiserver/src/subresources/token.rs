@@ -69,7 +69,7 @@ pub(super) async fn create(
     let expires = deletion::seconds(now + SignedDuration::from_secs(seconds));
     answer.set(&["status"], json!({ "token": token, "expirationTimestamp": expires }));
     let as_ = call.representation(Offer::Computed)?;
-    respond::value(call, StatusCode::CREATED, &Value::Object(answer.0), as_)
+    respond::value(core, call, StatusCode::CREATED, &Value::Object(answer.0), as_)
 }
 
 async fn binding(

@@ -26,7 +26,7 @@ pub(crate) fn answer(core: &Core, call: &Call, def: &ResourceDef, deleted: Delet
     match deleted {
         Deleted::Gone(object) => {
             let as_ = call.representation(Offer::Computed).unwrap_or_default();
-            respond::value(call, StatusCode::OK, &respond::success(def, object.name(), object.uid()), as_)
+            respond::value(core, call, StatusCode::OK, &respond::success(def, object.name(), object.uid()), as_)
         }
         Deleted::Marked(object) => respond::object(core, call, def, StatusCode::OK, object),
     }

@@ -37,5 +37,5 @@ pub(super) async fn delete(core: &Core, call: &Call, def: &ResourceDef) -> Resul
         "metadata": { "resourceVersion": found.revision.to_string() }, "items": items,
     });
     let as_ = call.representation(Offer::Computed).unwrap_or_default();
-    respond::value(call, StatusCode::OK, &list, as_)
+    respond::value(core, call, StatusCode::OK, &list, as_)
 }

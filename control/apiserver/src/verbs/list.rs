@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tandem_api::{ApiError, Key, Object, Reason, Revision};
-use tandem_registry::{ResourceDef, columns};
+use tandem_registry::{ResourceDef, columns, protobuf};
 use tandem_store::{Consistency, Stored};
 
 use crate::{
@@ -76,6 +76,11 @@ pub(super) async fn list(core: &Core, call: &Call, def: &ResourceDef) -> Result<
     if as_ == (Representation { format: Format::Json, shape: Shape::Whole }) {
         return Ok(respond::json_bytes(StatusCode::OK, whole(def, &listing)?));
     }
+    if as_ == (Representation { format: Format::Protobuf, shape: Shape::Whole }) {
+        let mut response = respond::bytes(StatusCode::OK, respond::PROTOBUF, messages(core, def, &listing)?);
+        respond::add_headers(call, &mut response);
+        return Ok(response);
+    }
     let items: Vec<Object> =
         listing.items.iter().map(|stored| core.objects.read(def, stored)).collect::<Result<_, _>>()?;
     let metadata = Value::Object(metadata(&listing));
@@ -93,7 +98,7 @@ pub(super) async fn list(core: &Core, call: &Call, def: &ResourceDef) -> Result<
             json!({ "kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata, "items": items })
         }
     };
-    respond::value(call, StatusCode::OK, &list, as_)
+    respond::value(core, call, StatusCode::OK, &list, as_)
 }
 
 fn metadata(listing: &Listing) -> Map<String, Value> {
@@ -125,6 +130,18 @@ fn whole(def: &ResourceDef, listing: &Listing) -> Result<Vec<u8>, ApiError> {
     }
     body.extend_from_slice(b"]}");
     Ok(body)
+}
+
+/// The list as protobuf, one item after the other.
+fn messages(core: &Core, def: &ResourceDef, listing: &Listing) -> Result<Vec<u8>, ApiError> {
+    let missing = || ApiError::internal(format!("{} has no protobuf form", def.list_kind));
+    let (metadata, api_version) = (Value::Object(metadata(listing)), def.api_version());
+    let list = protobuf::List::new(core.schema(), &api_version, &def.list_kind, &metadata);
+    let mut list = list.ok_or_else(missing)?;
+    for stored in &listing.items {
+        list.push(&core.objects.read(def, stored)?.0);
+    }
+    Ok(list.finish())
 }
 
 /// The objects that a list request means, of one revision.

@@ -9,6 +9,7 @@ use tandem_api::{ApiError, Entropy, Object, Reason, Revision};
 use tandem_registry::{
     ResourceDef,
     columns::{self, IncludeObject},
+    protobuf,
 };
 use tandem_store::{Consistency, Error, Event, Stored, WatchItem};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until};
@@ -19,6 +20,7 @@ use crate::{
     negotiate::{Format, Offer, Shape},
     objects::{self, Objects, store_error},
     options::{Freshness, Selection},
+    respond,
     server::Endless,
 };
 
@@ -54,7 +56,7 @@ pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) 
     if as_.format == Format::Yaml {
         return Err(ApiError::new(
             Reason::NotAcceptable,
-            "only the following media types are accepted: application/json",
+            "only the following media types are accepted: application/json, application/vnd.kubernetes.protobuf",
         ));
     }
     let path = call.path()?;
@@ -66,6 +68,7 @@ pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) 
         core: core.clone(),
         def,
         selection,
+        format: as_.format,
         shape: as_.shape,
         include: call.include_object()?,
         columns_sent: false,
@@ -79,7 +82,11 @@ pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) 
     };
     let events = match core.objects.storage().watch(&prefix, after) {
         Ok(events) => events,
-        Err(error) => return Ok(stream_response(error_line(&too_old(error)).into())),
+        Err(error) => {
+            let mut line = BytesMut::new();
+            view.error(&too_old(error), &mut line);
+            return Ok(stream_response(as_.format, line.freeze().into()));
+        }
     };
     let timeout = plan.timeout.unwrap_or_else(|| default_timeout(core.entropy.as_ref()));
     let deadline = Instant::now() + timeout;
@@ -95,13 +102,17 @@ pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) 
         deadline: Box::pin(sleep_until(deadline)),
         over: false,
     };
-    Ok(stream_response(Body::from_stream(feed.into_stream())))
+    Ok(stream_response(as_.format, Body::from_stream(feed.into_stream())))
 }
 
-fn stream_response(body: Body) -> Response {
+fn stream_response(format: Format, body: Body) -> Response {
+    let content_type = match format {
+        Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Format::Json | Format::Yaml => "application/json",
+    };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response.extensions_mut().insert(Endless);
     response
@@ -156,6 +167,7 @@ struct View {
     core: Arc<Core>,
     def: Arc<ResourceDef>,
     selection: Selection,
+    format: Format,
     shape: Shape,
     include: IncludeObject,
     columns_sent: bool,
@@ -198,21 +210,34 @@ impl View {
     }
 
     fn write(&mut self, kind: Kind, stored: &Stored, line: &mut BytesMut) -> Result<(), ApiError> {
-        if self.shape == Shape::Whole {
+        if self.shape == Shape::Whole && self.format == Format::Json {
             let json = objects::json(&self.def, &stored.value, stored.revision)?;
             frame(kind.as_str(), &json, line);
             return Ok(());
         }
         let object = self.core.objects.read(&self.def, stored)?;
         let shaped = self.shaped(object);
-        frame(kind.as_str(), shaped.to_string().as_bytes(), line);
+        self.frame(kind.as_str(), &shaped, line)
+    }
+
+    fn frame(&self, kind: &str, object: &Value, line: &mut BytesMut) -> Result<(), ApiError> {
+        if self.format == Format::Protobuf {
+            line.extend_from_slice(&protobuf::watch_event(kind, &respond::protobuf_bytes(&self.core, object)?));
+        } else {
+            frame(kind, object.to_string().as_bytes(), line);
+        }
         Ok(())
+    }
+
+    fn error(&self, error: &ApiError, line: &mut BytesMut) {
+        // The type of a Status is always known.
+        let _ = self.frame("ERROR", &error.status(), line);
     }
 
     fn shaped(&mut self, object: Object) -> Value {
         match self.shape {
             Shape::Whole => Value::Object(object.0),
-            Shape::Metadata => crate::respond::partial(&object),
+            Shape::Metadata => respond::partial(&object),
             Shape::Table => {
                 let metadata = json!({ "resourceVersion": object.str_at(&["metadata", "resourceVersion"]) });
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
@@ -222,7 +247,7 @@ impl View {
     }
 
     /// Word of how far this watch has seen, and that the initial events are all sent.
-    fn bookmark(&mut self, revision: Revision, ends_initial: bool, line: &mut BytesMut) {
+    fn bookmark(&mut self, revision: Revision, ends_initial: bool, line: &mut BytesMut) -> Result<(), ApiError> {
         let mut metadata = json!({ "resourceVersion": revision.to_string(), "creationTimestamp": null });
         if ends_initial {
             metadata["annotations"] = json!({ INITIAL_EVENTS_END: "true" });
@@ -244,7 +269,7 @@ impl View {
                 })
             }
         };
-        frame("BOOKMARK", object.to_string().as_bytes(), line);
+        self.frame("BOOKMARK", &object, line)
     }
 }
 
@@ -255,12 +280,6 @@ fn frame(kind: &str, object: &[u8], line: &mut BytesMut) {
     line.put_slice(b"\",\"object\":");
     line.put_slice(object);
     line.put_slice(b"}\n");
-}
-
-fn error_line(error: &ApiError) -> Bytes {
-    let mut line = BytesMut::new();
-    frame("ERROR", error.status().to_string().as_bytes(), &mut line);
-    line.freeze()
 }
 
 fn too_old(error: Error) -> ApiError {
@@ -297,7 +316,7 @@ impl Feed {
         let mut chunk = BytesMut::new();
         while chunk.is_empty() && !self.over {
             if let Err(error) = self.fill(&mut chunk).await {
-                chunk.extend_from_slice(&error_line(&error));
+                self.view.error(&error, &mut chunk);
                 self.over = true;
             }
         }
@@ -312,7 +331,7 @@ impl Feed {
             }
         }
         if let Some(revision) = self.initial_end.take() {
-            self.view.bookmark(revision, true, chunk);
+            self.view.bookmark(revision, true, chunk)?;
         }
         if !chunk.is_empty() {
             return Ok(());
@@ -322,11 +341,11 @@ impl Feed {
             () = self.deadline.as_mut() => {
                 self.over = true;
                 if self.bookmarks.is_some() {
-                    self.view.bookmark(self.seen, false, chunk);
+                    self.view.bookmark(self.seen, false, chunk)?;
                 }
                 return Ok(());
             }
-            () = tick(self.bookmarks.as_mut()) => self.view.bookmark(self.seen, false, chunk),
+            () = tick(self.bookmarks.as_mut()) => self.view.bookmark(self.seen, false, chunk)?,
         }
         self.drain(chunk)
     }

@@ -1,6 +1,6 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     MAGIC, values,
@@ -20,13 +20,12 @@ pub(super) fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn message(schema: &Schema, ty: &Type, value: &Value) -> Vec<u8> {
+pub(super) fn message(schema: &Schema, ty: &Type, map: &Map<String, Value>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let Some(map) = value.as_object() else { return bytes };
     for (number, entry) in &ty.wire {
         match entry {
             WireField::Inline(inner) => {
-                let inner = message(schema, schema.get(*inner), value);
+                let inner = message(schema, schema.get(*inner), map);
                 put_bytes(&mut bytes, *number, &inner);
             }
             WireField::Field(at) => {
@@ -38,6 +37,11 @@ pub(super) fn message(schema: &Schema, ty: &Type, value: &Value) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// A message that is a field; what is no object is an empty one.
+fn nested(schema: &Schema, id: TypeId, value: &Value) -> Vec<u8> {
+    value.as_object().map(|map| message(schema, schema.get(id), map)).unwrap_or_default()
 }
 
 fn put_field(schema: &Schema, field: &Field, value: &Value, into: &mut Vec<u8>) {
@@ -68,7 +72,7 @@ fn put_value(schema: &Schema, shape: Shape, number: u32, value: &Value, into: &m
             let plain = STANDARD.decode(value.as_str().unwrap_or_default()).unwrap_or_default();
             put_bytes(into, number, &plain);
         }
-        Shape::Object(id) => put_bytes(into, number, &message(schema, schema.get(id), value)),
+        Shape::Object(id) => put_bytes(into, number, &nested(schema, id, value)),
         other => put_bytes(into, number, &special(schema, other, value)),
     }
 }
@@ -127,5 +131,5 @@ fn put_strings(into: &mut Vec<u8>, number: u32, list: &Value) {
 }
 
 fn put_schema(schema: &Schema, id: TypeId, number: u32, value: &Value, into: &mut Vec<u8>) {
-    put_bytes(into, number, &message(schema, schema.get(id), value));
+    put_bytes(into, number, &nested(schema, id, value));
 }
