@@ -61,12 +61,18 @@ pub(crate) fn value(call: &Call, code: StatusCode, value: &Value, as_: Represent
             bytes(code, HeaderValue::from_static("application/yaml"), text)
         }
     };
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    for warning in call.warnings() {
-        headers.append(header::WARNING, warning);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    Ok(warned(call, response))
+}
+
+/// The answer with what its client is warned of.
+pub(crate) fn warned(call: &Call, mut response: Response) -> Response {
+    if !response.headers().contains_key(header::WARNING) {
+        for warning in call.warnings() {
+            response.headers_mut().append(header::WARNING, warning);
+        }
     }
-    Ok(response)
+    response
 }
 
 /// One object in the shape and format that was asked for.
