@@ -161,7 +161,13 @@ struct Reader {
 }
 
 pub(crate) fn compile_pattern(text: &str) -> Result<Regex, String> {
-    regex::RegexBuilder::new(text).size_limit(PATTERN_MAX_BYTES).build().map_err(|why| why.to_string())
+    regex::RegexBuilder::new(text).size_limit(PATTERN_MAX_BYTES).build().map_err(|why| last_line(&why.to_string()))
+}
+
+/// What is wrong, without the picture of where.
+fn last_line(why: &str) -> String {
+    let last = why.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }
 
 impl Reader {
