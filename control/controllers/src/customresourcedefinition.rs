@@ -89,7 +89,8 @@ fn resource(definition: &CustomResourceDefinition) -> Option<ApiResource> {
     let status = definition.status.as_ref()?;
     let established = types::find(&status.conditions, ESTABLISHED)?;
     let spec = &definition.spec;
-    let version = spec.versions.iter().find(|version| version.served)?.name.clone();
+    let served = spec.versions.iter().find(|version| version.served);
+    let version = served.or(spec.versions.first())?.name.clone();
     (established.status == "True").then(|| ApiResource {
         group: spec.group.clone(),
         api_version: format!("{}/{version}", spec.group),

@@ -223,7 +223,7 @@ fn check_scale(version: &Fields, path: &str, problems: &mut Problems) {
         let sound = JsonPath::parse(text).is_ok_and(|path| path.fields().is_some());
         if text.is_empty() && required {
             problems.required(path, "");
-        } else if !text.is_empty() && !(sound && text.starts_with(start)) {
+        } else if !(text.is_empty() || sound && text.starts_with(start)) {
             let start = if key == "labelSelectorPath" { ".spec or .status" } else { start };
             problems.invalid(path, text, format!("should be a json path under {}", start.trim_end_matches('.')));
         }

@@ -22,7 +22,8 @@ pub(crate) fn condition(object: &Object, name: &str) -> bool {
         .any(|condition| condition.text("type") == name && condition.text("status") == "True")
 }
 
-/// The rows of a definition, one for each version that is served; none before it is established.
+/// The rows of a definition, one for each version that is served; none before it is established. While it is being
+/// deleted all versions are served, so that its objects can be reached.
 pub fn rows(definition: &Object) -> Vec<ResourceDef> {
     let none = Fields::new();
     let spec = definition.0.child("spec").unwrap_or(&none);
@@ -35,7 +36,7 @@ pub fn rows(definition: &Object) -> Vec<ResourceDef> {
     let Some(stored) = stored else { return Vec::new() };
     let is_ending = definition.deletion_timestamp().is_some();
     spec.each("versions")
-        .filter(|version| version.flag("served"))
+        .filter(|version| is_ending || version.flag("served"))
         .map(|version| row(spec, names, version, stored, is_ending))
         .collect()
 }

@@ -13,12 +13,17 @@ use crate::schema::ListType;
 /// What one rule may cost at one place, and all rules of an object together, in steps.
 const RULE_STEPS: u64 = 1_000_000;
 const OBJECT_STEPS: u64 = 5_000_000;
+const OUT_OF_BUDGET: &str =
+    "validation failed due to running out of cost budget, no further validation rules will be run";
 /// How much is told of one object.
 const CAUSES_MAX: usize = 100;
 
 pub(crate) fn validate(node: &Node, value: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut walk = Walk { causes: Vec::new(), left: OBJECT_STEPS };
     walk.value(node, value, old, "");
+    if walk.left == 0 && walk.causes.is_empty() {
+        walk.causes.push(cause("FieldValueInvalid", "<nil>", format!("Invalid value: {OUT_OF_BUDGET}")));
+    }
     walk.causes
 }
 
@@ -50,7 +55,7 @@ impl Walk {
             Value::Array(list) => {
                 let Some(items) = &node.items else { return };
                 for (at, value) in list.iter().enumerate() {
-                    let old = old.and_then(|old| counterpart(node, value, old));
+                    let old = old.and_then(|old| self.counterpart(node, value, old));
                     self.value(items, value, old, &format!("{path}[{at}]"));
                 }
             }
@@ -63,7 +68,6 @@ impl Walk {
         if is_transition && old.is_none() && !rule.optional_old {
             return;
         }
-        // An optional oldSelf is a list of at most one for `?.` and its like; null stands for none.
         let mut variables = vec![("self", Operand::from_json(value))];
         if rule.optional_old {
             variables.push(("oldSelf", Operand::optional(old)));
@@ -93,10 +97,7 @@ impl Walk {
                 self.causes.push(cause(rule.reason, shown, format!("{what}{message}")));
             }
             Err(Error::Cost) => {
-                let why = format!(
-                    "Invalid value: validation failed due to running out of cost budget, no further validation rules will be run: {}",
-                    rule.text
-                );
+                let why = format!("Invalid value: {OUT_OF_BUDGET}: {}", rule.text);
                 self.causes.push(cause("FieldValueInvalid", shown, why));
                 self.left = 0;
                 return;
@@ -116,18 +117,23 @@ impl Walk {
         });
         made.or_else(|| rule.message.clone()).unwrap_or_else(|| format!("failed rule: {}", rule.text))
     }
-}
 
-/// The element of the old list that a new one comes from: only those of keyed lists can be told.
-fn counterpart<'v>(node: &Node, value: &Value, old: &'v Value) -> Option<&'v Value> {
-    if node.list_type != ListType::Map {
-        return None;
+    /// The element of the old list that a new one comes from: only those of keyed lists can be told.
+    fn counterpart<'v>(&mut self, node: &Node, value: &Value, old: &'v Value) -> Option<&'v Value> {
+        if node.list_type != ListType::Map {
+            return None;
+        }
+        let old = old.as_array()?;
+        self.left = self.left.saturating_sub(u64::try_from(old.len()).unwrap_or(u64::MAX));
+        if self.left == 0 {
+            return None;
+        }
+        let same = |one: &Value| {
+            node.list_keys.iter().all(|key| {
+                let of = |value: &'_ Value| value.get(&**key).or_else(|| node.key_default(key)).cloned();
+                of(one) == of(value)
+            })
+        };
+        old.iter().find(|one| same(one))
     }
-    let same = |one: &Value| {
-        node.list_keys.iter().all(|key| {
-            let of = |value: &'_ Value| value.get(&**key).or_else(|| node.key_default(key)).cloned();
-            of(one) == of(value)
-        })
-    };
-    old.as_array()?.iter().find(|one| same(one))
 }

@@ -124,6 +124,9 @@ impl Check {
     }
 
     fn scalar(&mut self, limits: &Limits, value: &Value, path: &str) {
+        if let Some(allowed) = &limits.allowed {
+            self.steps = self.steps.saturating_sub(allowed.len());
+        }
         if let Some(allowed) = &limits.allowed
             && !allowed.iter().any(|one| same(one, value))
         {
