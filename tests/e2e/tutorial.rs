@@ -58,4 +58,7 @@ fn quotas_and_limits_hold_for_containers_and_components() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     run(&cluster, "quotas.txt", "quotas", &[]);
+    run(&cluster, "custom.txt", "custom", &[]);
+    // What a kind made at run time leaves in a namespace goes with the namespace.
+    cluster.read(&["wait", "--for=delete", "namespace/custom", "--timeout=60s"]);
 }

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    ImageKinds, NodeDialer, ReadyCheck, admission, authz, discovery,
+    ImageKinds, NodeDialer, ReadyCheck, admission, authz,
+    kinds::Kinds,
     layers::{Limits, Metrics},
     objects::Objects,
     request,
@@ -16,7 +17,7 @@ use crate::{
 /// What all requests share.
 pub(crate) struct Core {
     pub(crate) objects: Objects,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) kinds: Kinds,
     pub(crate) settings: Settings,
     pub(crate) grants: authz::Follower,
     pub(crate) turns: admission::Turns,
@@ -29,14 +30,18 @@ pub(crate) struct Core {
     pub(crate) quorum: Option<watch::Receiver<bool>>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
-    pub(crate) documents: discovery::Documents,
     /// Connections to nodes that outlive the request that opened them.
     pub(crate) tasks: TaskTracker,
 }
 
 impl Core {
-    pub(crate) fn schema(&self) -> &Schema {
-        self.registry.schema()
+    /// The rows that are served now.
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        self.kinds.served().registry.clone()
+    }
+
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        self.registry().schema().clone()
     }
 
     pub(crate) fn has_quorum(&self) -> bool {
@@ -45,11 +50,11 @@ impl Core {
 
     /// The row of a resource that the server itself needs.
     pub(crate) fn row(&self, group: &str, version: &str, plural: &str) -> Result<Arc<ResourceDef>, ApiError> {
-        self.registry.by_path(group, version, plural).ok_or_else(request::not_found)
+        self.registry().by_path(group, version, plural).ok_or_else(request::not_found)
     }
 
     /// Whether any resource has this subresource: a bound on what metrics are labelled with.
     pub(crate) fn known_subresource(&self, name: &str) -> bool {
-        self.documents.subresources.iter().any(|known| known == name)
+        self.kinds.served().documents.subresources.iter().any(|known| known == name)
     }
 }

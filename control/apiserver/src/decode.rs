@@ -21,7 +21,8 @@ impl Expected {
 
     /// A kind by its name in the schema, for subresources and options.
     pub(crate) fn kind(core: &Core, kind: &KindName) -> Result<Expected, ApiError> {
-        let found = core.schema().kind_type(&kind.group, &kind.version, &kind.kind);
+        let schema = core.schema();
+        let found = schema.kind_type(&kind.group, &kind.version, &kind.kind);
         let found = found.ok_or_else(|| ApiError::internal(format!("no type is known for {}", kind.kind)))?;
         Ok(Expected { kind: kind.clone(), type_name: found.name.to_string() })
     }
@@ -64,7 +65,7 @@ fn parse(core: &Core, content_type: Option<&str>, bytes: &[u8]) -> Result<Sent, 
         }
         "application/yaml" => Ok(Sent { object: yaml(bytes)?, duplicates: Vec::new(), is_text: true }),
         "application/vnd.kubernetes.protobuf" => {
-            let object = protobuf::decode(core.schema(), &core.registry, bytes)?;
+            let object = protobuf::decode(&core.schema(), &core.registry(), bytes)?;
             Ok(Sent { object, duplicates: Vec::new(), is_text: false })
         }
         _ => Err(ApiError::new(
@@ -123,7 +124,7 @@ pub(crate) fn clean(
     mut object: Object,
     duplicates: &[String],
 ) -> Result<Object, ApiError> {
-    let schema = core.schema();
+    let schema = &core.schema();
     let problems = match validation {
         Validation::Ignore => Vec::new(),
         Validation::Warn | Validation::Strict => fields::strict(schema, &expected.type_name, &object, duplicates),

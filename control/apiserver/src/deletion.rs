@@ -1,10 +1,10 @@
-//! How objects end: grace, finalizers, and when nothing holds them any longer. The two kinds that end in their own way
+//! How objects end: grace, finalizers, and when nothing holds them any longer. The three kinds that end in their own way
 //! are known here and nowhere in the verbs.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tandem_api::Object;
-use tandem_registry::ResourceDef;
+use tandem_registry::{ResourceDef, custom};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -46,6 +46,9 @@ pub(crate) fn step(
     if let Some(propagation) = propagation {
         set_finalizers(&mut marked, propagation);
     }
+    if defines_kind(def) && object.deletion_timestamp().is_none() {
+        hold_for_instances(&mut marked);
+    }
     let grace = grace(def, object, grace_seconds);
     let pending = object.i64_at(&["metadata", "deletionGracePeriodSeconds"]);
     if object.deletion_timestamp().is_some() {
@@ -65,6 +68,19 @@ pub(crate) fn step(
     }
     mark(def, &mut marked, grace, now);
     Step::Mark(marked)
+}
+
+fn defines_kind(def: &ResourceDef) -> bool {
+    def.storage.group == "apiextensions.k8s.io" && def.storage.kind == "CustomResourceDefinition"
+}
+
+/// A definition goes after the objects of its kind.
+fn hold_for_instances(object: &mut Object) {
+    let mut finalizers: Vec<Value> = object.finalizers().into_iter().map(Value::from).collect();
+    if !finalizers.iter().any(|mine| mine == custom::FINALIZER) {
+        finalizers.push(custom::FINALIZER.into());
+        object.set(&["metadata", "finalizers"], finalizers);
+    }
 }
 
 /// Whether a change leaves an object behind that is marked and held by nothing.

@@ -1,6 +1,9 @@
-//! What is served, in all the forms in which clients ask for it. Everything but OpenAPI is made once, at the start.
+//! What is served, in all the forms in which clients ask for it. Each form is made when it is first asked for.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::OnceLock,
+};
 
 use axum::response::Response;
 use bytes::Bytes;
@@ -33,10 +36,10 @@ impl Document {
 
 pub(crate) struct Documents {
     /// `/api`, `/apis/apps/v1` … in the form that every client reads.
-    plain: HashMap<String, Document>,
+    plain: OnceLock<HashMap<String, Document>>,
     /// `/api` and `/apis` with everything below them.
-    aggregated: HashMap<&'static str, Document>,
-    openapi_index: std::sync::OnceLock<Document>,
+    aggregated: OnceLock<HashMap<&'static str, Document>>,
+    openapi_index: OnceLock<Document>,
     openapi: Mutex<VecDeque<(String, Document)>>,
     pub(crate) subresources: Vec<String>,
 }
@@ -47,17 +50,26 @@ impl Documents {
         let names: BTreeSet<String> =
             defs.iter().flat_map(|def| def.subresources.iter().map(|sub| sub.name.clone())).collect();
         Documents {
-            plain: plain(registry)
-                .into_iter()
-                .map(|(path, value)| (path, Document::new(value.to_string().into())))
-                .collect(),
-            aggregated: [("/api", true), ("/apis", false)]
-                .map(|(path, core)| (path, Document::new(aggregated(registry, core).to_string().into())))
-                .into(),
-            openapi_index: std::sync::OnceLock::new(),
+            plain: OnceLock::new(),
+            aggregated: OnceLock::new(),
+            openapi_index: OnceLock::new(),
             openapi: Mutex::default(),
             subresources: names.into_iter().collect(),
         }
+    }
+
+    fn plain(&self, registry: &Registry) -> &HashMap<String, Document> {
+        self.plain.get_or_init(|| {
+            let documents = plain(registry).into_iter();
+            documents.map(|(path, value)| (path, Document::new(value.to_string().into()))).collect()
+        })
+    }
+
+    fn aggregated(&self, registry: &Registry) -> &HashMap<&'static str, Document> {
+        self.aggregated.get_or_init(|| {
+            let document = |core| Document::new(aggregated(registry, core).to_string().into());
+            [("/api", true), ("/apis", false)].map(|(path, core)| (path, document(core))).into()
+        })
     }
 
     fn document(&self, registry: &Registry, path: &str) -> Option<Document> {
@@ -88,8 +100,10 @@ pub(crate) fn serve(core: &Core, call: &Call, path: &str) -> Option<Result<Respo
     if path == "/version" {
         return Some(Ok(respond::json_bytes(StatusCode::OK, version().to_string())));
     }
+    let served = core.kinds.served();
+    let (registry, documents) = (&served.registry, &served.documents);
     if path == "/openapi/v3" {
-        let index = core.documents.openapi_index.get_or_init(|| Document::new(openapi::index(&core.registry)));
+        let index = documents.openapi_index.get_or_init(|| Document::new(openapi::index(registry)));
         return Some(Ok(answer(call, index, "application/json")));
     }
     if path == "/openapi/v2" {
@@ -100,20 +114,21 @@ pub(crate) fn serve(core: &Core, call: &Call, path: &str) -> Option<Result<Respo
     }
     let accept = call.header(header::ACCEPT).unwrap_or_default();
     if accepts_aggregated(accept)
-        && let Some(document) = core.documents.aggregated.get(path)
+        && let Some(document) = documents.aggregated(registry).get(path)
     {
         let mut response = answer(call, document, AGGREGATED);
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
         return Some(Ok(response));
     }
-    let document = core.documents.plain.get(path)?;
+    let document = documents.plain(registry).get(path)?;
     let mut response = answer(call, document, "application/json");
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
     Some(Ok(response))
 }
 
 fn open_api(core: &Core, call: &Call, name: &str) -> Result<Response, ApiError> {
-    let document = core.documents.document(&core.registry, name).ok_or_else(request::not_found)?;
+    let served = core.kinds.served();
+    let document = served.documents.document(&served.registry, name).ok_or_else(request::not_found)?;
     let accept = call.header(header::ACCEPT).unwrap_or("*/*");
     if !["json", "*/*", "application/*"].iter().any(|part| accept.contains(part)) {
         return Err(ApiError::new(
@@ -138,7 +153,8 @@ fn open_api_v2(core: &Core, call: &Call) -> Response {
     } else {
         ("v2.json", "application/json", openapi::V2Format::Json)
     };
-    let document = core.documents.kept(name, || Some(Document::new(openapi::v2(&core.registry, format))));
+    let served = core.kinds.served();
+    let document = served.documents.kept(name, || Some(Document::new(openapi::v2(&served.registry, format))));
     document.map_or_else(|| respond::error(&request::not_found()), |document| answer(call, &document, content_type))
 }
 
@@ -329,7 +345,7 @@ mod tests {
                 } else {
                     format!("/apis/{}/{version}", group.name)
                 };
-                assert!(documents.plain.contains_key(&path), "{path}");
+                assert!(documents.plain(&registry).contains_key(&path), "{path}");
             }
         }
         assert_eq!(version()["minor"], "36");

@@ -26,6 +26,7 @@ pub mod envelope;
 mod health;
 mod heartbeats;
 mod held;
+mod kinds;
 mod layers;
 mod managed;
 mod negotiate;
@@ -122,10 +123,9 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn new(config: Config) -> ApiServer {
-        let documents = discovery::Documents::new(&config.registry);
         let core = Core {
             objects: Objects::new(config.storage, Heartbeats::new(config.leadership)),
-            registry: config.registry,
+            kinds: kinds::Kinds::new(config.registry),
             settings: config.settings,
             grants: authz::Follower::default(),
             turns: admission::Turns::default(),
@@ -138,7 +138,6 @@ impl ApiServer {
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
-            documents,
             tasks: TaskTracker::new(),
         };
         ApiServer { core: Arc::new(core) }
@@ -168,7 +167,7 @@ impl ApiServer {
 
 async fn handle(State(core): State<Arc<Core>>, request: Request) -> Response {
     let answered = match Call::new(request) {
-        Ok(call) => dispatch(&core, &call).await,
+        Ok(call) => dispatch(&core, &call).await.map(|response| respond::warned(&call, response)),
         Err(error) => Err(error),
     };
     answered.unwrap_or_else(|error| respond::error(&error))
@@ -179,7 +178,7 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
         Target::Resource(path) => path,
         Target::Path(path) => return nonresource(core, call, path).await,
     };
-    let def = core.registry.by_path(&path.group, &path.version, &path.resource).ok_or_else(request::not_found)?;
+    let def = row(core, path).await?;
     verbs::check_place(&def, path, call.info.verb)?;
     if path.subresource.is_some() {
         return subresources::serve(core, call, &def).await;
@@ -193,10 +192,22 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
     verbs::serve(core, call, def).await
 }
 
+/// The row of a path.
+async fn row(core: &Core, path: &request::ResourcePath) -> Result<Arc<tandem_registry::ResourceDef>, ApiError> {
+    let find = || core.registry().by_path(&path.group, &path.version, &path.resource);
+    core.kinds.follow(&core.objects).await?;
+    // A kind that is defined at run time has a group with a dot. Another member may have made it a moment ago.
+    if find().is_none() && path.group.contains('.') {
+        core.kinds.refresh(&core.objects).await?;
+    }
+    find().ok_or_else(request::not_found)
+}
+
 async fn nonresource(core: &Core, call: &Call, path: &str) -> Result<Response, ApiError> {
     if let Some(answer) = health::serve(core, call, path).await {
         return answer;
     }
+    core.kinds.follow(&core.objects).await?;
     match discovery::serve(core, call, path) {
         Some(answer) if matches!(call.info.verb, request::Verb::Get | request::Verb::Head) => answer,
         Some(_) => Err(request::method_not_allowed()),

@@ -1,4 +1,5 @@
 use tandem_api::{ApiError, Reason};
+use tandem_registry::ResourceDef;
 
 /// The formats of answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,11 +29,25 @@ pub(crate) struct Representation {
 
 /// What an endpoint can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offer {
-    /// Objects that are stored: whole, as metadata, as a table.
-    Stored,
-    /// Answers that are computed: whole only.
-    Computed,
+pub(crate) struct Offer {
+    /// Not only whole, but also as metadata and as a table.
+    shapes: bool,
+    /// Whole objects in protobuf.
+    messages: bool,
+}
+
+impl Offer {
+    /// Answers that are computed, of a kind that is built in.
+    pub(crate) const COMPUTED: Offer = Offer { shapes: false, messages: true };
+
+    /// Objects of a resource. Kinds that are defined at run time have no protobuf form.
+    pub(crate) fn of(def: &ResourceDef) -> Offer {
+        Offer { shapes: true, messages: def.custom.is_none() }
+    }
+
+    pub(crate) fn whole(self) -> Offer {
+        Offer { shapes: false, ..self }
+    }
 }
 
 /// The first clause of an `Accept` header that can be served. Tables have no protobuf form.
@@ -66,13 +81,14 @@ fn serve(clause: &str, offer: Offer) -> Option<Representation> {
             _ => {}
         }
     }
-    let shape = match (kind, offer) {
-        ("", _) => Shape::Whole,
-        ("Table", Offer::Stored) => Shape::Table,
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", Offer::Stored) => Shape::Metadata,
+    let shape = match kind {
+        "" => Shape::Whole,
+        "Table" if offer.shapes => Shape::Table,
+        "PartialObjectMetadata" | "PartialObjectMetadataList" if offer.shapes => Shape::Metadata,
         _ => return None,
     };
     let served = match (shape, format) {
+        (Shape::Whole, Format::Protobuf) => offer.messages,
         (Shape::Whole, _) => true,
         (Shape::Table, Format::Protobuf) => false,
         (Shape::Table | Shape::Metadata, _) => group == "meta.k8s.io" && version == "v1",
@@ -84,6 +100,9 @@ fn serve(clause: &str, offer: Offer) -> Option<Representation> {
 mod tests {
     use super::*;
 
+    const STORED: Offer = Offer { shapes: true, messages: true };
+    const CUSTOM: Offer = Offer { shapes: true, messages: false };
+
     fn check(accept: &str, offer: Offer, expected: Option<(Format, Shape)>) {
         let found = negotiate(Some(accept), offer).ok();
         assert_eq!(found.map(|found| (found.format, found.shape)), expected, "{accept}");
@@ -92,20 +111,24 @@ mod tests {
     #[test]
     fn what_kubectl_and_others_ask_for() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        check(table, Offer::Stored, Some((Format::Json, Shape::Table)));
-        check(table, Offer::Computed, Some((Format::Json, Shape::Whole)));
-        check("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::Computed, None);
+        check(table, STORED, Some((Format::Json, Shape::Table)));
+        check(table, Offer::COMPUTED, Some((Format::Json, Shape::Whole)));
+        check("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::COMPUTED, None);
         check(
             "application/vnd.kubernetes.protobuf,application/json",
-            Offer::Stored,
+            STORED,
             Some((Format::Protobuf, Shape::Whole)),
         );
-        check("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", Offer::Stored, None);
-        check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Offer::Stored, None);
-        check("application/json, */*", Offer::Stored, Some((Format::Json, Shape::Whole)));
-        check("application/yaml", Offer::Stored, Some((Format::Yaml, Shape::Whole)));
-        check("text/html", Offer::Stored, None);
+        check("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", STORED, None);
+        check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", STORED, None);
+        check("application/json, */*", STORED, Some((Format::Json, Shape::Whole)));
+        check("application/yaml", STORED, Some((Format::Yaml, Shape::Whole)));
+        check("text/html", STORED, None);
+        check("application/vnd.kubernetes.protobuf,application/json", CUSTOM, Some((Format::Json, Shape::Whole)));
+        check("application/vnd.kubernetes.protobuf", CUSTOM, None);
         let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-        check(metadata, Offer::Stored, Some((Format::Protobuf, Shape::Metadata)));
+        for offer in [STORED, CUSTOM] {
+            check(metadata, offer, Some((Format::Protobuf, Shape::Metadata)));
+        }
     }
 }

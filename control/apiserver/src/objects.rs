@@ -128,6 +128,10 @@ pub(crate) fn decode(def: &ResourceDef, value: &Bytes, revision: Revision) -> Re
         object.set(&["apiVersion"], def.api_version());
         object.set(&["kind"], def.kind.as_str());
     }
+    if let Some(custom) = &def.custom {
+        custom.read(&mut object);
+        object.set(&["apiVersion"], def.api_version());
+    }
     object.set_revision(revision);
     Ok(object)
 }
@@ -166,7 +170,11 @@ pub(crate) fn encode(def: &ResourceDef, object: &Object) -> Result<Bytes, ApiErr
 pub(crate) fn json(def: &ResourceDef, value: &Bytes, revision: Revision) -> Result<Vec<u8>, ApiError> {
     if def.conversion.is_none() {
         let opened = envelope::open(value)?;
-        if let Some(spliced) = splice(&opened.json, revision) {
+        let as_stored = def
+            .custom
+            .as_ref()
+            .is_none_or(|custom| custom.reads_as_stored() && opened.storage_version == def.api_version());
+        if as_stored && let Some(spliced) = splice(&opened.json, revision) {
             return Ok(spliced);
         }
     }

@@ -8,7 +8,7 @@ use tandem_registry::{ResourceDef, columns, protobuf};
 use crate::{
     call::Call,
     core::Core,
-    negotiate::{Format, Representation, Shape},
+    negotiate::{Format, Offer, Representation, Shape},
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -69,20 +69,22 @@ pub(crate) fn value(
         }
         Format::Protobuf => bytes(code, PROTOBUF, protobuf_bytes(core, value)?),
     };
-    add_headers(call, &mut response);
-    Ok(response)
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    Ok(warned(call, response))
 }
 
-pub(crate) fn add_headers(call: &Call, response: &mut Response) {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    for warning in call.warnings() {
-        headers.append(header::WARNING, warning);
+/// The answer with what its client is warned of.
+pub(crate) fn warned(call: &Call, mut response: Response) -> Response {
+    if !response.headers().contains_key(header::WARNING) {
+        for warning in call.warnings() {
+            response.headers_mut().append(header::WARNING, warning);
+        }
     }
+    response
 }
 
 pub(crate) fn protobuf_bytes(core: &Core, value: &Value) -> Result<Vec<u8>, ApiError> {
-    protobuf::encode(core.schema(), value).ok_or_else(|| {
+    protobuf::encode(&core.schema(), value).ok_or_else(|| {
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
         ApiError::internal(format!("{kind} has no protobuf form"))
     })
@@ -96,7 +98,7 @@ pub(crate) fn object(
     code: StatusCode,
     object: Object,
 ) -> Result<Response, ApiError> {
-    let as_ = call.representation(crate::negotiate::Offer::Stored)?;
+    let as_ = call.representation(Offer::of(def))?;
     let shaped = match as_.shape {
         Shape::Whole => Value::Object(object.0),
         Shape::Metadata => partial(&object),

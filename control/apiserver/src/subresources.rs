@@ -83,6 +83,6 @@ async fn live(core: &Core, target: &Target<'_>) -> Result<Object, ApiError> {
 fn created(core: &Core, call: &Call) -> Result<Response, ApiError> {
     let status =
         serde_json::json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
-    let as_ = call.representation(crate::negotiate::Offer::Computed).unwrap_or_default();
+    let as_ = call.representation(crate::negotiate::Offer::COMPUTED).unwrap_or_default();
     crate::respond::value(core, call, http::StatusCode::CREATED, &status, as_)
 }

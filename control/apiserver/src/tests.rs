@@ -3,6 +3,7 @@
 mod admission;
 mod apply;
 mod connect;
+mod custom;
 mod discovery;
 mod identity;
 mod layers;

@@ -31,6 +31,9 @@ pub(crate) async fn serve(
     if !def.allows(call.info.verb.as_str()) {
         return Err(request::method_not_allowed());
     }
+    if let Some(warning) = def.custom.as_ref().and_then(|custom| custom.deprecation.as_deref()) {
+        call.warn(warning);
+    }
     match call.info.verb {
         Verb::Get => get(core, call, &def).await,
         Verb::List => list::list(core, call, &def).await,

@@ -112,6 +112,10 @@ pub(crate) async fn create(
     ownership: Ownership,
 ) -> Result<Object, ApiError> {
     let def = target.def;
+    if def.custom.as_ref().is_some_and(|custom| custom.is_ending) {
+        let message = "create not allowed while custom resource definition is terminating";
+        return Err(ApiError::new(Reason::MethodNotAllowed, message));
+    }
     begin(core, target, &mut object)?;
     def.default(&mut object);
     let request = target.request(author, Operation::Create);
@@ -181,7 +185,7 @@ async fn insert(
     let (api_version, time) = (def.api_version(), deletion::seconds(core.clock.now()));
     if ownership == Ownership::Update {
         managed::record_update(
-            core.schema(),
+            &core.schema(),
             &def.type_name,
             None,
             &mut object,
@@ -281,7 +285,7 @@ async fn try_update(
     if change.ownership == Ownership::Update {
         let (api_version, time) = (def.api_version(), deletion::seconds(core.clock.now()));
         let writer = target.writer(author, &api_version, &time);
-        managed::record_update(core.schema(), &def.type_name, Some(live), &mut new, &writer);
+        managed::record_update(&core.schema(), &def.type_name, Some(live), &mut new, &writer);
     }
     let causes = match change.scope {
         Scope::Object => def.validate_update(&new, live),

@@ -502,6 +502,7 @@ stores! {
     nodes: Node from k8s_openapi::api::core::v1::Node, everything();
     leases: Lease from k8s_openapi::api::coordination::v1::Lease, within(crate::node_lifecycle::LEASES);
     cluster_roles: ClusterRole from k8s_openapi::api::rbac::v1::ClusterRole, everything();
+    definitions: CustomResourceDefinition from crate::customresourcedefinition::CustomResourceDefinition, everything();
     signing_requests: CertificateSigningRequest from k8s_openapi::api::certificates::v1::CertificateSigningRequest, everything();
 }
 

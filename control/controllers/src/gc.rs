@@ -10,7 +10,7 @@
 mod graph;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -30,8 +30,8 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tandem_client::events::{Note, Severity};
 use tokio::{
-    sync::watch,
-    task::JoinSet,
+    sync::{Notify, watch},
+    task::{AbortHandle, JoinSet},
     time::{Instant, interval_at},
 };
 
@@ -83,6 +83,8 @@ struct Inner {
     /// Uid and namespace.
     absent: Mutex<HashSet<(String, String)>>,
     queue: OnceLock<Arc<Queue<String>>>,
+    /// Told when the resources of the server may be others.
+    resources_changed: Notify,
     ready: watch::Sender<bool>,
 }
 
@@ -93,6 +95,7 @@ impl Default for Inner {
             resources: RwLock::default(),
             absent: Mutex::default(),
             queue: OnceLock::new(),
+            resources_changed: Notify::new(),
             ready: watch::Sender::new(false),
         }
     }
@@ -120,7 +123,10 @@ impl Reconcile for Collector {
         self.0.graph.read().of_interest()
     }
 
-    fn wakes(&self, _cache: &Cache, _change: &Change) -> Vec<String> {
+    fn wakes(&self, _cache: &Cache, change: &Change) -> Vec<String> {
+        if let Change::CustomResourceDefinition(_) = change {
+            self.0.resources_changed.notify_one();
+        }
         Vec::new()
     }
 
@@ -217,7 +223,7 @@ impl Collector {
 
     async fn follow_term(&self, client: &Client, leading: bool, cache: &Arc<Cache>) {
         let mut informers = JoinSet::new();
-        let mut followed: HashSet<Resource> = HashSet::new();
+        let mut followed: HashMap<Resource, AbortHandle> = HashMap::new();
         let listed = watch::Sender::new(0_usize);
         let mut listings = listed.subscribe();
         let mut tick = interval_at(Instant::now(), DISCOVER);
@@ -230,16 +236,17 @@ impl Collector {
                     }
                     Ok(resources) => {
                         *self.0.resources.write() = resources.clone();
+                        self.forget_others(&resources, &mut followed);
                         for resource in resources.into_iter().filter(is_collected) {
-                            if followed.insert(resource.clone()) {
-                                let informer = self.clone().inform(client.clone(), resource, listed.clone(), cache.clone());
-                                informers.spawn(informer);
-                            }
+                            followed.entry(resource.clone()).or_insert_with(|| {
+                                informers.spawn(self.clone().inform(client.clone(), resource, listed.clone(), cache.clone()))
+                            });
                         }
                     }
                 },
                 _ = listings.changed() => {}
-                Some(ended) = informers.join_next() => if let Err(error) = ended {
+                () = self.0.resources_changed.notified() => tick.reset_immediately(),
+                Some(Err(error)) = informers.join_next() => if !error.is_cancelled() {
                     tracing::error!(%error, "an informer of the garbage collector ended");
                 },
             }
@@ -247,6 +254,18 @@ impl Collector {
                 self.0.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
             }
         }
+    }
+
+    /// Stops to follow what is not there any more: the last object of a kind goes before the kind.
+    fn forget_others(&self, resources: &[Resource], followed: &mut HashMap<Resource, AbortHandle>) {
+        followed.retain(|resource, informer| {
+            let stays = resources.contains(resource);
+            if !stays {
+                informer.abort();
+                self.0.graph.write().retain(&Arc::new(resource.api.clone()), &HashSet::new());
+            }
+            stays
+        });
     }
 
     async fn inform(self, client: Client, resource: Resource, listed: watch::Sender<usize>, cache: Arc<Cache>) {

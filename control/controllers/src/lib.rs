@@ -15,6 +15,7 @@ mod cache;
 mod certificate_signer;
 mod clusterrole_aggregation;
 mod cronjob;
+mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
@@ -152,6 +153,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(root_ca::RootCertificates { ca_pem: running.context.ca_pem.clone() });
     running.add(namespace::Namespaces);
     running.add(resourcequota::Quotas);
+    running.add(customresourcedefinition::Definitions);
     running.add(node_ipam::NodeRanges { settings });
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);

@@ -25,6 +25,7 @@ pub(crate) mod workloads;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use age::since;
 pub use age::{age, human_duration};
 pub(crate) use layout::columns;
 
@@ -84,7 +85,7 @@ pub fn table(
 
 fn row(def: &ResourceDef, object: &Object, include: IncludeObject, now: Timestamp) -> Value {
     let mut row = Fields::new();
-    row.insert("cells".to_owned(), (def.hooks.cells)(object, now).into());
+    row.insert("cells".to_owned(), def.cells(object, now).into());
     let carried = match include {
         IncludeObject::None => None,
         IncludeObject::Metadata => Some(json!({

@@ -1,10 +1,10 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use jiff::Timestamp;
 use serde_json::Value;
 use tandem_api::{Cause, Object, names};
 
-use crate::strategy;
+use crate::{custom::CustomType, strategy};
 
 /// Whether objects of a kind live in namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +155,8 @@ pub struct ResourceDef {
     pub hooks: Hooks,
     /// From this row's shape to the stored one and back; `None` where they are the same.
     pub conversion: Option<Conversion>,
+    /// What a kind has that is defined at run time.
+    pub custom: Option<Arc<CustomType>>,
 }
 
 /// How objects of a row change their shape on the way to the store and back.
@@ -227,12 +229,28 @@ impl ResourceDef {
         strategy::validate_status(self, object, old)
     }
 
+    /// One value for each of the row's columns.
+    pub fn cells(&self, object: &Object, now: Timestamp) -> Vec<Value> {
+        match &self.custom {
+            Some(custom) => custom.cells(object, now),
+            None => (self.hooks.cells)(object, now),
+        }
+    }
+
+    /// Whether lists can be asked by fields of this kind's own.
+    pub fn has_own_fields(&self) -> bool {
+        self.custom
+            .as_ref()
+            .map_or_else(|| !(self.hooks.fields)(&Object::default()).is_empty(), |custom| custom.has_fields())
+    }
+
     /// The value of a field selector of this kind; `None` if the kind has no such selector.
     /// A selector that exists but whose field is not set has the empty value.
     pub fn field(&self, object: &Object, field: &str) -> Option<String> {
         match field {
             "metadata.name" => Some(object.name().to_owned()),
             "metadata.namespace" if self.is_namespaced() => Some(object.namespace().unwrap_or_default().to_owned()),
+            _ if self.custom.is_some() => self.custom.as_ref()?.field(object, field),
             _ => (self.hooks.fields)(object).into_iter().find(|(name, _)| *name == field).map(|(_, value)| value),
         }
     }

@@ -1,4 +1,4 @@
-//! What the built-in kinds are and what they mean: data and pure functions.
+//! What the kinds are, built-in and defined at run time, and what they mean: data and pure functions.
 //!
 //! ```text
 //!  data/resources.tsv ─> Registry ─> ResourceDef ─ hooks: default, prepare, validate, fields, cells   (kinds/)
@@ -10,9 +10,11 @@
 //! ```
 //!
 //! This crate does no IO, is not async, reads no clock, and never writes to a store. No file of the API server names a
-//! kind; whatever is particular to one kind stands in `kinds/`, one file a family.
+//! kind; whatever is particular to one kind stands in `kinds/`, one file a family. Kinds that are defined at run time are
+//! rows too, made by `custom`.
 
 pub mod columns;
+pub mod custom;
 mod def;
 pub mod fields;
 #[cfg(test)]

@@ -57,6 +57,7 @@ pub fn hash(registry: &Registry, group: &str, version: &str) -> String {
     for def in registry.all().iter().filter(|def| all || (def.group == group && def.version == version)) {
         add(def.plural.as_bytes());
         def.verbs.iter().for_each(|verb| add(verb.as_bytes()));
+        def.custom.iter().for_each(|custom| add(custom.source()));
     }
     add(group.as_bytes());
     add(version.as_bytes());

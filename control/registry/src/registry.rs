@@ -32,8 +32,26 @@ impl Registry {
         Registry::from_rows(rows().collect(), Schema::builtin())
     }
 
+    /// The same rows, and after them those of kinds that are defined at run time. What is built in comes first, also
+    /// where a name is taken twice.
+    #[must_use]
+    pub fn with_custom(&self, custom: Vec<Arc<ResourceDef>>) -> Registry {
+        let mut defs: Vec<Arc<ResourceDef>> = self.defs.iter().filter(|def| def.custom.is_none()).cloned().collect();
+        let free = |def: &&Arc<ResourceDef>| {
+            let taken = self.by_path(&def.group, &def.version, &def.plural);
+            taken.is_none_or(|taken| taken.custom.is_some())
+        };
+        let custom: Vec<Arc<ResourceDef>> = custom.iter().filter(free).cloned().collect();
+        let schema = self.schema.with(&custom);
+        defs.extend(custom);
+        Registry::from_shared(defs, schema)
+    }
+
     fn from_rows(rows: Vec<ResourceDef>, schema: Schema) -> Registry {
-        let defs: Vec<Arc<ResourceDef>> = rows.into_iter().map(Arc::new).collect();
+        Registry::from_shared(rows.into_iter().map(Arc::new).collect(), schema)
+    }
+
+    fn from_shared(defs: Vec<Arc<ResourceDef>>, schema: Schema) -> Registry {
         let key = |def: &ResourceDef, last: &str| (def.group.clone(), def.version.clone(), last.to_owned());
         let by_path = defs.iter().map(|def| (key(def, &def.plural), def.clone())).collect();
         let by_kind = defs.iter().map(|def| (key(def, &def.kind), def.clone())).collect();
@@ -70,10 +88,28 @@ impl Registry {
             }
         }
         for group in &mut groups {
-            group.versions.sort_by(|one, other| other.cmp(one));
+            group.versions.sort_by_key(|version| std::cmp::Reverse(priority(version)));
         }
         groups
     }
+}
+
+/// Which version clients should prefer: stable before beta before alpha, and the newest of these; others come last.
+fn priority(version: &str) -> (u8, u32, u32, std::cmp::Reverse<String>) {
+    let name = std::cmp::Reverse(version.to_owned());
+    let parsed = version.strip_prefix('v').and_then(|rest| {
+        let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest[..end].parse::<u32>().ok()?;
+        let stage = |word: &str| rest[end..].strip_prefix(word).and_then(|number| number.parse::<u32>().ok());
+        match (&rest[end..], stage("beta"), stage("alpha")) {
+            ("", _, _) => Some((3, major, 0)),
+            (_, Some(beta), _) => Some((2, major, beta)),
+            (_, _, Some(alpha)) => Some((1, major, alpha)),
+            _ => None,
+        }
+    });
+    let (stage, major, minor) = parsed.unwrap_or_default();
+    (stage, major, minor, name)
 }
 
 /// Stable versions have no `alpha` or `beta` in them.
@@ -120,6 +156,7 @@ fn row(line: &'static str) -> Option<ResourceDef> {
         columns: Cow::Borrowed(columns::columns(group, kind)),
         hooks: kinds::hooks(group, kind),
         conversion,
+        custom: None,
     })
 }
 

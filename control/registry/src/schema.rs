@@ -3,9 +3,11 @@
 //! Types refer to each other by [`TypeId`]. Fields that stand in their parent in JSON (`inline`) are spread out in
 //! [`Type::fields`]; only the protobuf codec sees them as messages, in [`Type::wire`].
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use serde_json::Value;
+
+use crate::{ResourceDef, custom::CustomType};
 
 mod load;
 mod presence;
@@ -168,17 +170,31 @@ impl Type {
     }
 }
 
-/// All types, by id and by name.
-#[derive(Debug, Default)]
+/// All types, by id and by name. Cloning shares the built-in ones.
+#[derive(Clone, Debug, Default)]
 pub struct Schema {
-    types: Vec<Type>,
-    by_name: HashMap<Cow<'static, str>, TypeId>,
+    types: Arc<Vec<Type>>,
+    by_name: Arc<HashMap<Cow<'static, str>, TypeId>>,
+    /// The types of kinds that are defined at run time, by the names of their rows' types.
+    custom: HashMap<String, Arc<CustomType>>,
 }
 
 impl Schema {
     /// The types of the built-in kinds.
     pub fn builtin() -> Schema {
         load::builtin()
+    }
+
+    /// The same types with those of custom rows.
+    #[must_use]
+    pub(crate) fn with(&self, rows: &[Arc<ResourceDef>]) -> Schema {
+        let custom = |def: &Arc<ResourceDef>| Some((def.type_name.clone(), def.custom.clone()?));
+        Schema { custom: rows.iter().filter_map(custom).collect(), ..self.clone() }
+    }
+
+    /// The type of a kind that is defined at run time.
+    pub fn custom(&self, name: &str) -> Option<&CustomType> {
+        self.custom.get(name).map(|custom| &**custom)
     }
 
     pub fn ty(&self, name: &str) -> Option<&Type> {

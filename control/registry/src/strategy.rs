@@ -15,11 +15,17 @@ pub(crate) fn default(def: &ResourceDef, object: &mut Object) {
     if object.kind().is_empty() {
         object.set(&["kind"], def.kind.as_str());
     }
+    if let Some(custom) = &def.custom {
+        custom.default(object);
+    }
     (def.hooks.default)(object);
 }
 
 pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Object) {
-    if def.has_status() && !def.hooks.keeps_status {
+    if def.has_status() && def.custom.is_some() {
+        // A status that nobody has written yet is not there, or its schema may miss something.
+        object.remove(&["status"]);
+    } else if def.has_status() && !def.hooks.keeps_status {
         object.set(&["status"], serde_json::Map::new());
     }
     if counts_generations(def) {
@@ -50,7 +56,7 @@ pub(crate) fn prepare_update(def: &ResourceDef, object: &mut Object, old: &Objec
     (def.hooks.prepare)(object, Some(old));
     keep_generation(object, old);
     if counts_generations(def) {
-        let changed = !same_but_metadata_and_status(object, old);
+        let changed = !same_but_metadata(object, old, def.custom.is_none() || def.has_status());
         // Kubernetes counts the start of a deletion as a change of intent.
         let dying = object.deletion_timestamp().is_some() && old.deletion_timestamp().is_none();
         if changed || dying {
@@ -88,6 +94,9 @@ fn keep_generation(object: &mut Object, old: &Object) {
 /// Kinds with a spec that somebody acts on count their changes; ConfigMaps, Services, roles and the like have no
 /// generation in Kubernetes.
 fn counts_generations(def: &ResourceDef) -> bool {
+    if def.custom.is_some() {
+        return true;
+    }
     const COUNTING: [&str; 27] = [
         "APIService",
         "CronJob",
@@ -120,12 +129,15 @@ fn counts_generations(def: &ResourceDef) -> bool {
     COUNTING.contains(&def.kind.as_str())
 }
 
-fn same_but_metadata_and_status(object: &Object, old: &Object) -> bool {
+/// With or without the status, which is no intent where it has a door of its own.
+fn same_but_metadata(object: &Object, old: &Object, but_status: bool) -> bool {
+    let ignored: &[&str] =
+        if but_status { &["apiVersion", "kind", "metadata", "status"] } else { &["apiVersion", "kind", "metadata"] };
     let rest = |object: &Object| -> Vec<(String, serde_json::Value)> {
         let mut rest: Vec<_> = object
             .0
             .iter()
-            .filter(|(key, _)| !["apiVersion", "kind", "metadata", "status"].contains(&key.as_str()))
+            .filter(|(key, _)| !ignored.contains(&key.as_str()))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         rest.sort_by(|one, other| one.0.cmp(&other.0));
@@ -136,19 +148,26 @@ fn same_but_metadata_and_status(object: &Object, old: &Object) -> bool {
 
 pub(crate) fn validate_create(def: &ResourceDef, object: &Object) -> Vec<Cause> {
     let mut causes = validate::metadata::on_create(def, object);
+    causes.extend(custom(def, object, None));
     causes.extend((def.hooks.validate)(object, None));
     causes
 }
 
 pub(crate) fn validate_update(def: &ResourceDef, object: &Object, old: &Object) -> Vec<Cause> {
     let mut causes = validate::metadata::on_update(object, old);
+    causes.extend(custom(def, object, Some(old)));
     causes.extend((def.hooks.validate)(object, Some(old)));
     causes
 }
 
 pub(crate) fn validate_status(def: &ResourceDef, object: &Object, old: &Object) -> Vec<Cause> {
-    let _ = def;
-    validate::metadata::on_update(object, old)
+    let mut causes = validate::metadata::on_update(object, old);
+    causes.extend(custom(def, object, Some(old)));
+    causes
+}
+
+fn custom(def: &ResourceDef, object: &Object, old: Option<&Object>) -> Vec<Cause> {
+    def.custom.as_ref().map(|custom| custom.validate(object, old)).unwrap_or_default()
 }
 
 #[cfg(test)]

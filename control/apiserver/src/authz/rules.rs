@@ -34,6 +34,7 @@ const CREATE: &[&str] = &["create"];
 const CORE: &[&str] = &[""];
 const EVENTS: &[&str] = &["", "events.k8s.io"];
 const ANY: &[&str] = &["*"];
+const DEFINITIONS: &[&str] = &["apiextensions.k8s.io"];
 
 const fn rule(
     subject: Subject,
@@ -190,6 +191,16 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("resourcequota"), READ, ANY, ANY),
     rule(Subject::Controller("resourcequota"), &["update", "patch"], CORE, &["resourcequotas/status"]),
     rule(Subject::Controller("resourcequota"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("customresourcedefinition"), CHANGE, DEFINITIONS, &["customresourcedefinitions"]),
+    rule(
+        Subject::Controller("customresourcedefinition"),
+        &["update", "patch"],
+        DEFINITIONS,
+        &["customresourcedefinitions/status"],
+    ),
+    // The objects of kinds that go, whatever they are called.
+    rule(Subject::Controller("customresourcedefinition"), &["list", "delete"], ANY, ANY),
+    rule(Subject::Controller("customresourcedefinition"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("service-account"), READ, CORE, &["namespaces", "serviceaccounts"]),
     rule(Subject::Controller("service-account"), WRITE, CORE, &["serviceaccounts"]),
     rule(Subject::Controller("service-account"), WRITE, EVENTS, &["events"]),

@@ -116,7 +116,7 @@ impl Metrics {
 /// Labels whose number of values is bounded: resources that are not served and paths share one.
 fn labels(core: &Core, info: &RequestInfo) -> RequestLabels {
     let path = match &info.target {
-        Target::Resource(path) if core.registry.by_path(&path.group, &path.version, &path.resource).is_some() => {
+        Target::Resource(path) if core.registry().by_path(&path.group, &path.version, &path.resource).is_some() => {
             Some(path)
         }
         _ => None,

@@ -55,7 +55,7 @@ pub(crate) fn remove(schema: &Schema, node: Node<'_>, value: &mut Value, gone: &
         return;
     }
     match value {
-        Value::Object(map) if matches!(node, Node::Struct(_) | Node::Map(_) | Node::Unknown) => {
+        Value::Object(map) if matches!(node, Node::Struct(_) | Node::Map(_) | Node::Unknown | Node::Custom(_)) => {
             for (element, below) in gone.children() {
                 let Some(name) = element.strip_prefix("f:") else { continue };
                 if below.owns_itself() {

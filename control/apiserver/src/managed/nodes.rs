@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 use tandem_api::Object;
 use tandem_registry::{
     Schema,
+    custom::{Merging, Place},
     schema::{Field, Label, ListType, Type},
 };
 
@@ -39,13 +40,25 @@ pub(crate) enum Node<'a> {
     Set,
     /// A list whose elements are told apart by keys.
     Keyed(&'a Field),
+    /// In an object of a kind that is defined at run time.
+    Custom(Place<'a>),
     /// Nothing is known: maps are merged, all else is a leaf.
     Unknown,
 }
 
 impl<'a> Node<'a> {
     pub(crate) fn root(schema: &'a Schema, type_name: &str) -> Node<'a> {
-        schema.ty(type_name).map_or(Node::Unknown, Node::Struct)
+        match schema.custom(type_name) {
+            Some(custom) => Node::Custom(custom.place()),
+            None => schema.ty(type_name).map_or(Node::Unknown, Node::Struct),
+        }
+    }
+
+    fn custom(place: Option<Place<'a>>) -> Node<'a> {
+        place.map_or(Node::Unknown, |place| match place.merging() {
+            Merging::Leaf => Node::Leaf,
+            Merging::Members | Merging::Set | Merging::Keyed => Node::Custom(place),
+        })
     }
 
     fn of(schema: &'a Schema, field: &'a Field) -> Node<'a> {
@@ -73,6 +86,10 @@ impl<'a> Node<'a> {
         match self {
             Node::Struct(found) => found.field(name).map_or(Node::Unknown, |field| Node::of(schema, field)),
             Node::Map(field) => Node::element(schema, field),
+            Node::Custom(place) if place.is_metadata(name) => {
+                schema.ty("meta.v1.ObjectMeta").map_or(Node::Unknown, Node::Struct)
+            }
+            Node::Custom(place) => Node::custom(place.member(name)),
             Node::Unknown => Node::Unknown,
             Node::Leaf | Node::Set | Node::Keyed(_) => Node::Leaf,
         }
@@ -82,6 +99,7 @@ impl<'a> Node<'a> {
     pub(crate) fn item(self, schema: &'a Schema) -> Node<'a> {
         match self {
             Node::Keyed(field) => Node::element(schema, field),
+            Node::Custom(place) => Node::custom(place.item()),
             _ => Node::Leaf,
         }
     }
@@ -90,14 +108,20 @@ impl<'a> Node<'a> {
     pub(crate) fn parts<'v>(self, value: &'v Value) -> Option<Parts<'v>> {
         match (self, value) {
             (Node::Struct(_) | Node::Map(_) | Node::Unknown, Value::Object(map)) => Some(Parts::Members(map)),
-            (Node::Set, Value::Array(list)) => {
-                let elements = list.iter().map(|value| (format!("v:{value}"), value)).collect();
-                distinct(elements, list.len())
+            (Node::Custom(place), Value::Object(map)) if place.merging() == Merging::Members => {
+                Some(Parts::Members(map))
             }
+            (Node::Set, Value::Array(list)) => set_elements(list),
+            (Node::Custom(place), Value::Array(list)) if place.merging() == Merging::Set => set_elements(list),
             (Node::Keyed(field), Value::Array(list)) => {
-                let elements: Option<Vec<(String, &Value)>> =
-                    list.iter().map(|value| Some((key_element(field, value)?, value))).collect();
-                distinct(elements?, list.len())
+                let keys: Vec<(&str, Option<Value>)> =
+                    field.list_keys.iter().map(|key| (&**key, default_key(key))).collect();
+                keyed_elements(&keys, list)
+            }
+            (Node::Custom(place), Value::Array(list)) if place.merging() == Merging::Keyed => {
+                let keys: Vec<(&str, Option<Value>)> =
+                    place.keys().map(|(key, default)| (key, default.cloned())).collect();
+                keyed_elements(&keys, list)
             }
             _ => None,
         }
@@ -105,8 +129,31 @@ impl<'a> Node<'a> {
 
     /// Whether the place is a part of its parent's type, rather than something that was added to it.
     fn is_struct(self) -> bool {
-        matches!(self, Node::Struct(_))
+        match self {
+            Node::Struct(_) => true,
+            Node::Custom(place) => !place.is_open(),
+            _ => false,
+        }
     }
+
+    /// Whether a member is there because somebody put it there by name.
+    fn is_put(self, element: &str) -> bool {
+        match self {
+            Node::Map(_) => true,
+            Node::Custom(place) => element.strip_prefix("f:").is_some_and(|name| !place.declares(name)),
+            _ => false,
+        }
+    }
+}
+
+fn set_elements(list: &[Value]) -> Option<Parts<'_>> {
+    distinct(list.iter().map(|value| (format!("v:{value}"), value)).collect(), list.len())
+}
+
+fn keyed_elements<'v>(keys: &[(&str, Option<Value>)], list: &'v [Value]) -> Option<Parts<'v>> {
+    let elements: Option<Vec<(String, &Value)>> =
+        list.iter().map(|value| Some((key_element(keys, value)?, value))).collect();
+    distinct(elements?, list.len())
 }
 
 /// Lists whose elements cannot be told apart are owned as a whole.
@@ -133,17 +180,16 @@ impl<'v> Parts<'v> {
 }
 
 /// `k:{"containerPort":80,"protocol":"TCP"}`; keys that are left out have their default.
-fn key_element(field: &Field, value: &Value) -> Option<String> {
+fn key_element(keys: &[(&str, Option<Value>)], value: &Value) -> Option<String> {
     let map = value.as_object()?;
-    let mut keys = BTreeMap::new();
-    for key in &field.list_keys {
-        let found = map.get(&**key).cloned().or_else(|| default_key(key));
-        if let Some(found) = found {
-            keys.insert(key.to_string(), found);
+    let mut found = BTreeMap::new();
+    for (key, default) in keys {
+        if let Some(value) = map.get(*key).or(default.as_ref()) {
+            found.insert(*key, value);
         }
     }
-    let text = serde_json::to_string(&keys).ok()?;
-    (!keys.is_empty()).then(|| format!("k:{text}"))
+    let text = serde_json::to_string(&found).ok()?;
+    (!found.is_empty()).then(|| format!("k:{text}"))
 }
 
 /// The one key with a default among all lists of the built-in kinds.
@@ -182,7 +228,7 @@ fn insert(schema: &Schema, node: Node<'_>, value: &Value, set: &mut FieldSet) {
         let child = set.enter(element.clone());
         insert(schema, below(node, schema, &element), value, child);
         // Elements of lists and entries of maps are there because somebody put them there.
-        if !members || matches!(node, Node::Map(_)) {
+        if !members || node.is_put(&element) {
             child.insert_self();
         }
     }

@@ -27,7 +27,7 @@ pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Resul
     if call.info.verb != Verb::Create || named {
         return Err(request::method_not_allowed());
     }
-    let as_ = call.representation(Offer::Computed)?;
+    let as_ = call.representation(Offer::COMPUTED)?;
     let options = WriteOptions::of(call, "CreateOptions")?;
     let mut review = decode::body(core, call, &Expected::object(def), options.validation).await?;
     let status = match def.plural.as_str() {

@@ -2,7 +2,7 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tandem_api::{ApiError, Cause, Object};
-use tandem_registry::Subresource;
+use tandem_registry::{ResourceDef, Subresource};
 
 use super::live;
 use crate::{
@@ -17,12 +17,45 @@ use crate::{
 };
 
 pub(super) async fn get(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
-    answer(core, call, &live(core, target).await?)
+    answer(core, call, &live(core, target).await?, &Places::of(target.def))
 }
 
-fn answer(core: &Core, call: &Call, object: &Object) -> Result<Response, ApiError> {
-    let as_ = call.representation(Offer::Computed)?;
-    respond::value(core, call, StatusCode::OK, &Value::Object(scale(object).0), as_)
+fn answer(core: &Core, call: &Call, object: &Object, places: &Places) -> Result<Response, ApiError> {
+    let as_ = call.representation(Offer::COMPUTED)?;
+    respond::value(core, call, StatusCode::OK, &Value::Object(scale(object, places).0), as_)
+}
+
+/// Where an object keeps what its scale shows.
+struct Places {
+    wanted: Vec<String>,
+    there: Vec<String>,
+    selector: Option<Vec<String>>,
+    /// Whether the selector is text, and not an object.
+    is_text: bool,
+}
+
+impl Places {
+    fn of(def: &ResourceDef) -> Places {
+        let path = |path: [&str; 2]| path.map(str::to_owned).to_vec();
+        match def.custom.as_ref().and_then(|custom| custom.scale()) {
+            Some(scale) => Places {
+                wanted: scale.spec_replicas.clone(),
+                there: scale.status_replicas.clone(),
+                selector: scale.label_selector.clone(),
+                is_text: true,
+            },
+            None => Places {
+                wanted: path(["spec", "replicas"]),
+                there: path(["status", "replicas"]),
+                selector: Some(path(["spec", "selector"])),
+                is_text: false,
+            },
+        }
+    }
+}
+
+fn borrowed(path: &[String]) -> Vec<&str> {
+    path.iter().map(String::as_str).collect()
 }
 
 pub(super) async fn change(
@@ -34,22 +67,23 @@ pub(super) async fn change(
     let expected = Expected::kind(core, &sub.kind)?;
     let options = WriteOptions::of(call, "UpdateOptions")?;
     let author = verbs::author(call, &options);
+    let places = Places::of(target.def);
     let scaled = if call.info.verb == Verb::Patch {
         let patch = verbs::patch_subresource(core, call, &expected, options.validation).await?;
-        let make = |live: &Object| with_replicas(live, &patch(&scale(live))?);
+        let make = |live: &Object| with_replicas(live, &patch(&scale(live, &places))?, &places);
         let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
         write::update(core, &author, target, &change).await?
     } else {
         let sent = decode::body(core, call, &expected, options.validation).await?;
-        let make = |live: &Object| with_replicas(live, &sent);
+        let make = |live: &Object| with_replicas(live, &sent, &places);
         let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
         write::update(core, &author, target, &change).await?
     };
-    answer(core, call, &scaled)
+    answer(core, call, &scaled, &places)
 }
 
 /// What a Scale asks for, laid over the object.
-fn with_replicas(live: &Object, scale: &Object) -> Result<Object, ApiError> {
+fn with_replicas(live: &Object, scale: &Object, places: &Places) -> Result<Object, ApiError> {
     let replicas = scale.i64_at(&["spec", "replicas"]).unwrap_or_default();
     if replicas < 0 {
         let cause = Cause {
@@ -73,12 +107,12 @@ fn with_replicas(live: &Object, scale: &Object) -> Result<Object, ApiError> {
     if !scale.uid().is_empty() {
         new.set(&["metadata", "uid"], scale.uid());
     }
-    new.set(&["spec", "replicas"], replicas);
+    new.set(&borrowed(&places.wanted), replicas);
     Ok(new)
 }
 
 /// The object seen as something that has replicas.
-fn scale(object: &Object) -> Object {
+fn scale(object: &Object, places: &Places) -> Object {
     let mut scale = Object::default();
     scale.set(&["kind"], "Scale");
     scale.set(&["apiVersion"], "autoscaling/v1");
@@ -88,11 +122,14 @@ fn scale(object: &Object) -> Object {
         }
     }
     scale.set(&["spec"], json!({}));
-    if let Some(replicas) = object.i64_at(&["spec", "replicas"]).filter(|replicas| *replicas != 0) {
+    if let Some(replicas) = object.i64_at(&borrowed(&places.wanted)).filter(|replicas| *replicas != 0) {
         scale.set(&["spec", "replicas"], replicas);
     }
-    scale.set(&["status", "replicas"], object.i64_at(&["status", "replicas"]).unwrap_or_default());
-    let selector = selector(object.at(&["spec", "selector"]));
+    scale.set(&["status", "replicas"], object.i64_at(&borrowed(&places.there)).unwrap_or_default());
+    let selector = match places.selector.as_ref().and_then(|path| object.at(&borrowed(path))) {
+        Some(text) if places.is_text => text.as_str().unwrap_or_default().to_owned(),
+        found => selector(found),
+    };
     if !selector.is_empty() {
         scale.set(&["status", "selector"], selector);
     }

@@ -68,7 +68,7 @@ pub(super) async fn create(
     answer.set(&["spec", "expirationSeconds"], seconds);
     let expires = deletion::seconds(now + SignedDuration::from_secs(seconds));
     answer.set(&["status"], json!({ "token": token, "expirationTimestamp": expires }));
-    let as_ = call.representation(Offer::Computed)?;
+    let as_ = call.representation(Offer::COMPUTED)?;
     respond::value(core, call, StatusCode::CREATED, &Value::Object(answer.0), as_)
 }
 

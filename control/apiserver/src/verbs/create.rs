@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
     let options = WriteOptions::of(call, "CreateOptions")?;
-    call.representation(crate::negotiate::Offer::Stored)?;
+    call.representation(crate::negotiate::Offer::of(def))?;
     let object = decode::body(core, call, &Expected::object(def), options.validation).await?;
     let name = object.name().to_owned();
     let namespace = call.path()?.namespace.as_deref().filter(|_| def.is_namespaced());

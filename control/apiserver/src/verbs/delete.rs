@@ -25,7 +25,7 @@ pub(super) async fn delete(core: &Core, call: &Call, def: &ResourceDef) -> Resul
 pub(crate) fn answer(core: &Core, call: &Call, def: &ResourceDef, deleted: Deleted) -> Result<Response, ApiError> {
     match deleted {
         Deleted::Gone(object) => {
-            let as_ = call.representation(Offer::Computed).unwrap_or_default();
+            let as_ = call.representation(Offer::COMPUTED).unwrap_or_default();
             respond::value(core, call, StatusCode::OK, &respond::success(def, object.name(), object.uid()), as_)
         }
         Deleted::Marked(object) => respond::object(core, call, def, StatusCode::OK, object),

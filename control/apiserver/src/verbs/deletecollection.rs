@@ -36,6 +36,6 @@ pub(super) async fn delete(core: &Core, call: &Call, def: &ResourceDef) -> Resul
         "kind": def.list_kind, "apiVersion": def.api_version(),
         "metadata": { "resourceVersion": found.revision.to_string() }, "items": items,
     });
-    let as_ = call.representation(Offer::Computed).unwrap_or_default();
+    let as_ = call.representation(Offer::of(def).whole()).unwrap_or_default();
     respond::value(core, call, StatusCode::OK, &list, as_)
 }

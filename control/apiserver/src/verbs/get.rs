@@ -20,7 +20,7 @@ pub(crate) async fn get(core: &Core, call: &Call, def: &ResourceDef) -> Result<R
         Some(revision) if revision.0 == 0 => Consistency::Any,
         Some(revision) => Consistency::AtLeast(revision),
     };
-    let as_ = call.representation(Offer::Stored)?;
+    let as_ = call.representation(Offer::of(def))?;
     let stored =
         core.objects.stored(def, target.namespace, target.name, at).await?.ok_or_else(|| target.not_found())?;
     if as_ == (Representation { format: Format::Json, shape: Shape::Whole }) {

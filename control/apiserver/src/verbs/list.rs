@@ -69,7 +69,7 @@ pub(super) struct Listing {
 }
 
 pub(super) async fn list(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
-    let as_ = call.representation(Offer::Stored)?;
+    let as_ = call.representation(Offer::of(def))?;
     let path = call.path()?;
     let selection = Selection::of(&call.info.query, def, None)?;
     let listing = find(core, &call.info.query, def, path.namespace.as_deref(), &selection).await?;
@@ -77,9 +77,7 @@ pub(super) async fn list(core: &Core, call: &Call, def: &ResourceDef) -> Result<
         return Ok(respond::json_bytes(StatusCode::OK, whole(def, &listing)?));
     }
     if as_ == (Representation { format: Format::Protobuf, shape: Shape::Whole }) {
-        let mut response = respond::bytes(StatusCode::OK, respond::PROTOBUF, messages(core, def, &listing)?);
-        respond::add_headers(call, &mut response);
-        return Ok(response);
+        return Ok(respond::bytes(StatusCode::OK, respond::PROTOBUF, messages(core, def, &listing)?));
     }
     let items: Vec<Object> =
         listing.items.iter().map(|stored| core.objects.read(def, stored)).collect::<Result<_, _>>()?;
@@ -135,8 +133,9 @@ fn whole(def: &ResourceDef, listing: &Listing) -> Result<Vec<u8>, ApiError> {
 /// The list as protobuf, one item after the other.
 fn messages(core: &Core, def: &ResourceDef, listing: &Listing) -> Result<Vec<u8>, ApiError> {
     let missing = || ApiError::internal(format!("{} has no protobuf form", def.list_kind));
-    let (metadata, api_version) = (Value::Object(metadata(listing)), def.api_version());
-    let list = protobuf::List::new(core.schema(), &api_version, &def.list_kind, &metadata);
+    let (schema, api_version) = (core.schema(), def.api_version());
+    let metadata = Value::Object(metadata(listing));
+    let list = protobuf::List::new(&schema, &api_version, &def.list_kind, &metadata);
     let mut list = list.ok_or_else(missing)?;
     for stored in &listing.items {
         list.push(&core.objects.read(def, stored)?.0);

@@ -38,17 +38,18 @@ struct Request {
     duplicates: Vec<String>,
 }
 
-async fn read(call: &Call) -> Result<Request, ApiError> {
+/// Strategic merge needs the merge keys of built-in types.
+async fn read(call: &Call, strategic: bool) -> Result<Request, ApiError> {
     let media = decode::media_type(call.header(header::CONTENT_TYPE));
-    let kind = match media.as_str() {
-        kind @ (JSON | MERGE | STRATEGIC | APPLY) => kind,
-        _ => {
-            let message = format!(
-                "the body of the request was in an unknown format - accepted media types include: {JSON}, {MERGE}, {STRATEGIC}, {APPLY}"
-            );
-            return Err(ApiError::new(Reason::UnsupportedMediaType, message));
-        }
-    };
+    let mut accepted = vec![JSON, MERGE, STRATEGIC, APPLY];
+    accepted.retain(|media| strategic || *media != STRATEGIC);
+    let kind = *accepted.iter().find(|kind| **kind == media).ok_or_else(|| {
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            accepted.join(", ")
+        );
+        ApiError::new(Reason::UnsupportedMediaType, message)
+    })?;
     let bytes = call.body().await?;
     if kind == JSON {
         return Ok(Request { patch: Patch::Json(bytes), duplicates: Vec::new() });
@@ -70,7 +71,7 @@ impl Patch {
         match self {
             Patch::Json(bytes) => patch::json_patch(live, bytes),
             Patch::Merge(value) => patch::merge_patch(live, value),
-            Patch::Strategic(map) => patch::strategic_merge(core.schema(), &expected.type_name, live, map),
+            Patch::Strategic(map) => patch::strategic_merge(&core.schema(), &expected.type_name, live, map),
             Patch::Apply(_) => Err(ApiError::internal("an apply patch reached a place that does not apply")),
         }
     }
@@ -96,7 +97,7 @@ fn checked(
     let patched = request.patch.applied_to(core, expected, live)?;
     let lenient = if validation == Validation::Strict { Validation::Ignore } else { validation };
     if validation == Validation::Strict {
-        let problems = fields::strict(core.schema(), &expected.type_name, &patched, &request.duplicates);
+        let problems = fields::strict(&core.schema(), &expected.type_name, &patched, &request.duplicates);
         if !problems.is_empty() {
             return Err(refused(&request.patch.quoted(&patched), &problems));
         }
@@ -112,11 +113,11 @@ fn refused(quoted: &str, problems: &[String]) -> ApiError {
 
 pub(crate) async fn patch(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
     let options = WriteOptions::of(call, "PatchOptions")?;
-    call.representation(crate::negotiate::Offer::Stored)?;
+    call.representation(crate::negotiate::Offer::of(def))?;
     let target = verbs::target(def, call.path()?)?;
     let author = verbs::author(call, &options);
     let expected = Expected::object(def);
-    let request = read(call).await?;
+    let request = read(call, def.custom.is_none()).await?;
     if options.force && !matches!(request.patch, Patch::Apply(_)) {
         let cause = Cause {
             reason: "FieldValueForbidden".to_owned(),
@@ -186,15 +187,16 @@ async fn apply(
         time: &time,
     };
     let force = author.options.force;
+    let schema = core.schema();
     let scope = if target.subresource == "status" { Scope::Status } else { Scope::Object };
-    let make = |live: &Object| patch::apply::apply(core.schema(), &def.type_name, Some(live), &applied, &writer, force);
+    let make = |live: &Object| patch::apply::apply(&schema, &def.type_name, Some(live), &applied, &writer, force);
     for _ in 0..APPLY_TRIES_MAX {
         let there = core.objects.stored(def, target.namespace, target.name, Consistency::Linearizable).await?.is_some();
         let done = if there || !target.subresource.is_empty() {
             let change = Change { scope, ownership: Ownership::Applied, change: &make };
             write::update(core, author, target, &change).await.map(|object| (StatusCode::OK, object))
         } else {
-            let mut object = patch::apply::apply(core.schema(), &def.type_name, None, &applied, &writer, force)?;
+            let mut object = patch::apply::apply(&schema, &def.type_name, None, &applied, &writer, force)?;
             object.set(&["metadata", "name"], target.name);
             let created = write::create(core, author, target, object, Ownership::Applied).await;
             created.map(|object| (StatusCode::CREATED, object))
@@ -222,7 +224,7 @@ pub(crate) async fn patch_subresource(
     expected: &Expected,
     validation: Validation,
 ) -> Result<impl Fn(&Object) -> Result<Object, ApiError> + Send + Sync, ApiError> {
-    let request = read(call).await?;
+    let request = read(call, true).await?;
     let request = match request.patch {
         // Applying to a subresource that is computed is merging into it.
         Patch::Apply(object) => {

@@ -14,7 +14,7 @@ use crate::{
 
 pub(crate) async fn update(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
     let options = WriteOptions::of(call, "UpdateOptions")?;
-    call.representation(crate::negotiate::Offer::Stored)?;
+    call.representation(crate::negotiate::Offer::of(def))?;
     let target = verbs::target(def, call.path()?)?;
     let object = decode::body(core, call, &Expected::object(def), options.validation).await?;
     if object.name().is_empty() {

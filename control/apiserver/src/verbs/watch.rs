@@ -52,7 +52,7 @@ impl Kind {
 }
 
 pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) -> Result<Response, ApiError> {
-    let as_ = call.representation(Offer::Stored)?;
+    let as_ = call.representation(Offer::of(&def))?;
     if as_.format == Format::Yaml {
         return Err(ApiError::new(
             Reason::NotAcceptable,

@@ -13,7 +13,9 @@ const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// canonical form: what Kubernetes' decoder and encoder do to a body together. Types that the schema doesn't have are
 /// left alone.
 pub fn prune(schema: &Schema, type_name: &str, object: &mut Object) {
-    if let Some(ty) = schema.ty(type_name) {
+    if let Some(custom) = schema.custom(type_name) {
+        custom.prune(schema, object);
+    } else if let Some(ty) = schema.ty(type_name) {
         prune_object(schema, ty, &mut object.0);
     }
 }

@@ -152,6 +152,14 @@ pub fn check(schema: &Schema, type_name: &str, object: &Object) -> Vec<String> {
 /// The unknown fields and, among them in the order of the object, the duplicates that [`parse_strict`] found in known
 /// fields. For types that the schema doesn't have, the duplicates alone.
 pub fn strict(schema: &Schema, type_name: &str, object: &Object, duplicates: &[String]) -> Vec<String> {
+    if let Some(custom) = schema.custom(type_name) {
+        let unknown = custom.prune(schema, &mut object.clone());
+        return duplicates
+            .iter()
+            .cloned()
+            .chain(unknown.iter().map(|path| format!("unknown field {path:?}")))
+            .collect();
+    }
     let Some(ty) = schema.ty(type_name) else { return duplicates.to_vec() };
     let mut walk = Walk { schema, duplicates, path: String::new(), messages: Vec::new() };
     walk.object(ty, &object.0);

@@ -28,6 +28,9 @@ const NAMED: [(&str, &str); 12] = [
 
 /// Wrong JSON types, as the 400 that Kubernetes answers with. The first one found is told.
 pub fn types(schema: &Schema, type_name: &str, object: &Object) -> Result<(), ApiError> {
+    if let Some(custom) = schema.custom(type_name) {
+        return custom.types(schema, object);
+    }
     let Some(ty) = schema.ty(type_name) else { return Ok(()) };
     let mut walk = Walk { schema, path: Vec::new() };
     walk.object(ty, &object.0).map_err(|why| {

@@ -4,7 +4,7 @@ use serde_json::json;
 use tandem_api::Object;
 
 use crate::{
-    Hooks, columns,
+    Hooks, columns, custom,
     json::{Fields, FieldsExt},
 };
 
@@ -20,7 +20,8 @@ pub(super) const VALIDATING_POLICY_BINDING: Hooks =
     Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
 pub(super) const MUTATING_POLICY_BINDING: Hooks =
     Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
-pub(super) const CUSTOM_RESOURCE: Hooks = Hooks { default: default_custom_resource, ..Hooks::NONE };
+pub(super) const CUSTOM_RESOURCE: Hooks =
+    Hooks { default: default_custom_resource, prepare: custom::prepare, validate: custom::validate, ..Hooks::NONE };
 pub(super) const API_SERVICE: Hooks =
     Hooks { default: default_api_service, cells: columns::admission::api_service, ..Hooks::NONE };
 

@@ -147,6 +147,7 @@ fn operation(def: &ResourceDef, sub: Option<&Subresource>, verb: &str, schemas: 
     let body = match verb {
         _ if is_connection => None,
         "create" | "update" => Some(content(&["*/*"], &object)),
+        "patch" if def.custom.is_some() => Some(content(&PATCHES[..3], &schemas.patch())),
         "patch" => Some(content(&PATCHES, &schemas.patch())),
         "delete" | "deletecollection" => Some(content(&["*/*"], &schemas.meta("DeleteOptions"))),
         _ => None,

@@ -10,6 +10,7 @@ use crate::{
 };
 
 const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
+const METADATA: &str = "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
 
 /// The component schemas of one document: what is asked for, and what that refers to.
@@ -20,6 +21,8 @@ pub(super) struct Schemas<'a> {
     wanted: Vec<TypeId>,
     seen: BTreeSet<TypeId>,
     special: BTreeSet<&'static str>,
+    /// Components of kinds that are defined at run time.
+    custom: BTreeMap<String, Value>,
     /// Type name to the kinds that objects of it have.
     kinds: BTreeMap<String, Vec<Value>>,
 }
@@ -35,6 +38,18 @@ fn component(name: &str) -> String {
         _ => "io.k8s.api.",
     };
     format!("{prefix}{name}")
+}
+
+/// The name of a kind that is defined at run time: `com.example.stable.v1.CronTab`.
+fn custom_component(def: &ResourceDef, kind: &str) -> String {
+    let mut parts: Vec<&str> = def.group.split('.').rev().collect();
+    parts.extend([def.version.as_str(), kind]);
+    parts.join(".")
+}
+
+/// A reference beside a description, wrapped since it may have no siblings.
+fn described(text: &str, reference: Value) -> Value {
+    json!({ "description": text, "allOf": [reference] })
 }
 
 pub(super) fn reference(name: &str) -> Value {
@@ -54,12 +69,16 @@ impl<'a> Schemas<'a> {
             wanted: Vec::new(),
             seen: BTreeSet::new(),
             special: BTreeSet::new(),
+            custom: BTreeMap::new(),
             kinds: BTreeMap::new(),
         }
     }
 
     /// A reference to the type of a kind, which then becomes part of the document.
     pub(super) fn kind(&mut self, group: &str, version: &str, kind: &str) -> Value {
+        if let Some(reference) = self.custom_kind(group, version, kind) {
+            return reference;
+        }
         let Some(ty) = self.schema.kind_type(group, version, kind) else { return json!({ "type": "object" }) };
         let (name, id) = (ty.name.clone(), self.schema.id(&ty.name));
         let entry = self.kinds.entry(name.clone().into_owned()).or_default();
@@ -71,7 +90,56 @@ impl<'a> Schemas<'a> {
         reference(&name)
     }
 
+    /// A reference to a kind that is defined at run time.
+    fn custom_kind(&mut self, group: &str, version: &str, kind: &str) -> Option<Value> {
+        let def = self.registry.by_kind(group, version, kind)?;
+        let custom = def.custom.as_ref()?;
+        let name = custom_component(&def, kind);
+        if !self.custom.contains_key(&name) {
+            let mut schema = custom.open_api();
+            let metadata = self.kind_of_meta("ObjectMeta");
+            let mut properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+            properties.insert("apiVersion".to_owned(), json!({ "description": API_VERSION, "type": "string" }));
+            properties.insert("kind".to_owned(), json!({ "description": KIND, "type": "string" }));
+            properties.insert("metadata".to_owned(), described(METADATA, metadata));
+            schema.insert("properties".to_owned(), properties.into());
+            let stamp = json!([group_version_kind(group, version, kind)]);
+            schema.insert("x-kubernetes-group-version-kind".to_owned(), stamp);
+            self.custom.insert(name.clone(), schema.into());
+        }
+        Some(json!({ "$ref": format!("#/components/schemas/{name}") }))
+    }
+
+    fn kind_of_meta(&mut self, name: &str) -> Value {
+        let name = format!("meta.v1.{name}");
+        self.want(self.schema.id(&name));
+        reference(&name)
+    }
+
+    fn custom_list(&mut self, def: &ResourceDef) -> Value {
+        let name = custom_component(def, &def.list_kind);
+        let item = self.custom_kind(&def.group, &def.version, &def.kind).unwrap_or_default();
+        let metadata = self.kind_of_meta("ListMeta");
+        let list = json!({
+            "description": format!("{} is a list of {}", def.list_kind, def.kind),
+            "type": "object",
+            "required": ["items"],
+            "properties": {
+                "apiVersion": { "description": API_VERSION, "type": "string" },
+                "items": { "description": format!("List of {}.", def.plural), "type": "array", "items": item },
+                "kind": { "description": KIND, "type": "string" },
+                "metadata": described("Standard list metadata.", metadata),
+            },
+            "x-kubernetes-group-version-kind": [group_version_kind(&def.group, &def.version, &def.list_kind)],
+        });
+        self.custom.insert(name.clone(), list);
+        json!({ "$ref": format!("#/components/schemas/{name}") })
+    }
+
     pub(super) fn list(&mut self, def: &ResourceDef) -> Value {
+        if def.custom.is_some() {
+            return self.custom_list(def);
+        }
         self.kind(&def.group, &def.version, &def.list_kind)
     }
 
@@ -113,6 +181,7 @@ impl<'a> Schemas<'a> {
         for name in self.special.clone() {
             components.insert(component(name), self.special(name));
         }
+        components.append(&mut self.custom);
         Value::Object(components.into_iter().collect())
     }
 

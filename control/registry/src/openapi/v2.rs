@@ -35,14 +35,15 @@ fn reference(text: &str) -> String {
 fn definition(schema: &Value) -> Value {
     let Value::Object(schema) = schema else { return schema.clone() };
     let mut plain = Fields::new();
-    let wrapped = schema.each("allOf").next().map(|inner| inner.text("$ref"));
+    let wrapped = schema.each("allOf").next().and_then(|inner| inner.get("$ref")).and_then(Value::as_str);
     let target = wrapped.or_else(|| schema.get("$ref").and_then(Value::as_str));
     if let Some(target) = target {
         plain.insert("$ref".to_owned(), reference(target).into());
     }
     for (key, value) in schema {
         match key.as_str() {
-            "allOf" | "$ref" => {}
+            "allOf" | "$ref" | "anyOf" | "not" | "nullable" | "x-kubernetes-validations" => {}
+            "oneOf" if schema.contains_key("type") => {}
             "default" if target.is_some() => {}
             // Either form is written as text.
             "oneOf" => drop(plain.insert("type".to_owned(), "string".into())),

@@ -205,8 +205,9 @@ pub(super) fn builtin() -> Schema {
         owner.has_type_meta =
             (has_metadata && !TEMPLATES.contains(&&*owner.name)) || WITHOUT_METADATA.contains(&&*owner.name);
     }
-    let by_name = names.iter().enumerate().map(|(at, name)| (Cow::Borrowed(*name), TypeId(at as u32))).collect();
-    Schema { types, by_name }
+    let by_name: HashMap<_, _> =
+        names.iter().enumerate().map(|(at, name)| (Cow::Borrowed(*name), TypeId(at as u32))).collect();
+    Schema { types: types.into(), by_name: by_name.into(), ..Schema::default() }
 }
 
 /// Copies the fields of inlined types into their parents, innermost first.

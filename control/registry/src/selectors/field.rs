@@ -45,7 +45,7 @@ impl FieldSelector {
             if def.field(&nothing, &term.field).is_some() {
                 continue;
             }
-            let message = if (def.hooks.fields)(&nothing).is_empty() {
+            let message = if !def.has_own_fields() {
                 let field = &term.field;
                 format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
             } else {

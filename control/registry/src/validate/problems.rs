@@ -12,6 +12,14 @@ impl Problems {
         self.0
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn add(&mut self, cause: Cause) {
+        self.0.push(cause);
+    }
+
     fn push(&mut self, reason: &str, path: impl Into<String>, what: String, why: &str) {
         let message = if why.is_empty() { what } else { format!("{what}: {why}") };
         self.0.push(Cause { reason: reason.to_owned(), message, field: path.into() });

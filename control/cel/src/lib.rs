@@ -1,0 +1,76 @@
+//! The Common Expression Language (CEL) over JSON, as Kubernetes writes validation rules in it.
+//!
+//! ```text
+//!  text ─ lexer ─> tokens ─ parse ─> Expr ─ eval (values borrow the JSON; a budget counts every step) ─> Value
+//!                                             └ functions: the standard ones and Kubernetes' libraries
+//! ```
+//! Expressions and the objects that they are asked of come from users. So everything has a bound: the tokens and the
+//! depth of an expression, the size of its patterns, and the steps of an evaluation, in which whatever is built or read
+//! counts by its size. Nothing panics, loops or recurses without one of these.
+//!
+//! There is no type check: an expression that no value could satisfy is refused when it is evaluated. Names of functions
+//! that are not known are refused when it is compiled.
+
+mod compare;
+mod eval;
+mod functions;
+mod lexer;
+mod network;
+mod parse;
+mod strings;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use eval::Budget;
+pub use value::Value;
+
+use eval::Evaluation;
+use parse::Expr;
+
+/// Why an expression cannot be used, or has no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("Syntax error: {0}")]
+    Syntax(String),
+    #[error("{0}")]
+    Evaluation(String),
+    /// The budget of steps is used up.
+    #[error("call cost exceeds limit")]
+    Cost,
+}
+
+impl Error {
+    pub(crate) fn of(message: impl Into<String>) -> Error {
+        Error::Evaluation(message.into())
+    }
+}
+
+/// A compiled expression.
+#[derive(Debug)]
+pub struct Program {
+    expr: Expr,
+    names: Vec<String>,
+}
+
+impl Program {
+    pub fn compile(text: &str) -> Result<Program, Error> {
+        let (expr, names) = parse::parse(text)?;
+        Ok(Program { expr, names })
+    }
+
+    /// Whether the expression reads a variable.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.names.iter().any(|name| name == variable)
+    }
+
+    /// The value of the expression. What it costs is taken from the budget.
+    pub fn evaluate<'a>(&'a self, variables: &[(&'a str, Value<'a>)], budget: &Budget) -> Result<Value<'a>, Error> {
+        let mut evaluation = Evaluation::new(budget);
+        for (name, value) in variables {
+            evaluation.bind(name, value.clone());
+        }
+        evaluation.eval(&self.expr)
+    }
+}

@@ -1,0 +1,106 @@
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use super::*;
+
+fn object() -> Json {
+    json!({"replicas": 3, "max": 5, "name": "web-1", "ratio": 1, "hosts": ["a", "b"], "labels": {"app": "x", "a-b": "y"},
+        "rules": [{"name": "one", "port": 80}, {"name": "two"}], "namespace": "n", "at": "2026-01-01T00:00:00Z"})
+}
+
+fn run(text: &str) -> Result<String, String> {
+    let program = Program::compile(text).map_err(|error| error.to_string())?;
+    let object = object();
+    let budget = Budget::new(100_000);
+    let value = program.evaluate(&[("self", Value::from_json(&object))], &budget).map_err(|error| error.to_string())?;
+    Ok(functions::text_of(&value).unwrap_or_else(|| value.type_name().to_owned()))
+}
+
+fn check(text: &str, expected: Expect) {
+    expected.assert_eq(&run(text).unwrap_or_else(|error| format!("error: {error}")));
+}
+
+#[test]
+fn holds() {
+    for text in [
+        "self.replicas <= self.max && self.name.startsWith('web')",
+        "self.hosts.all(h, h.size() == 1) && self.hosts.exists(h, h == 'a') && self.hosts.exists_one(h, h == 'b')",
+        "self.rules.filter(r, has(r.port)).size() == 1",
+        "self.rules.map(r, r.name) == ['one', 'two']",
+        "self.rules.map(r, has(r.port), r.port + 1) == [81]",
+        "!has(self.missing) || self.missing > 3",
+        "self.labels.all(key, key in ['app', 'a-b'])",
+        "self.labels['a-b'] == 'y' && self.labels.a__dash__b == 'y'",
+        "self.__namespace__ == 'n'",
+        "self.?missing.orValue(7) == 7 && self.?max.hasValue() && self.labels[?'nope'].orValue('z') == 'z'",
+        "self.?max.optMap(m, m * 2).orValue(0) == 10",
+        "true || self.missing",
+        "self.missing == 1 || true",
+        "'a' in self.hosts && !('z' in self.labels)",
+        "self.name.matches('^[a-z]+-[0-9]+$') && self.name.find('[0-9]+') == '1'",
+        "size(self.hosts) == 2 && size('héé') == 3",
+        "self.ratio * 2.5 == 2.5 && 7 / 2 == 3 && -7 % 3 == -1",
+        "timestamp(self.at) < timestamp('2027-01-01T00:00:00Z') && duration('1h30m') > duration('89m')",
+        "self.at < timestamp('2027-01-01T00:00:00Z') && timestamp(self.at).getFullYear() == 2026",
+        "quantity('1Gi').isGreaterThan(quantity('500M')) && quantity('1500m').compareTo(quantity('1.5')) == 0",
+        "cidr('10.0.0.0/8').containsIP('10.2.3.4') && ip('::1').family() == 6 && !isIP('x')",
+        "url('https://example.com:80/path?x').getHostname() == 'example.com' && isURL('/x') && !isURL('x y')",
+        "['b', 'a', 'c'].max() == 'c' && [1, 2, 3].sum() == 6 && [1, 2].isSorted()",
+        "'a,b,c'.split(',').join('-') == 'a-b-c' && 'abc'.substring(1, 2) == 'b' && 'x'.replace('x', 'yy') == 'yy'",
+        "sets.contains(self.hosts, ['a']) && sets.equivalent([1, 1], [1]) && math.greatest(1, 4, 2) == 4",
+        "type(1) == int && string(1.5) == '1.5' && int('7') == 7 && dyn(1) == 1.0 && 1u + 2u == 3u",
+        "cel.bind(x, self.replicas, x * x) == 9",
+        "self.rules.all(i, r, i < 2 && r.name != '')",
+        "'%s has %d'.format([self.name, 3]) == 'web-1 has 3'",
+        "r'\\d' == '\\\\d' && \"\"\"a\"b\"\"\" == 'a\"b' && 0x1F == 31 && -9223372036854775808 < 0",
+        "(self.replicas > 1 ? 'many' : 'one') == 'many' // a comment",
+        "{'a': 1, 'b': [2]} == {'b': [2], 'a': 1} && {'a': 1}['a'] == 1",
+    ] {
+        assert_eq!(run(text).as_deref(), Ok("true"), "{text}");
+    }
+}
+
+#[test]
+fn errors_are_words() {
+    check("self.missing > 1", expect!["error: no such key: missing"]);
+    check("self.hosts[7]", expect!["error: index out of bounds: 7"]);
+    check("self.name + 1", expect!["error: no such overload: Add(string, int)"]);
+    check("1 / 0", expect!["error: division by zero"]);
+    check("9223372036854775807 + 1", expect!["error: integer overflow"]);
+    check("self.name.frobnicate()", expect!["error: Syntax error: undeclared reference to 'frobnicate'"]);
+    check("self.", expect!["error: Syntax error: a name is missing"]);
+    check("1 +", expect!["error: Syntax error: mismatched input '<EOF>'"]);
+    check("nobody", expect!["error: undeclared reference to 'nobody'"]);
+}
+
+#[test]
+fn what_costs_too_much_ends() {
+    let doubling = format!("[self.name]{}", ".map(x, x + x)".repeat(60));
+    assert_eq!(run(&doubling), Err("call cost exceeds limit".to_owned()));
+    let nested = "[1,2,3,4,5,6,7,8].all(a, [1,2,3,4,5,6,7,8].all(b, [1,2,3,4,5,6,7,8].all(c, [1,2,3,4,5,6,7,8].all(d, \
+        [1,2,3,4,5,6,7,8].all(e, [1,2,3,4,5,6,7,8].all(f, a + b + c + d + e + f > 0))))))";
+    assert_eq!(run(nested), Err("call cost exceeds limit".to_owned()));
+    assert!(run(&"(".repeat(10_000)).is_err());
+    assert!(run(&"!".repeat(4_999)).is_err());
+    assert!(run(&format!("1{}", "+1".repeat(2_000))).unwrap_err().contains("nested at most"));
+    assert!(run(&format!("self{}", ".a".repeat(2_000))).unwrap_err().contains("nested at most"));
+    assert!(run(&"[".repeat(3_000)).is_err());
+    assert!(run("'a'.matches('(a{1000}){1000}')").is_err());
+}
+
+proptest! {
+    #[test]
+    fn never_panics(text in "[a-z0-9 .()\\[\\]{}'\"+*/!&|<>=?:,%-]{0,60}") {
+        let _ = run(&text);
+    }
+
+    #[test]
+    fn never_panics_on_likely_text(parts in proptest::collection::vec(prop_oneof![
+        Just("self"), Just(".hosts"), Just(".all(x, "), Just(")"), Just("x"), Just(" && "), Just("[0]"), Just(".?a"),
+        Just("1"), Just(" + "), Just("'é'"), Just(".substring(1)"), Just(".name"), Just(" in "), Just("has("), Just("-"),
+        Just(".size()"), Just("["), Just("]"), Just(" ? "), Just(" : "), Just(".split('')"), Just(".rules"), Just(".replace('', self.name)"),
+    ], 0..12)) {
+        let _ = run(&parts.concat());
+    }
+}
