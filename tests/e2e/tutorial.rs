@@ -54,8 +54,9 @@ fn the_tutorial_runs_on_containers_and_components() {
 }
 
 #[test]
-fn quotas_and_limits_hold_for_containers_and_components() {
+fn quotas_and_autoscalers_hold_for_containers_and_components() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     run(&cluster, "quotas.txt", "quotas", &[]);
+    run(&cluster, "autoscaling.txt", "autoscaling", &[]);
 }

@@ -10,7 +10,7 @@ use crate::{
     ImageKinds, NodeDialer, ReadyCheck, admission, authz, discovery,
     layers::{Limits, Metrics},
     objects::Objects,
-    request,
+    request, usage,
 };
 
 /// What all requests share.
@@ -30,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
     pub(crate) documents: discovery::Documents,
+    pub(crate) usage: usage::Nodes,
     /// Connections to nodes that outlive the request that opened them.
     pub(crate) tasks: TaskTracker,
 }

@@ -37,6 +37,7 @@ mod respond;
 pub mod server;
 mod subresources;
 pub mod tls;
+mod usage;
 mod verbs;
 mod write;
 
@@ -139,6 +140,7 @@ impl ApiServer {
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
             documents,
+            usage: usage::Nodes::default(),
             tasks: TaskTracker::new(),
         };
         ApiServer { core: Arc::new(core) }
@@ -186,6 +188,9 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
     }
     if subresources::is_review(&def) {
         return subresources::review(core, call, &def).await;
+    }
+    if usage::is_usage(&def) {
+        return usage::serve(core, call, &def).await;
     }
     if def.group.is_empty() && def.plural == "bindings" {
         return subresources::bind(core, call, &def).await;
