@@ -4,7 +4,7 @@
 //!  every 15 s: Snapshot ─ scale subresource of the target, its pods, metrics.k8s.io, the past ─┐
 //!      ^                                                                                       v
 //!      └── Past: recommendations and rescales of the last hour <── plan ─> scale, Events, status
-//!                                                                    ├─ replicas.rs: use -> replicas
+//!                                                                    ├─ metrics.rs, replicas.rs: use -> replicas
 //!                                                                    └─ limits.rs: windows and rates
 //! ```
 //! The past is kept in memory, as in Kubernetes: a new leader begins with what is, and so scales nothing down before the
@@ -13,6 +13,7 @@
 //! <https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#algorithm-details>
 
 mod limits;
+mod metrics;
 mod plan;
 mod replicas;
 mod target;

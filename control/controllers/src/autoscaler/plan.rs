@@ -1,41 +1,28 @@
 //! What is done about one autoscaler at one moment.
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::autoscaling::v2::{
-        ContainerResourceMetricStatus, HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
-        HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget,
-        MetricValueStatus, ResourceMetricSource, ResourceMetricStatus,
-    },
-    apimachinery::pkg::api::resource::Quantity as Text,
+use k8s_openapi::api::autoscaling::v2::{
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
+    HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, ResourceMetricSource,
 };
-use tandem_api::quantity::Quantity;
 use tandem_client::events::{self, Note, Severity};
 
 use super::{
     PERIOD, Snapshot,
     limits::{self, Bounds, Past, Rescale, Words},
-    replicas::{self, Goal, Proposal, Question, Tolerance},
+    metrics::{self, Unable},
     target::Target,
-    usage,
 };
 use crate::{
     action::{Action, Plan},
     object,
 };
 
-/// Kubernetes' `--horizontal-pod-autoscaler-tolerance`.
-const TOLERANCE: f64 = 0.1;
 const ABLE: &str = "AbleToScale";
 const ACTIVE: &str = "ScalingActive";
 const LIMITED: &str = "ScalingLimited";
 /// The target of an autoscaler that names no metric.
 const CPU_PERCENT: i32 = 80;
-const NO_EXTERNAL: &str =
-    "unable to fetch metrics from external metrics API: the server could not find the requested resource";
-const NO_CUSTOM: &str =
-    "unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered";
-
 /// A plan in the making.
 struct Round<'a> {
     autoscaler: &'a HorizontalPodAutoscaler,
@@ -184,13 +171,6 @@ fn refused(round: &mut Round<'_>, asked: &Rescale, current: i32, error: &str) ->
     Outcome { current: Some(current), metrics, ..Outcome::default() }
 }
 
-/// Why a metric says nothing: the condition's reason, its error, and what is said before it in the end.
-struct Unable {
-    reason: &'static str,
-    error: String,
-    of: String,
-}
-
 /// The state of each metric, and the highest number of replicas that one of them asks for, with its name. `None` where
 /// no metric can be had, or where one cannot and the others would scale down.
 fn compute(
@@ -207,10 +187,10 @@ fn compute(
         return (Vec::new(), None);
     }
     let (fallback, listed) = (default_metric(), spec.metrics.as_deref().unwrap_or_default());
-    let metrics = if listed.is_empty() { std::slice::from_ref(&fallback) } else { listed };
+    let wanted = if listed.is_empty() { std::slice::from_ref(&fallback) } else { listed };
     let (mut statuses, mut best, mut unable): (Vec<_>, Option<(i32, String)>, Vec<Unable>) = Default::default();
-    for metric in metrics {
-        match one(snapshot, spec, target, metric, round.now) {
+    for metric in wanted {
+        match metrics::compute(snapshot, target, metric, round.now) {
             Ok((replicas, name, status)) => {
                 statuses.push(status);
                 if best.as_ref().is_none_or(|(most, _)| *most == 0 || replicas > *most) {
@@ -226,10 +206,10 @@ fn compute(
         }
     }
     let would_shrink = best.as_ref().is_none_or(|(most, _)| *most < target.wanted());
-    if let Some(first) = unable.first().filter(|_| unable.len() == metrics.len() || would_shrink) {
+    if let Some(first) = unable.first().filter(|_| unable.len() == wanted.len() || would_shrink) {
         let message = format!("the HPA was unable to compute the replica count: {}", first.error);
         round.set(ACTIVE, false, first.reason, message);
-        let (failed, all) = (unable.len(), metrics.len());
+        let (failed, all) = (unable.len(), wanted.len());
         let message =
             format!("invalid metrics ({failed} invalid out of {all}), first error is: {}: {}", first.of, first.error);
         round.tell(Severity::Warning, "FailedComputeMetricsReplicas", message);
@@ -267,159 +247,4 @@ fn default_metric() -> MetricSpec {
     };
     let resource = ResourceMetricSource { name: "cpu".to_owned(), target };
     MetricSpec { type_: "Resource".to_owned(), resource: Some(resource), ..MetricSpec::default() }
-}
-
-type Computed = Result<(i32, String, MetricStatus), Unable>;
-
-fn one(
-    snapshot: &Snapshot,
-    spec: &HorizontalPodAutoscalerSpec,
-    target: &Target,
-    metric: &MetricSpec,
-    now: Timestamp,
-) -> Computed {
-    let missing = |reason, error: String, of: &str| Err(Unable { reason, error, of: of.to_owned() });
-    let nothing = || "the metric's source is not given".to_owned();
-    match (metric.type_.as_str(), &metric.resource, &metric.container_resource) {
-        ("Resource", Some(source), _) => {
-            let asked =
-                Asked { snapshot, spec, current: target.wanted(), resource: &source.name, container: None, now };
-            let of = format!("failed to get {} resource metric value", source.name);
-            let (proposal, name) = asked.propose(&source.target).map_err(|error| Unable {
-                reason: "FailedGetResourceMetric",
-                error,
-                of,
-            })?;
-            let resource = ResourceMetricStatus { current: values(proposal), name: source.name.clone() };
-            let status =
-                MetricStatus { type_: metric.type_.clone(), resource: Some(resource), ..MetricStatus::default() };
-            Ok((proposal.replicas, name, status))
-        }
-        ("ContainerResource", _, Some(source)) => {
-            let container = Some(source.container.as_str());
-            let asked = Asked { snapshot, spec, current: target.wanted(), resource: &source.name, container, now };
-            let of = format!("failed to get {} container metric value", source.container);
-            let (proposal, name) = asked.propose(&source.target).map_err(|error| Unable {
-                reason: "FailedGetContainerResourceMetric",
-                error,
-                of,
-            })?;
-            let (name_of, container) = (source.name.clone(), source.container.clone());
-            let resource = ContainerResourceMetricStatus { container, current: values(proposal), name: name_of };
-            let container_resource = Some(resource);
-            let status = MetricStatus { type_: metric.type_.clone(), container_resource, ..MetricStatus::default() };
-            Ok((proposal.replicas, name, status))
-        }
-        ("Pods", ..) => {
-            let name = metric.pods.as_ref().map(|pods| pods.metric.name.as_str()).unwrap_or_default();
-            let error = format!("unable to get metric {name}: {NO_CUSTOM}");
-            missing("FailedGetPodsMetric", error, "failed to get pods metric value")
-        }
-        ("Object", ..) => {
-            let Some(source) = &metric.object else {
-                return missing("FailedGetObjectMetric", nothing(), "failed to get object metric value");
-            };
-            let (about, namespace) = (&source.described_object, object::namespace(&snapshot.autoscaler.metadata));
-            // The order of Kubernetes' own message.
-            let error = format!(
-                "unable to get metric {}: {} on {namespace} {}/{NO_CUSTOM}",
-                source.metric.name, about.kind, about.name
-            );
-            missing("FailedGetObjectMetric", error, "failed to get object metric value")
-        }
-        ("External", ..) => {
-            let Some(source) = &metric.external else {
-                return missing("FailedGetExternalMetric", nothing(), "failed to get external metric value");
-            };
-            let (name, namespace) = (&source.metric.name, object::namespace(&snapshot.autoscaler.metadata));
-            let selector = source.metric.selector.as_ref().and_then(object::selector);
-            let selector = selector.map_or_else(|| "nil".to_owned(), |selector| selector.to_string());
-            let error = format!(
-                "unable to get external metric {namespace}/{name}/{selector}: {NO_EXTERNAL} (get {name}.external.metrics.k8s.io)"
-            );
-            let what = match source.target.average_value {
-                Some(_) => format!("{name} external metric"),
-                None => format!("external metric {name}"),
-            };
-            let of = format!("failed to get {name} external metric value: failed to get {what}");
-            missing("FailedGetExternalMetric", error, &of)
-        }
-        (other, ..) => {
-            let error = format!("unknown metric source type {other:?}");
-            missing("InvalidMetricSourceType", error, "invalid metric source")
-        }
-    }
-}
-
-/// A resource of the target's pods, or of one container of each.
-struct Asked<'a> {
-    snapshot: &'a Snapshot,
-    spec: &'a HorizontalPodAutoscalerSpec,
-    current: i32,
-    resource: &'a str,
-    container: Option<&'a str>,
-    now: Timestamp,
-}
-
-impl Asked<'_> {
-    /// How many replicas are asked for, and by what.
-    fn propose(&self, target: &MetricTarget) -> Result<(Proposal, String), String> {
-        let resource = self.resource;
-        let average = target.average_value.as_ref().and_then(usage::milli);
-        let (goal, what) = match (average, target.average_utilization) {
-            (Some(average), _) if average > 0 => (Goal::Average(average), "usage"),
-            (None, Some(percent)) if percent > 0 => (Goal::Utilization(percent), "utilization"),
-            _ => {
-                let why = "neither an average utilization target nor an average value (usage) target was set";
-                return Err(format!("invalid resource metric source: {why}"));
-            }
-        };
-        let proposal = self.ask(goal).map_err(|error| format!("failed to get {resource} {what}: {error}"))?;
-        let name = match (goal, self.container) {
-            (Goal::Average(_), _) => format!("{resource} resource"),
-            (Goal::Utilization(_), None) => format!("{resource} resource utilization (percentage of request)"),
-            (Goal::Utilization(_), Some(_)) => {
-                format!("{resource} container resource utilization (percentage of request)")
-            }
-        };
-        Ok((proposal, name))
-    }
-
-    fn ask(&self, goal: Goal) -> Result<Proposal, String> {
-        let unable = |error: &str| format!("unable to get metrics for resource {}: {error}", self.resource);
-        let all = self.snapshot.usage.as_ref().map_err(|error| unable(error))?;
-        let readings = usage::readings(all, self.resource, self.container).map_err(|error| unable(&error))?;
-        let pods = self.snapshot.pods.as_deref().unwrap_or_default();
-        replicas::propose(&Question {
-            current: self.current,
-            goal,
-            tolerance: tolerance(self.spec),
-            resource: self.resource,
-            container: self.container,
-            pods,
-            readings,
-            now: self.now,
-        })
-    }
-}
-
-fn tolerance(spec: &HorizontalPodAutoscalerSpec) -> Tolerance {
-    let of = |text: Option<&Text>| {
-        let amount = text.and_then(|text| Quantity::parse(&text.0).ok());
-        amount.and_then(|amount| amount.to_decimal().parse().ok()).unwrap_or(TOLERANCE)
-    };
-    let behavior = spec.behavior.as_ref();
-    Tolerance {
-        up: of(behavior.and_then(|behavior| behavior.scale_up.as_ref()?.tolerance.as_ref())),
-        down: of(behavior.and_then(|behavior| behavior.scale_down.as_ref()?.tolerance.as_ref())),
-    }
-}
-
-fn values(proposal: Proposal) -> MetricValueStatus {
-    let average = Quantity::parse(&format!("{}m", proposal.average)).unwrap_or(Quantity::ZERO);
-    MetricValueStatus {
-        average_utilization: proposal.utilization,
-        average_value: Some(Text(average.to_string())),
-        value: None,
-    }
 }

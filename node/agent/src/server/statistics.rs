@@ -14,7 +14,7 @@ use tandem_runtime::State as Running;
 
 use super::Serving;
 use crate::{
-    observer::SeenSandbox,
+    observed::SeenSandbox,
     usage::{ContainerUse, Measured, Rate},
 };
 
