@@ -296,9 +296,7 @@ impl Rule {
         let there = self.namespace.is_none_or(|namespace| asked.namespace.as_deref() == Some(namespace));
         there && has(self.groups, &asked.group) && self.has_resource(&asked.resource)
     }
-}
 
-impl Rule {
     /// `*/scale` stands for that subresource of every resource.
     fn has_resource(&self, wanted: &str) -> bool {
         let subresource = wanted.split_once('/').map(|(_, subresource)| subresource);
