@@ -26,11 +26,16 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod};
+use k8s_openapi::api::{
+    autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec},
+    core::v1::Pod,
+};
 use kube::{Api, api::ListParams};
 use parking_lot::Mutex;
 
-use crate::{Cache, Change, Error, Input, Key, action::Plan, driver::Reconcile, guarded::Guarded, object};
+use crate::{
+    Cache, Change, Error, Input, Key, action::Plan, cache::Delta, driver::Reconcile, guarded::Guarded, object,
+};
 use limits::Past;
 use target::Target;
 use usage::PodMetrics;
@@ -68,8 +73,8 @@ struct Memory {
     past: Past,
     /// The pods of its target, by uid.
     pods: BTreeSet<String>,
-    /// When it is planned again, and the generation that was planned.
-    due: Option<(Timestamp, Option<i64>)>,
+    /// When it is planned again, and what was planned: autoscalers have no generation.
+    due: Option<(Timestamp, HorizontalPodAutoscalerSpec)>,
 }
 
 #[derive(Default)]
@@ -93,12 +98,12 @@ impl Reconcile for Autoscalers {
     }
 
     fn wakes(&self, _cache: &Cache, change: &Change) -> Vec<Key> {
-        let generation = |one: &Option<Arc<HorizontalPodAutoscaler>>| one.as_ref().map(|one| one.metadata.generation);
         match change {
             // Its status changes with every plan.
-            Change::HorizontalPodAutoscaler(delta) if generation(&delta.old) != generation(&delta.new) => {
-                vec![delta.key()]
+            Change::HorizontalPodAutoscaler(Delta { old: Some(old), new: Some(new) }) if old.spec == new.spec => {
+                Vec::new()
             }
+            Change::HorizontalPodAutoscaler(delta) => vec![delta.key()],
             _ => Vec::new(),
         }
     }
@@ -111,19 +116,18 @@ impl Reconcile for Autoscalers {
         if object::is_deleting(&autoscaler.metadata) {
             return Ok(Plan::default());
         }
-        let generation = autoscaler.metadata.generation;
-        let due = self.memories.lock().get(key).and_then(|memory| memory.due);
+        let due = self.memories.lock().get(key).and_then(|memory| memory.due.clone());
         if let Some((at, of)) = due
-            && of == generation
+            && of == autoscaler.spec
             && at > input.now
             && input.failure.is_none()
         {
             return Ok(Plan { actions: Vec::new(), requeue: Some(object::until(at, input.now)) });
         }
-        let snapshot = self.snapshot(input, key, autoscaler).await;
+        let snapshot = self.snapshot(input, key, autoscaler.clone()).await;
         let pods = snapshot.pods.iter().flatten().map(|pod| object::uid(&pod.metadata).to_owned()).collect();
         let (plan, past) = plan::plan(&snapshot, input.now);
-        let due = input.now.checked_add(PERIOD).ok().map(|at| (at, generation));
+        let due = input.now.checked_add(PERIOD).ok().map(|at| (at, autoscaler.spec.clone()));
         self.memories.lock().insert(key.clone(), Memory { past, pods, due });
         Ok(plan)
     }

@@ -7,7 +7,7 @@ use k8s_openapi::{
             v1::{Scale, ScaleSpec, ScaleStatus},
             v2::{
                 CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior,
-                HorizontalPodAutoscalerSpec, MetricSpec,
+                HorizontalPodAutoscalerStatus, MetricSpec,
             },
         },
         core::v1::{Container, PodCondition, PodSpec, PodStatus, ResourceRequirements},
@@ -25,7 +25,10 @@ use super::{
     usage::{ContainerMetrics, readings},
     *,
 };
-use crate::action::{self, Action, testing::describe};
+use crate::{
+    action::{self, Action, testing::describe},
+    testing::{Answer, Server},
+};
 
 const NOW: i64 = 1_000_000;
 
@@ -561,4 +564,72 @@ fn nothing_is_written_where_nothing_changed() {
         again in 15s
     "#]],
     );
+}
+
+#[test]
+fn changes_of_the_spec_wake_it_and_those_of_the_status_do_not() {
+    let of = |bounds, status| {
+        let mut one = (*Case { bounds, ..Case::default() }.snapshot().autoscaler).clone();
+        one.status = status;
+        Some(Arc::new(one))
+    };
+    let wakes = |old, new| {
+        let change = Change::HorizontalPodAutoscaler(Delta { old, new });
+        Autoscalers::default().wakes(&Cache::default(), &change).len()
+    };
+    assert_eq!(wakes(None, of((1, 2), None)), 1);
+    assert_eq!(wakes(of((1, 2), None), of((1, 2), Some(HorizontalPodAutoscalerStatus::default()))), 0);
+    assert_eq!(wakes(of((1, 2), None), of((1, 3), None)), 1);
+    assert_eq!(wakes(of((1, 2), None), None), 1);
+}
+
+/// An API whose Deployment `web` has one replica and one pod, which uses twice what it requests.
+fn api(is_there: bool) -> Server {
+    Server::new(move |asked| match asked {
+        "GET /apis/apps/v1" => Answer::Body(
+            r#"{"groupVersion":"apps/v1","resources":[{"name":"deployments","kind":"Deployment","namespaced":true,
+            "singularName":"","verbs":[]}]}"#,
+        ),
+        "GET /apis/apps/v1/namespaces/default/deployments/web/scale" if is_there => Answer::Body(
+            r#"{"metadata":{"name":"web","namespace":"default"},"spec":{"replicas":1},"status":{"replicas":1,
+            "selector":"app=web"}}"#,
+        ),
+        "GET /api/v1/namespaces/default/pods" => Answer::Body(
+            r#"{"metadata":{},"items":[{"metadata":{"name":"a","uid":"a"},"spec":{"containers":[{"name":"main",
+            "resources":{"requests":{"cpu":"100m"}}}]},"status":{"phase":"Running","startTime":"1970-01-01T00:00:00Z",
+            "conditions":[{"type":"Ready","status":"True","lastTransitionTime":"1970-01-01T00:00:00Z"}]}}]}"#,
+        ),
+        "GET /apis/metrics.k8s.io/v1beta1/namespaces/default/pods" => Answer::Body(
+            r#"{"items":[{"metadata":{"name":"a","namespace":"default"},"timestamp":"1970-01-12T13:46:40Z",
+            "window":"10s","containers":[{"name":"main","usage":{"cpu":"200000000n"}}]}]}"#,
+        ),
+        _ => Answer::NotFound,
+    })
+}
+
+async fn planned_at(server: &Server, autoscalers: &Autoscalers, second: i64) -> String {
+    let cache = Cache::default();
+    cache.autoscalers.apply((*Case::default().snapshot().autoscaler).clone());
+    let client = server.client();
+    let input = Input { cache: &cache, client: &client, failure: None, now: at(second) };
+    let plan = Reconcile::plan(autoscalers, &input, &Key::new("default", "web")).await.unwrap();
+    describe(&plan, detail)
+}
+
+#[tokio::test]
+async fn it_asks_the_api_once_a_period() {
+    let (server, autoscalers) = (api(true), Autoscalers::default());
+    let plan = planned_at(&server, &autoscalers, NOW).await;
+    assert!(plan.starts_with("scale Deployment default/web to 4\n"), "{plan}");
+    let asked = server.asked().len();
+    assert_eq!(planned_at(&server, &autoscalers, NOW + 5).await, "again in 10s\n");
+    assert_eq!(server.asked().len(), asked);
+    let plan = planned_at(&server, &autoscalers, NOW + 15).await;
+    assert!(plan.starts_with("scale Deployment default/web to 4\n"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_target_that_is_not_there_is_a_condition() {
+    let plan = planned_at(&api(false), &Autoscalers::default(), NOW).await;
+    assert!(plan.contains("AbleToScale=False:FailedGetScale"), "{plan}");
 }

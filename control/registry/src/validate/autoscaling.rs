@@ -181,9 +181,6 @@ impl Problems {
             _ => {}
         }
         self.check_enum(rules, "selectPolicy", path, &["Disabled", "Max", "Min"], false);
-        if rules.list("policies").is_empty() {
-            self.required(format!("{path}.policies"), "must specify at least one Policy");
-        }
         for (at, policy) in rules.each("policies").enumerate() {
             let path = format!("{path}.policies[{at}]");
             let kind = policy.text("type");

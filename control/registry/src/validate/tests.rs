@@ -531,13 +531,12 @@ fn autoscalers() {
         "autoscaling",
         "HorizontalPodAutoscaler",
         json!({"apiVersion": "autoscaling/v2", "spec": {"maxReplicas": 3, "scaleTargetRef": target, "behavior": {
-            "scaleUp": {"stabilizationWindowSeconds": -1, "selectPolicy": "Some", "policies": []},
+            "scaleUp": {"stabilizationWindowSeconds": -1, "selectPolicy": "Some"},
             "scaleDown": {"stabilizationWindowSeconds": 3601, "tolerance": "-1", "policies": [
                 {"type": "Nodes", "value": 0, "periodSeconds": 1801}, {"type": "Pods", "value": 1, "periodSeconds": 0}]}}}}),
         expect![[r#"
             spec.behavior.scaleUp.stabilizationWindowSeconds: Invalid value: -1: must be greater than or equal to zero
             spec.behavior.scaleUp.selectPolicy: Unsupported value: "Some": supported values: "Disabled", "Max", "Min"
-            spec.behavior.scaleUp.policies: Required value: must specify at least one Policy
             spec.behavior.scaleDown.stabilizationWindowSeconds: Invalid value: 3601: must be less than or equal to 3600
             spec.behavior.scaleDown.policies[0].type: Unsupported value: "Nodes": supported values: "Percent", "Pods"
             spec.behavior.scaleDown.policies[0].value: Invalid value: 0: must be greater than zero
