@@ -133,7 +133,7 @@ impl Problems {
         self.check_segment(name, format!("{path}.metric.name"), "must specify a metric name");
         self.check_target(target, path);
         match field {
-            "pods" if !quantity(target.get("averageValue")).is_some_and(|amount| amount > Quantity::ZERO) => {
+            "pods" if quantity(target.get("averageValue")).is_none_or(|amount| amount <= Quantity::ZERO) => {
                 self.required(at("averageValue"), "must specify a positive target averageValue");
             }
             "object" if !has("value") && !has("averageValue") => {
