@@ -54,11 +54,12 @@ fn the_tutorial_runs_on_containers_and_components() {
 }
 
 #[test]
-fn quotas_and_limits_hold_for_containers_and_components() {
+fn quotas_and_autoscalers_hold_for_containers_and_components() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     run(&cluster, "quotas.txt", "quotas", &[]);
     run(&cluster, "custom.txt", "custom", &[]);
     // What a kind made at run time leaves in a namespace goes with the namespace.
     cluster.read(&["wait", "--for=delete", "namespace/custom", "--timeout=60s"]);
+    run(&cluster, "autoscaling.txt", "autoscaling", &[]);
 }

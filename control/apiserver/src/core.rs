@@ -11,7 +11,7 @@ use crate::{
     kinds::Kinds,
     layers::{Limits, Metrics},
     objects::Objects,
-    request,
+    request, usage,
 };
 
 /// What all requests share.
@@ -30,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) quorum: Option<watch::Receiver<bool>>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
+    pub(crate) usage: usage::Nodes,
     /// Connections to nodes that outlive the request that opened them.
     pub(crate) tasks: TaskTracker,
 }

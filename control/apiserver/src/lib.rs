@@ -38,6 +38,7 @@ mod respond;
 pub mod server;
 mod subresources;
 pub mod tls;
+mod usage;
 mod verbs;
 mod write;
 
@@ -138,6 +139,7 @@ impl ApiServer {
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
+            usage: usage::Nodes::default(),
             tasks: TaskTracker::new(),
         };
         ApiServer { core: Arc::new(core) }
@@ -185,6 +187,9 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
     }
     if subresources::is_review(&def) {
         return subresources::review(core, call, &def).await;
+    }
+    if usage::is_usage(&def) {
+        return usage::serve(core, call, &def).await;
     }
     if def.group.is_empty() && def.plural == "bindings" {
         return subresources::bind(core, call, &def).await;

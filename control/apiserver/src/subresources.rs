@@ -10,6 +10,7 @@ mod reviews;
 mod scale;
 mod token;
 
+pub(crate) use connect::dial;
 pub(crate) use reviews::is_review;
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ mod quotas;
 mod rbac;
 mod socket;
 mod subresources;
+mod usage;
 mod watches;
 
 use std::sync::Arc;

@@ -488,6 +488,7 @@ stores! {
     daemon_sets: DaemonSet from k8s_openapi::api::apps::v1::DaemonSet, everything();
     stateful_sets: StatefulSet from k8s_openapi::api::apps::v1::StatefulSet, everything();
     budgets: PodDisruptionBudget from k8s_openapi::api::policy::v1::PodDisruptionBudget, everything();
+    autoscalers: HorizontalPodAutoscaler from k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler, everything();
     claims: PersistentVolumeClaim from k8s_openapi::api::core::v1::PersistentVolumeClaim, everything();
     quotas: ResourceQuota from k8s_openapi::api::core::v1::ResourceQuota, everything();
     controller_revisions: ControllerRevision from k8s_openapi::api::apps::v1::ControllerRevision, everything();

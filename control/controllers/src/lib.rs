@@ -10,6 +10,7 @@
 //! for each controller. This crate never touches the store or the API server's inside, and acts only while it leads.
 
 mod action;
+mod autoscaler;
 mod backends;
 mod cache;
 mod certificate_signer;
@@ -143,6 +144,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(daemonset::DaemonSets);
     running.add(statefulset::StatefulSets);
     running.add(disruption::Budgets);
+    running.add(autoscaler::Autoscalers::default());
     running.add(job::Jobs);
     running.add(job_ttl::FinishedJobs);
     running.add(cronjob::CronJobs);

@@ -20,6 +20,7 @@ pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod storage;
 mod text;
+pub(crate) mod usage;
 pub(crate) mod workloads;
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod storage;
 mod template;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod workloads;
 
 pub(crate) use conversion::{AUTOSCALER_V1_AS_V2, EVENTS_AS_CORE};
@@ -61,6 +62,8 @@ pub(crate) fn hooks(group: &str, kind: &str) -> Hooks {
         ("events.k8s.io", "Event") => event::EVENTS,
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => policy::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => policy::PRIORITY_LEVEL,
+        ("metrics.k8s.io", "NodeMetrics") => usage::NODE,
+        ("metrics.k8s.io", "PodMetrics") => usage::POD,
         ("networking.k8s.io", "IPAddress") => network::IP_ADDRESS,
         ("networking.k8s.io", "Ingress") => network::INGRESS,
         ("networking.k8s.io", "IngressClass") => network::INGRESS_CLASS,

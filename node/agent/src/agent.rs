@@ -23,6 +23,7 @@ use crate::{
     server,
     services::Services,
     supervisor::{Pods, Supervisor},
+    usage::Usage,
     volumes::{self, Volumes},
 };
 
@@ -122,6 +123,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         directories,
         http,
         metrics: Arc::new(Metrics::new()),
+        usage: Usage::default(),
         patches: Semaphore::new(PATCHES_MAX),
     })
 }

@@ -18,6 +18,7 @@ use crate::{
     pod,
     runtimes::Runtimes,
     services::Services,
+    usage::Usage,
     volumes::Volumes,
 };
 
@@ -44,6 +45,7 @@ pub(crate) struct Context {
     /// Requests of probes and hooks; follows no redirects and trusts any certificate, as a kubelet.
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) usage: Usage,
     /// Bounds the status patches under way.
     pub(crate) patches: Semaphore,
 }

@@ -49,6 +49,7 @@ mod status;
 mod supervisor;
 #[cfg(test)]
 mod testing;
+mod usage;
 mod volumes;
 mod worker;
 

@@ -10,6 +10,8 @@ const MEMORY_FREE_MIN_BYTES: u64 = 100 << 20;
 const DISK_FREE_MIN_PERCENT: u64 = 2;
 const DISK_FREE_MIN_BYTES: u64 = 256 << 20;
 const PROCESSES_FREE_MIN: u64 = 100;
+/// The unit of `/proc/stat`: a hundredth of a second, whatever the kernel's own clock is.
+const TICK_NS: u64 = 10_000_000;
 
 fn text(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
@@ -19,6 +21,40 @@ fn memory(key: &str) -> Option<u64> {
     let info = text("/proc/meminfo");
     let line = info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::to_owned))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The machine's memory, as the kubelet tells it of its root cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemoryUse {
+    pub(crate) total_bytes: u64,
+    pub(crate) usage_bytes: u64,
+    /// What could not be had back without writing to disk: without cached files that were not used lately.
+    pub(crate) working_set_bytes: u64,
+    pub(crate) rss_bytes: u64,
+}
+
+pub(crate) fn memory_use() -> MemoryUse {
+    let of = |key: &str| memory(key).unwrap_or(0);
+    let total = of("MemTotal");
+    let usage = total.saturating_sub(of("MemFree"));
+    MemoryUse {
+        total_bytes: total,
+        usage_bytes: usage,
+        working_set_bytes: usage.saturating_sub(of("Inactive(file)")),
+        rss_bytes: of("AnonPages"),
+    }
+}
+
+/// The CPU time that everything on the machine has used since it started, in nanoseconds.
+pub(crate) fn cpu_ns() -> u64 {
+    busy_ticks(&text("/proc/stat")).saturating_mul(TICK_NS)
+}
+
+/// Of `cpu  user nice system idle iowait irq softirq steal …`: all but idleness and what other machines took.
+fn busy_ticks(stat: &str) -> u64 {
+    let line = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).map(|word| word.parse().unwrap_or(0)).collect();
+    [0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum()
 }
 
 pub(crate) fn size() -> NodeSize {
@@ -89,5 +125,19 @@ pub(crate) fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_knows_what_it_uses() {
+        assert_eq!(busy_ticks("cpu  100 20 30 4000 500 6 7 800 90 10\ncpu0 1 2 3"), 163);
+        assert_eq!(busy_ticks(""), 0);
+        let memory = memory_use();
+        assert!(memory.total_bytes > memory.usage_bytes && memory.usage_bytes >= memory.working_set_bytes);
+        assert!(memory.working_set_bytes > 0 && cpu_ns() > 0);
     }
 }

@@ -145,6 +145,7 @@ fn router(serving: Serving) -> Router {
         .route("/pods", get(list_pods))
         .route("/metrics", get(metrics))
         .route("/stats/summary", get(statistics::summary))
+        .route("/metrics/resource", get(statistics::resource))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/exec/{namespace}/{pod}/{uid}/{container}", any(exec::exec_of_uid))

@@ -468,14 +468,18 @@ impl Runtime for Fake {
     async fn stats(&self) -> Result<Vec<Stats>> {
         let now = self.clock.now();
         let running = |sandbox: &Sandbox| {
-            let containers = sandbox.containers.iter().filter(|c| matches!(c.state, State::Running { .. }));
+            let containers = sandbox.containers.iter().filter_map(|container| match container.state {
+                State::Running { started } => Some((container, started)),
+                _ => None,
+            });
             containers
-                .map(|container| Stats {
+                .map(|(container, started)| Stats {
                     sandbox: Some(sandbox.id.clone()),
                     container: Some(container.id.clone()),
                     name: container.name.clone(),
                     at: Some(now),
-                    cpu_ns: 1_000_000,
+                    // A tenth of a core.
+                    cpu_ns: u64::try_from(now.duration_since(started).as_nanos() / 10).unwrap_or(0),
                     memory_working_set_bytes: 1 << 20,
                     memory_usage_bytes: 1 << 20,
                     memory_rss_bytes: 1 << 20,

@@ -53,6 +53,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Every sandbox with its containers: also how the agent finds everything again after a restart.
     async fn list(&self) -> Result<Vec<Sandbox>>;
 
+    /// What each running container uses, measured now.
     async fn stats(&self) -> Result<Vec<Stats>>;
 
     /// Wake-ups without information: something may have changed.

@@ -264,6 +264,8 @@ pub struct Stats {
     pub at: Option<Timestamp>,
     /// CPU time used since the start.
     pub cpu_ns: u64,
+    /// Of a container, what its cgroup could not give back at once; of a component, the linear memories and tables of
+    /// its instances.
     pub memory_working_set_bytes: u64,
     pub memory_usage_bytes: u64,
     pub memory_rss_bytes: u64,

@@ -66,6 +66,9 @@ const VIEW: &[Grant] = &[
     (READ, "networking.k8s.io", &["ingresses", "ingresses/status", "networkpolicies"]),
 ];
 
+/// As the add-on that Kubernetes measures with brings it along.
+const USAGE: &[Grant] = &[(READ, "metrics.k8s.io", &["nodes", "pods"])];
+
 const EDIT: &[Grant] = &[
     (READ, "", &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "secrets", "services/proxy"]),
     (&["impersonate"], "", &["serviceaccounts"]),
@@ -181,12 +184,13 @@ pub(crate) fn roles() -> Vec<Value> {
                 json!({ "nonResourceURLs": ["*"], "verbs": ["*"] }),
             ],
         ),
+        role("system:aggregated-metrics-reader", &[to("view"), to("edit"), to("admin")], resources(USAGE)),
         role("system:aggregate-to-view", &[to("view")], resources(VIEW)),
         role("system:aggregate-to-edit", &[to("edit")], resources(EDIT)),
         role("system:aggregate-to-admin", &[to("admin")], resources(ADMIN)),
-        aggregate("view", &[to("edit")], sum(&[VIEW])),
-        aggregate("edit", &[to("admin")], sum(&[EDIT, VIEW])),
-        aggregate("admin", &[], sum(&[ADMIN, EDIT, VIEW])),
+        aggregate("view", &[to("edit")], sum(&[VIEW, USAGE])),
+        aggregate("edit", &[to("admin")], sum(&[EDIT, VIEW, USAGE])),
+        aggregate("admin", &[], sum(&[ADMIN, EDIT, VIEW, USAGE])),
         role("system:discovery", &[], paths(DISCOVERY)),
         role("system:public-info-viewer", &[], paths(INFO)),
         role("system:monitoring", &[], paths(MONITORING)),

@@ -179,6 +179,17 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("disruption"), &["update", "patch"], &["policy"], &["poddisruptionbudgets/status"]),
     rule(Subject::Controller("disruption"), READ, ANY, &["pods", "replicasets", "deployments", "statefulsets"]),
     rule(Subject::Controller("disruption"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("horizontal-pod-autoscaler"), READ, &["autoscaling"], &["horizontalpodautoscalers"]),
+    rule(
+        Subject::Controller("horizontal-pod-autoscaler"),
+        &["update", "patch"],
+        &["autoscaling"],
+        &["horizontalpodautoscalers/status"],
+    ),
+    rule(Subject::Controller("horizontal-pod-autoscaler"), &["get", "update"], ANY, &["*/scale"]),
+    rule(Subject::Controller("horizontal-pod-autoscaler"), READ, CORE, &["pods"]),
+    rule(Subject::Controller("horizontal-pod-autoscaler"), &["list"], &["metrics.k8s.io"], &["pods"]),
+    rule(Subject::Controller("horizontal-pod-autoscaler"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("endpoint"), READ, CORE, &["services", "pods", "nodes"]),
     rule(Subject::Controller("endpoint"), ALL, CORE, &["endpoints"]),
     rule(Subject::Controller("endpoint"), WRITE, EVENTS, &["events"]),
@@ -294,7 +305,15 @@ impl Rule {
             return self.paths.iter().any(|path| covers(path, &asked.path));
         }
         let there = self.namespace.is_none_or(|namespace| asked.namespace.as_deref() == Some(namespace));
-        there && has(self.groups, &asked.group) && has(self.resources, &asked.resource)
+        there && has(self.groups, &asked.group) && self.has_resource(&asked.resource)
+    }
+
+    /// `*/scale` stands for that subresource of every resource.
+    fn has_resource(&self, wanted: &str) -> bool {
+        let subresource = wanted.split_once('/').map(|(_, subresource)| subresource);
+        self.resources.iter().any(|mine| {
+            *mine == "*" || *mine == wanted || mine.strip_prefix("*/").is_some_and(|mine| Some(mine) == subresource)
+        })
     }
 }
 
@@ -352,6 +371,10 @@ mod tests {
         check(&Identity::controller("namespace"), "create", ":pods", Some("a"), false);
         check(&Identity::scheduler(), "create", ":pods/binding", Some("a"), true);
         check(&Identity::scheduler(), "create", ":pods", Some("a"), false);
+        let autoscaler = Identity::controller("horizontal-pod-autoscaler");
+        check(&autoscaler, "update", "apps:deployments/scale", Some("a"), true);
+        check(&autoscaler, "update", "apps:deployments", Some("a"), false);
+        check(&autoscaler, "update", "apps:deployments/status", Some("a"), false);
     }
 
     #[test]

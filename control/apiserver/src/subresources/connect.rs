@@ -159,13 +159,19 @@ fn unreachable(node: &str, why: impl std::fmt::Display) -> ApiError {
 
 /// Sends the request to the node and its answer back, upgraded where both sides are.
 async fn pass(core: &Core, call: &Call, node: &str, path: &str) -> Result<Response, ApiError> {
+    let (stream, address) = dial(core, node).await?;
+    send(core, call, stream, &address.to_string(), path).await
+}
+
+/// A connection to a node's server, and where that is.
+pub(crate) async fn dial(core: &Core, node: &str) -> Result<(NodeStream, SocketAddr), ApiError> {
     let dialer = core.nodes.as_ref().ok_or_else(|| unreachable(node, "this server has no credentials for nodes"))?;
     let address = address(core, node).await?;
     let dialed = timeout(DIAL_MAX, dialer.dial(node, address)).await;
     let stream = dialed
         .map_err(|_| unreachable(node, format!("dial tcp {address}: i/o timeout")))?
         .map_err(|why| unreachable(node, format!("dial tcp {address}: {why}")))?;
-    send(core, call, stream, &address.to_string(), path).await
+    Ok((stream, address))
 }
 
 /// Speaks HTTP/1.1 over the stream: the request with another path, its body, and an upgrade where one is asked for.

@@ -61,6 +61,11 @@ pub(super) async fn server() -> Server {
         .route("/exec/default/a/c", get(async || (StatusCode::BAD_REQUEST, "no such shell")))
         .route("/attach/default/a/c", get(echo))
         .route("/stats/summary", get(async || "stats"));
+    server_of(node).await
+}
+
+/// The nodes n1, which is the router, and n2, which does not answer, with the pods a and b.
+pub(super) async fn server_of(node: Router) -> Server {
     let server = Server::with(Parts { nodes: Some(Arc::new(Pipe(node))), ..Parts::default() }).await;
     server.default_account().await;
     for name in ["n1", "n2"] {

@@ -287,6 +287,7 @@ fn others(kind: &str) -> &'static [Column] {
         "HorizontalPodAutoscaler" => {
             const { &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE] }
         }
+        "NodeMetrics" | "PodMetrics" => const { &[NAME, text("CPU"), text("Memory"), text("Window")] },
         "Lease" => const { &[NAME, text("Holder"), AGE] },
         "PodDisruptionBudget" => {
             const { &[NAME, text("Min Available"), text("Max Unavailable"), number("Allowed Disruptions"), AGE] }

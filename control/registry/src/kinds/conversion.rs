@@ -49,7 +49,10 @@ const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
 const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 
-fn cpu_target(percent: &Value) -> Value {
+/// The target of an autoscaler that names no metric.
+pub(super) const CPU_PERCENT: i64 = 80;
+
+pub(super) fn cpu_target(percent: &Value) -> Value {
     json!({"type": "Resource", "resource": {
         "name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}})
 }
@@ -77,9 +80,10 @@ fn autoscaler_to_v2(object: &mut Object) {
     if let Some(Value::Array(others)) = take_annotation(object, METRICS) {
         metrics.extend(others);
     }
-    if !metrics.is_empty() {
-        object.set(&["spec", "metrics"], metrics);
+    if metrics.is_empty() {
+        metrics.push(cpu_target(&CPU_PERCENT.into()));
     }
+    object.set(&["spec", "metrics"], metrics);
     if let Some(behavior) = take_annotation(object, BEHAVIOR) {
         object.set(&["spec", "behavior"], behavior);
     }
@@ -150,6 +154,16 @@ mod tests {
         assert_eq!(object.str_at(&["metadata", "annotations", METRICS]), Some(r#"[{"type":"Pods"}]"#));
         autoscaler_to_v2(&mut object);
         assert_eq!(Value::Object(object.0), v2);
+    }
+
+    #[test]
+    fn an_autoscaler_of_v1_that_names_no_target_has_the_default() {
+        let mut object =
+            Object::from_value(json!({"apiVersion": "autoscaling/v1", "spec": {"maxReplicas": 3}})).unwrap();
+        autoscaler_to_v2(&mut object);
+        assert_eq!(object.at(&["spec", "metrics"]), Some(&json!([cpu_target(&json!(80))])));
+        autoscaler_from_v2(&mut object);
+        assert_eq!(object.i64_at(&["spec", "targetCPUUtilizationPercentage"]), Some(80));
     }
 
     #[test]

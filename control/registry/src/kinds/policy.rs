@@ -3,6 +3,7 @@
 use serde_json::json;
 use tandem_api::Object;
 
+use super::conversion::{CPU_PERCENT, cpu_target};
 use crate::{
     Heartbeat, Hooks, NameRule, columns,
     json::{Fields, FieldsExt},
@@ -11,7 +12,7 @@ use crate::{
 
 pub(super) const AUTOSCALER: Hooks = Hooks {
     default: default_autoscaler,
-    validate: validate::policy::autoscaler,
+    validate: validate::autoscaling::autoscaler,
     cells: columns::policy::autoscaler,
     ..Hooks::NONE
 };
@@ -61,9 +62,7 @@ fn default_autoscaler(object: &mut Object) {
     let is_v1 = object.api_version() == "autoscaling/v1";
     let Some(spec) = object.0.child_or_new("spec").filter(|_| !is_v1) else { return };
     if spec.list("metrics").is_empty() {
-        let cpu = json!({"type": "Resource", "resource": {
-            "name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}});
-        spec.insert("metrics".to_owned(), json!([cpu]));
+        spec.insert("metrics".to_owned(), json!([cpu_target(&CPU_PERCENT.into())]));
     }
     let Some(behavior) = spec.child_mut("behavior") else { return };
     if let Some(up) = behavior.child_or_new("scaleUp") {

@@ -33,6 +33,7 @@ fn component(name: &str) -> String {
         "meta" => "io.k8s.apimachinery.pkg.apis.",
         "api" | "util" | "runtime" => "io.k8s.apimachinery.pkg.",
         "apiextensions" => "io.k8s.apiextensions-apiserver.pkg.apis.",
+        "metrics" => "io.k8s.metrics.pkg.apis.",
         "tandem" => "dev.",
         "apiregistration" => "io.k8s.kube-aggregator.pkg.apis.",
         _ => "io.k8s.api.",

@@ -1,44 +1,14 @@
-//! Autoscalers, disruption budgets, classes, leases, certificate requests.
+//! Disruption budgets, classes, leases, certificate requests.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 use tandem_api::{Cause, Object};
 
 use super::{IMMUTABLE, Problems, spec};
-use crate::json::{Fields, FieldsExt};
+use crate::json::FieldsExt;
 
 /// Above it are the priorities of the system itself.
 const MAX_PRIORITY: i64 = 1_000_000_000;
-
-pub(crate) fn autoscaler(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
-    let (spec, mut problems) = (spec(object), Problems::default());
-    let none = Fields::new();
-    let target = spec.child("scaleTargetRef").unwrap_or(&none);
-    for key in ["kind", "name"] {
-        if target.text(key).is_empty() {
-            problems.required(format!("spec.scaleTargetRef.{key}"), "");
-        }
-    }
-    let least = spec.int("minReplicas").unwrap_or(1);
-    let most = spec.int("maxReplicas").unwrap_or_default();
-    if least < 1 {
-        problems.invalid("spec.minReplicas", least, "must be greater than or equal to 1");
-    }
-    if most < 1 {
-        problems.invalid("spec.maxReplicas", most, "must be greater than 0");
-    } else if most < least {
-        problems.invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`");
-    }
-    for (at, metric) in spec.each("metrics").enumerate() {
-        let path = format!("spec.metrics[{at}]");
-        let kinds = ["ContainerResource", "External", "Object", "Pods", "Resource"];
-        problems.check_enum(metric, "type", &path, &kinds, true);
-        if metric.len() < 2 && !metric.text("type").is_empty() {
-            problems.required(path, "must specify information for the given metric source");
-        }
-    }
-    problems.into_causes()
-}
 
 pub(crate) fn disruption_budget(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
     let (spec, mut problems) = (spec(object), Problems::default());

@@ -496,15 +496,66 @@ fn networks() {
 }
 
 #[test]
+fn autoscalers() {
+    let target = json!({"kind": "Deployment", "name": "web", "apiVersion": "apps/v1"});
+    create(
+        "autoscaling",
+        "HorizontalPodAutoscaler",
+        json!({"apiVersion": "autoscaling/v2", "spec": {"minReplicas": 0, "maxReplicas": 0, "scaleTargetRef": target, "metrics": [
+            {"type": "Resource"}, {"type": "Load"},
+            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 0, "averageValue": "1"}}},
+            {"type": "ContainerResource", "containerResource": {"name": "cpu", "target": {"type": "Much"}}},
+            {"type": "Pods", "pods": {"metric": {"name": "a/b"}, "target": {"type": "AverageValue", "averageValue": "0"}}},
+            {"type": "Object", "object": {"describedObject": {"kind": "Ingress"}, "metric": {"name": "rps"}, "target": {"type": "Value"}}},
+            {"type": "External", "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "1"}}},
+        ]}}),
+        expect![[r#"
+            spec.minReplicas: Invalid value: 0: must be greater than or equal to 1
+            spec.maxReplicas: Invalid value: 0: must be greater than 0
+            spec.metrics[0].resource: Required value: must populate information for the given metric source
+            spec.metrics[1].type: Unsupported value: "Load": supported values: "ContainerResource", "External", "Object", "Pods", "Resource"
+            spec.metrics[2].resource.target.averageUtilization: Invalid value: 0: must be greater than 0
+            spec.metrics[2].resource.target.averageValue: Forbidden: may not set both a target raw value and a target utilization
+            spec.metrics[3].containerResource.container: Required value: must specify a container
+            spec.metrics[3].containerResource.target.type: Invalid value: "Much": must be either Utilization, Value, or AverageValue
+            spec.metrics[3].containerResource.target.averageUtilization: Required value: must set either a target raw value or a target utilization
+            spec.metrics[4].pods.metric.name: Invalid value: "a/b": may not contain '/'
+            spec.metrics[4].pods.target.averageValue: Invalid value: "0": must be positive
+            spec.metrics[4].pods.target.averageValue: Required value: must specify a positive target averageValue
+            spec.metrics[5].object.describedObject.name: Required value
+            spec.metrics[5].object.target.averageValue: Required value: must set either a target value or averageValue
+            spec.metrics[6].external: Required value: must populate information for the given metric source
+            spec.metrics[6].resource: Forbidden: must populate the given metric source only"#]],
+    );
+    create(
+        "autoscaling",
+        "HorizontalPodAutoscaler",
+        json!({"apiVersion": "autoscaling/v2", "spec": {"maxReplicas": 3, "scaleTargetRef": target, "behavior": {
+            "scaleUp": {"stabilizationWindowSeconds": -1, "selectPolicy": "Some"},
+            "scaleDown": {"stabilizationWindowSeconds": 3601, "tolerance": "-1", "policies": [
+                {"type": "Nodes", "value": 0, "periodSeconds": 1801}, {"type": "Pods", "value": 1, "periodSeconds": 0}]}}}}),
+        expect![[r#"
+            spec.behavior.scaleUp.stabilizationWindowSeconds: Invalid value: -1: must be greater than or equal to zero
+            spec.behavior.scaleUp.selectPolicy: Unsupported value: "Some": supported values: "Disabled", "Max", "Min"
+            spec.behavior.scaleDown.stabilizationWindowSeconds: Invalid value: 3601: must be less than or equal to 3600
+            spec.behavior.scaleDown.policies[0].type: Unsupported value: "Nodes": supported values: "Percent", "Pods"
+            spec.behavior.scaleDown.policies[0].value: Invalid value: 0: must be greater than zero
+            spec.behavior.scaleDown.policies[0].periodSeconds: Invalid value: 1801: must be less than or equal to 1800
+            spec.behavior.scaleDown.policies[1].periodSeconds: Invalid value: 0: must be greater than zero
+            spec.behavior.scaleDown.tolerance: Invalid value: "-1": must be greater or equal to 0"#]],
+    );
+}
+
+#[test]
 fn policies_and_storage() {
     create(
         "autoscaling",
         "HorizontalPodAutoscaler",
         json!({"apiVersion": "autoscaling/v2", "spec": {"minReplicas": 3, "maxReplicas": 2}}),
         expect![[r#"
+        spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`
         spec.scaleTargetRef.kind: Required value
-        spec.scaleTargetRef.name: Required value
-        spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`"#]],
+        spec.scaleTargetRef.name: Required value"#]],
     );
     create(
         "policy",

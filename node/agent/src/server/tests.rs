@@ -108,7 +108,7 @@ async fn nobody_but_the_api_server_may_ask() {
     let served = Served::start().await;
     assert_eq!(served.get("/healthz").await, (200, "ok".to_owned()));
     let other = served.authority.identity("system:node:n2", "system:nodes");
-    for path in ["/healthz", "/pods", "/exec/a/b/c", "/metrics"] {
+    for path in ["/healthz", "/pods", "/exec/a/b/c", "/metrics", "/stats/summary", "/metrics/resource"] {
         let response = served.authority.client(Some(&other)).get(served.url(path)).send().await.unwrap();
         assert_eq!(response.status().as_u16(), 403, "{path}");
     }
@@ -218,5 +218,15 @@ async fn pods_metrics_and_statistics_are_shown() {
     let (_, summary) = served.get("/stats/summary").await;
     assert!(summary.contains(r#""podRef":{"name":"web","namespace":"default","uid":"uid-1"}"#), "{summary}");
     assert!(summary.contains(r#""workingSetBytes":1048576"#), "{summary}");
+    // The fake's containers use a tenth of a core; the machine's own use is not ours to know.
+    let figures: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    let cores = figures["pods"][0]["cpu"]["usageNanoCores"].as_u64().unwrap();
+    assert!((90_000_000..110_000_000).contains(&cores), "{summary}");
+    assert!(figures["node"]["memory"]["workingSetBytes"].as_u64().unwrap() > 0, "{summary}");
+    let (code, resource) = served.get("/metrics/resource").await;
+    assert_eq!(code, 200);
+    let used = "container_cpu_usage_seconds_total{container=\"a\",namespace=\"default\",pod=\"web\"} ";
+    assert!(resource.lines().any(|line| line.starts_with(used)), "{resource}");
+    assert!(resource.contains("node_memory_working_set_bytes "), "{resource}");
     served.end().await;
 }

@@ -30,6 +30,7 @@ use crate::{
     runtimes::Runtimes,
     services::Services,
     supervisor::{Pods, Supervisor},
+    usage::Usage,
     volumes::Volumes,
 };
 
@@ -148,6 +149,7 @@ impl TestNode {
             directories,
             http: reqwest::Client::new(),
             metrics: Arc::new(Metrics::new()),
+            usage: Usage::default(),
             patches: Semaphore::new(4),
             client,
         }

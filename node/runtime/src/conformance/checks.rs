@@ -5,7 +5,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::{Bench, Check, Role, ensure, text};
-use crate::{ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State};
+use crate::{ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State, Stats};
 
 /// More than any well-behaved workload takes to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -377,17 +377,36 @@ async fn stats_of_what_runs(bench: &Bench<'_>) -> Result<(), String> {
     let sandbox = bench.sandbox().await?;
     let id = bench.start(&sandbox, Role::Waits, "main").await?;
     bench.running(&id).await?;
+    let first = stats_until(bench, &id, Option::is_some).await?.ok_or("no statistics of a running container")?;
+    ensure(first.name == "main" && first.sandbox.as_ref() == Some(&sandbox), || format!("of what is {first:?}?"))?;
+    ensure(first.at.is_some(), || "statistics do not say when they were read".to_owned())?;
+    ensure(first.memory_working_set_bytes <= first.memory_usage_bytes, || {
+        format!("the working set is a part of what is used: {first:?}")
+    })?;
+    let is_later = |later: &Option<Stats>| later.as_ref().is_none_or(|later| later.at > first.at);
+    let later = stats_until(bench, &id, is_later).await?.ok_or("the statistics of a running container went away")?;
+    ensure(later.cpu_ns >= first.cpu_ns, || format!("CPU time fell from {} to {}", first.cpu_ns, later.cpu_ns))?;
+    bench.runtime.stop(&id, GRACE).await.map_err(text)?;
+    match stats_until(bench, &id, Option::is_none).await? {
+        None => Ok(()),
+        Some(stats) => Err(format!("a stopped container still has statistics: {stats:?}")),
+    }
+}
+
+/// The statistics of a container once they are as wanted, or as they are when patience ends.
+async fn stats_until(
+    bench: &Bench<'_>,
+    id: &ContainerId,
+    wanted: impl Fn(&Option<Stats>) -> bool,
+) -> Result<Option<Stats>, String> {
     let deadline = tokio::time::Instant::now() + bench.fixture.patience();
     loop {
-        let stats = bench.runtime.stats().await.map_err(text)?;
-        let mine = stats.into_iter().find(|stats| stats.container.as_ref() == Some(&id));
-        match mine {
-            Some(stats) if stats.name == "main" => return Ok(()),
-            other if tokio::time::Instant::now() > deadline => {
-                return Err(format!("no statistics of a running container: {other:?}"));
-            }
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        let all = bench.runtime.stats().await.map_err(text)?;
+        let mine = all.into_iter().find(|stats| stats.container.as_ref() == Some(id));
+        if wanted(&mine) || tokio::time::Instant::now() > deadline {
+            return Ok(mine);
         }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

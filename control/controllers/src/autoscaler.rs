@@ -1,0 +1,180 @@
+//! HorizontalPodAutoscaler: as many replicas as the measured use asks for.
+//!
+//! ```text
+//!  every 15 s: Snapshot ─ scale subresource of the target, its pods, metrics.k8s.io, the past ─┐
+//!      ^                                                                                       v
+//!      └── Past: recommendations and rescales of the last hour <── plan ─> scale, Events, status
+//!                                                                    ├─ metrics.rs, replicas.rs: use -> replicas
+//!                                                                    └─ limits.rs: windows and rates
+//! ```
+//! The past is kept in memory, as in Kubernetes: a new leader begins with what is, and so scales nothing down before the
+//! stabilization window has passed.
+//!
+//! <https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#algorithm-details>
+
+mod limits;
+mod metrics;
+mod plan;
+mod replicas;
+mod target;
+mod usage;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec},
+    core::v1::Pod,
+};
+use kube::{Api, api::ListParams};
+use parking_lot::Mutex;
+
+use crate::{
+    Cache, Change, Error, Input, Key, action::Plan, cache::Delta, driver::Reconcile, guarded::Guarded, object,
+};
+use limits::Past;
+use target::Target;
+use usage::PodMetrics;
+
+/// Kubernetes' `--horizontal-pod-autoscaler-sync-period`.
+const PERIOD: Duration = Duration::from_secs(15);
+
+/// Everything that `plan` may look at.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    autoscaler: Arc<HorizontalPodAutoscaler>,
+    /// What is scaled, or why that is not known.
+    target: Result<Target, String>,
+    /// The pods of the target, or why they are not known.
+    pods: Result<Vec<Pod>, Unknown>,
+    /// What these pods use, or why that is not known.
+    usage: Result<Vec<PodMetrics>, String>,
+    /// All autoscalers that scale some of these pods, where there is more than this one.
+    rivals: Vec<Key>,
+    past: Past,
+    /// Why the last plan could not be performed.
+    failure: Option<String>,
+}
+
+/// Why the pods of a target are not known: the reason is that of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unknown {
+    event: &'static str,
+    message: String,
+}
+
+/// What is remembered of an autoscaler from one plan to the next.
+#[derive(Debug, Default)]
+struct Memory {
+    past: Past,
+    /// The pods of its target, by uid.
+    pods: BTreeSet<String>,
+    /// When it is planned again, and what was planned: autoscalers have no generation.
+    due: Option<(Timestamp, HorizontalPodAutoscalerSpec)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Autoscalers {
+    /// As many as there are autoscalers.
+    memories: Mutex<HashMap<Key, Memory>>,
+}
+
+impl Reconcile for Autoscalers {
+    type Key = Key;
+
+    const NAME: &'static str = "horizontal-pod-autoscaler";
+    const WORKERS: usize = 8;
+
+    async fn ready(&self, cache: &Cache) {
+        cache.fresh(&["HorizontalPodAutoscaler"]).await;
+    }
+
+    fn keys(&self, cache: &Cache) -> Vec<Key> {
+        cache.autoscalers.keys()
+    }
+
+    fn wakes(&self, _cache: &Cache, change: &Change) -> Vec<Key> {
+        match change {
+            // Its status changes with every plan.
+            Change::HorizontalPodAutoscaler(Delta { old: Some(old), new: Some(new) }) if old.spec == new.spec => {
+                Vec::new()
+            }
+            Change::HorizontalPodAutoscaler(delta) => vec![delta.key()],
+            _ => Vec::new(),
+        }
+    }
+
+    async fn plan(&self, input: &Input<'_>, key: &Key) -> Result<Plan, Error> {
+        let Some(autoscaler) = input.cache.autoscalers.get(key) else {
+            self.memories.lock().remove(key);
+            return Ok(Plan::default());
+        };
+        if object::is_deleting(&autoscaler.metadata) {
+            return Ok(Plan::default());
+        }
+        let due = self.memories.lock().get(key).and_then(|memory| memory.due.clone());
+        if let Some((at, of)) = due
+            && of == autoscaler.spec
+            && at > input.now
+            && input.failure.is_none()
+        {
+            return Ok(Plan { actions: Vec::new(), requeue: Some(object::until(at, input.now)) });
+        }
+        let snapshot = self.snapshot(input, key, autoscaler.clone()).await;
+        let pods = snapshot.pods.iter().flatten().map(|pod| object::uid(&pod.metadata).to_owned()).collect();
+        let (plan, past) = plan::plan(&snapshot, input.now);
+        let due = input.now.checked_add(PERIOD).ok().map(|at| (at, autoscaler.spec.clone()));
+        self.memories.lock().insert(key.clone(), Memory { past, pods, due });
+        Ok(plan)
+    }
+}
+
+impl Autoscalers {
+    async fn snapshot(&self, input: &Input<'_>, key: &Key, autoscaler: Arc<HorizontalPodAutoscaler>) -> Snapshot {
+        let client = input.client;
+        let target = target::find(client, &autoscaler).await;
+        let selector = target.as_ref().ok().and_then(Target::selector);
+        let (pods, usage) = match selector {
+            Some(selector) => (pods(client, key, selector).await, usage::read(client, key, selector).await),
+            None => {
+                (Err(Unknown { event: "SelectorRequired", message: "selector is required".to_owned() }), Ok(Vec::new()))
+            }
+        };
+        let mine: BTreeSet<&str> = pods.iter().flatten().map(|pod| object::uid(&pod.metadata)).collect();
+        let memories = self.memories.lock();
+        let mut rivals: Vec<Key> = memories
+            .iter()
+            .filter(|(other, memory)| {
+                *other != key && other.namespace == key.namespace && memory.pods.iter().any(|pod| mine.contains(&**pod))
+            })
+            .map(|(other, _)| other.clone())
+            .collect();
+        if !rivals.is_empty() {
+            rivals.push(key.clone());
+            rivals.sort();
+        }
+        let past = memories.get(key).map(|memory| memory.past.clone()).unwrap_or_default();
+        let failure = input.failure.map(|failure| failure.message.clone());
+        Snapshot { autoscaler, target, pods, usage, rivals, past, failure }
+    }
+}
+
+/// The pods that a selector means, as the API reads it.
+async fn pods(client: &kube::Client, key: &Key, selector: &str) -> Result<Vec<Pod>, Unknown> {
+    let api = Api::<Guarded<Pod>>::namespaced(client.clone(), &key.namespace);
+    match api.list(&ListParams::default().labels(selector).match_any()).await {
+        Ok(list) => Ok(list.items.into_iter().filter_map(Guarded::sound).collect()),
+        Err(error) => {
+            let error = Error::from(error);
+            let message = format!("couldn't convert selector into a corresponding internal selector object: {error}");
+            Err(Unknown { event: "InvalidSelector", message })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
