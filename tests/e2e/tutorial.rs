@@ -1,4 +1,4 @@
-use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session};
+use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session, tandem};
 
 /// Runs a script in a namespace of its own, with the variables that scripts use.
 pub(super) fn run(cluster: &Daemon, script: &str, namespace: &str, variables: &[(&str, &str)]) {
@@ -54,8 +54,24 @@ fn the_tutorial_runs_on_containers_and_components() {
 }
 
 #[test]
-fn quotas_and_limits_hold_for_containers_and_components() {
+fn quotas_hold_and_running_pods_are_talked_to() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     run(&cluster, "quotas.txt", "quotas", &[]);
+    let image = upload_command(&cluster);
+    run(&cluster, "streams.txt", "streams", &[("COMMAND", &image)]);
+}
+
+/// A component that does what its arguments say, in the cluster's registry.
+fn upload_command(cluster: &Daemon) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("command.wasm");
+    let text = root().join("node/wasm/tests/host/command.wat");
+    std::fs::write(&file, wat::parse_file(text).expect("the component's text is sound")).expect("the file is written");
+    let image = "registry.tandem/tests/command:1".to_owned();
+    let mut push = cluster.machine.command(tandem());
+    let output = push.arg("push").arg("--kubeconfig").arg(cluster.kubeconfig()).arg(&file).arg(&image).output();
+    let output = output.expect("tandem push runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    image
 }

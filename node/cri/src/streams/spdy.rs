@@ -7,7 +7,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tandem_runtime::{ExecIo, ExecRequest, Result};
+use tandem_runtime::{AttachRequest, ExecIo, Result};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::mpsc,
@@ -29,7 +29,7 @@ const FRAME_LIMIT: usize = 1 << 20;
 
 type Stream = TokioIo<Upgraded>;
 
-pub(super) async fn run(url: &str, request: &ExecRequest, io: ExecIo) -> Result<i32> {
+pub(super) async fn run(url: &str, request: AttachRequest, io: ExecIo) -> Result<i32> {
     let (stream, _connection) = open(url).await?;
     let (source, mut sink) = tokio::io::split(stream);
     let streams = Streams::new(request);
@@ -75,7 +75,7 @@ async fn open(url: &str) -> Result<(Stream, AbortOnDropHandle<()>)> {
 struct Streams(Vec<Channel>);
 
 impl Streams {
-    fn new(request: &ExecRequest) -> Streams {
+    fn new(request: AttachRequest) -> Streams {
         let wanted = [
             (Channel::Status, true),
             (Channel::Stdin, request.stdin),
@@ -300,8 +300,8 @@ mod tests {
 
     #[test]
     fn streams_have_odd_numbers_in_the_order_in_which_they_open() {
-        let request = ExecRequest { command: vec![], stdin: true, stdout: true, stderr: true, tty: true };
-        let streams = Streams::new(&request);
+        let request = AttachRequest { stdin: true, stdout: true, stderr: true, tty: true };
+        let streams = Streams::new(request);
         assert_eq!(streams.number(Channel::Status), Some(1));
         assert_eq!(streams.number(Channel::Stdin), Some(3));
         assert_eq!(streams.number(Channel::Stderr), None);
