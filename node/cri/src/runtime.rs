@@ -438,7 +438,7 @@ impl Runtime for CriRuntime {
             let mut client = self.runtime();
             Ok(bounded("attach", &id.0, CALL_TIMEOUT, client.attach(request)).await?.url)
         };
-        streams::run(&self.dialect, request, io, url).await.map(drop)
+        streams::attach(&self.dialect, request, io, url).await.map(drop).map_err(error::of_attach)
     }
 
     async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream> {

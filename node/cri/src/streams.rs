@@ -32,6 +32,7 @@ pub(crate) enum Channel {
 #[derive(Debug, Default)]
 pub(crate) struct Dialect {
     without_v5: AtomicBool,
+    without_spdy: AtomicBool,
 }
 
 /// How opening a connection failed.
@@ -52,7 +53,7 @@ where
     if !request.stdin {
         return match websocket::open(&url().await?, &[websocket::V5, websocket::V4]).await {
             Ok(connection) => websocket::run(connection, request, io).await,
-            Err(Refusal::Protocol) => spdy::run(&url().await?, request, io).await,
+            Err(Refusal::Protocol) => over_spdy(&url().await?, request, io).await,
             Err(Refusal::Failed(error)) => Err(error),
         };
     }
@@ -63,7 +64,35 @@ where
             Err(Refusal::Failed(error)) => return Err(error),
         }
     }
-    spdy::run(&url().await?, request, io).await
+    over_spdy(&url().await?, request, io).await
+}
+
+/// As [`run`], for the streams of a container that runs.
+///
+/// Over WebSocket, containerd takes a client that sends no input for one whose input has ended, which ends the
+/// attaching, and with `stdinOnce` the container's input (`wsstream` reads a channel that is not used as empty). Over
+/// SPDY what is not asked for is not there.
+pub(crate) async fn attach<U, F>(dialect: &Dialect, request: AttachRequest, io: ExecIo, url: U) -> Result<i32>
+where
+    U: Fn() -> F,
+    F: Future<Output = Result<String>>,
+{
+    if !request.stdin && !dialect.without_spdy.load(Ordering::Relaxed) {
+        match spdy::open(&url().await?).await {
+            Ok(connection) => return spdy::run(connection, request, io).await,
+            Err(Refusal::Protocol) => dialect.without_spdy.store(true, Ordering::Relaxed),
+            Err(Refusal::Failed(error)) => return Err(error),
+        }
+    }
+    run(dialect, request, io, url).await
+}
+
+async fn over_spdy(url: &str, request: AttachRequest, io: ExecIo) -> Result<i32> {
+    match spdy::open(url).await {
+        Ok(connection) => spdy::run(connection, request, io).await,
+        Err(Refusal::Protocol) => Err(failed("exec", "the runtime's streaming server speaks neither protocol")),
+        Err(Refusal::Failed(error)) => Err(error),
+    }
 }
 
 /// A URL such as `http://127.0.0.1:41235/exec/TOKEN`.

@@ -141,17 +141,18 @@ impl Input {
         (Input { sender: Mutex::new(Some(sender)), once }, receiver)
     }
 
-    /// Passes on what one client sends, to its end or that of the input.
-    pub(crate) async fn take(&self, mut from_client: mpsc::Receiver<Bytes>) {
+    /// Passes on what one client sends, to its end or that of the input. False when the input goes on without it.
+    pub(crate) async fn take(&self, mut from_client: mpsc::Receiver<Bytes>) -> bool {
         // Also when the client goes without a word.
         let _leaving = Leaving(self);
         while let Some(bytes) = from_client.recv().await {
             let sender = self.sender.lock().clone();
-            let Some(sender) = sender else { return };
+            let Some(sender) = sender else { return true };
             if sender.send(bytes).await.is_err() {
-                return;
+                return true;
             }
         }
+        self.once
     }
 }
 
@@ -212,7 +213,7 @@ mod tests {
                 let (client, from_client) = mpsc::channel(1);
                 client.send(Bytes::from(text)).await.unwrap();
                 drop(client);
-                input.take(from_client).await;
+                assert_eq!(input.take(from_client).await, once);
             }
             assert_eq!(guest.recv().await.unwrap(), "first");
             if once {

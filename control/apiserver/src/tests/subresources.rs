@@ -296,15 +296,24 @@ async fn ephemeral_containers_are_what_they_may_be() {
     let one = json!({ "name": "one", "image": "busybox" });
     assert_eq!(server.patch(&uri, STRATEGIC, &added(json!([one]))).await.code, 200);
     let refused = async |container: Value| server.patch(&uri, MERGE, &added(json!([one, container]))).await.status();
-    expect![[r#""#]].assert_eq(&refused(json!({ "name": "two" })).await);
-    expect![[r#""#]].assert_eq(&refused(json!({ "name": "c", "image": "x" })).await);
-    expect![[r#""#]]
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].image: Required value"#]]
+        .assert_eq(&refused(json!({ "name": "two" })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].name: Duplicate value: "c""#]]
+        .assert_eq(&refused(json!({ "name": "c", "image": "x" })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].ports: Forbidden: cannot be set for an Ephemeral Container"#]]
         .assert_eq(&refused(json!({ "name": "two", "image": "x", "ports": [{ "containerPort": 80 }] })).await);
-    expect![[r#""#]]
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].resources: Forbidden: cannot be set for an Ephemeral Container"#]]
         .assert_eq(&refused(json!({ "name": "two", "image": "x", "resources": { "limits": { "cpu": "1" } } })).await);
-    expect![[r#""#]].assert_eq(&refused(json!({ "name": "two", "image": "x", "targetContainerName": "nobody" })).await);
+    expect![[
+        r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].targetContainerName: Not found: "nobody""#
+    ]]
+    .assert_eq(&refused(json!({ "name": "two", "image": "x", "targetContainerName": "nobody" })).await);
     let changed = server.patch(&uri, STRATEGIC, &added(json!([{ "name": "one", "image": "other" }]))).await;
-    expect![[r#""#]].assert_eq(&changed.status());
+    expect![[r#"
+        422 Invalid: Pod "a" is invalid: spec.ephemeralContainers: Forbidden: existing ephemeral containers "one" may not be changed
+    "#]].assert_eq(&changed.status());
     let removed = server.patch(&uri, MERGE, &added(json!([]))).await;
-    expect![[r#""#]].assert_eq(&removed.status());
+    expect![[r#"
+        422 Invalid: Pod "a" is invalid: spec.ephemeralContainers: Forbidden: existing ephemeral containers "one" may not be removed
+    "#]].assert_eq(&removed.status());
 }

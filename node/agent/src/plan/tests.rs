@@ -433,7 +433,14 @@ fn an_ephemeral_container_starts_once_beside_what_runs() {
     // It starts before what the pod is made of, whose init containers may be what is looked into.
     let waiting = with_spec(pod.clone(), |spec| spec.init_containers = Some(vec![spec.containers[0].clone()]));
     let waiting = with_spec(waiting, |spec| spec.containers[0].name = "b".to_owned());
-    check(&waiting, &seen, 2, expect!["start debugger 0 in container-0, back-off 0"]);
+    check(
+        &waiting,
+        &seen,
+        2,
+        expect![[r#"
+        resolve b
+        start debugger 0 in container-0, back-off 0"#]],
+    );
     for container in [running("debugger", 0, 2), exited("debugger", 0, 2, 3, 1)] {
         let seen = resolved(in_container_sandbox(&pod, vec![running("a", 0, 1), container]), Kind::Container);
         check(&pod, &seen, 4, expect![""]);

@@ -297,5 +297,19 @@ fn ephemeral_containers_have_statuses_and_no_say() {
     let message = "no sandbox".to_owned();
     let trouble = Trouble { reason: "CreateContainerError", message, at: at(3), count: 1 };
     seen.troubles.insert(Subject::Container("two".to_owned()), trouble);
-    check(&pod, &seen, &Probes::default(), 4, expect![[r#""#]]);
+    check(
+        &pod,
+        &seen,
+        &Probes::default(),
+        4,
+        expect![[r#"
+        Running - ip 10.128.0.7 BestEffort
+        PodReadyToStartContainers True since 4
+        Initialized True since 4
+        Ready True since 4
+        ContainersReady True since 4
+        a running restarts 0 (ready, started) (true, true) last - id containerd://a-0
+        one terminated 7 Error restarts 0 (ready, started) (false, false) last - id containerd://one-0
+        two waiting CreateContainerError: no sandbox restarts 0 (ready, started) (false, false) last - id -"#]],
+    );
 }

@@ -45,7 +45,7 @@ pub(super) async fn open(url: &str, protocols: &[&str]) -> std::result::Result<C
 }
 
 /// What servers answer to a WebSocket protocol that they don't know.
-fn is_refusal(status: StatusCode) -> bool {
+pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED)
 }
 

@@ -105,10 +105,11 @@ impl Host {
             HostError::Failed(format!("{LISTENERS_MAX} clients are attached to container {id} already"))
         })?;
         let take = async {
-            if let Some((input, stdin)) = input {
-                input.take(stdin).await;
+            match input {
+                // As containerd has it: whose input ends while the container's goes on wants no more.
+                Some((input, stdin)) if !input.take(stdin).await => {}
+                _ => std::future::pending().await,
             }
-            std::future::pending::<std::convert::Infallible>().await
         };
         let hear = async {
             loop {
@@ -130,7 +131,7 @@ impl Host {
         };
         tokio::select! {
             heard = hear => heard,
-            never = take => match never {},
+            () = take => Ok(()),
         }
     }
 
