@@ -16,17 +16,15 @@ use crate::{
 /// Adds ephemeral containers to a pod: of the body only `spec.ephemeralContainers` counts.
 pub(super) async fn change(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
     let expected = Expected::object(target.def);
-    let (options, author);
-    let changed = if call.info.verb == Verb::Patch {
-        options = WriteOptions::of(call, "PatchOptions")?;
-        author = verbs::author(call, &options);
+    let patches = call.info.verb == Verb::Patch;
+    let options = WriteOptions::of(call, if patches { "PatchOptions" } else { "UpdateOptions" })?;
+    let author = verbs::author(call, &options);
+    let changed = if patches {
         let patch = verbs::patch_subresource(core, call, &expected, options.validation).await?;
         let make = |live: &Object| with(target, live, &patch(live)?);
         let change = Change { scope: Scope::Free, ownership: Ownership::Update, change: &make };
         write::update(core, &author, target, &change).await?
     } else {
-        options = WriteOptions::of(call, "UpdateOptions")?;
-        author = verbs::author(call, &options);
         let sent = decode::body(core, call, &expected, options.validation).await?;
         let make = |live: &Object| with(target, live, &sent);
         let change = Change { scope: Scope::Free, ownership: Ownership::Update, change: &make };
