@@ -1,7 +1,7 @@
-//! Running a command, or attaching to a container, with live streams: CRI gives a URL, and the streams are a connection to it. Two protocols carry
-//! the same five channels. WebSocket is the simple one, but only its version 5 can say that stdin has ended, and
-//! older servers (containerd 1.6 and 1.7) do not speak that; SPDY/3.1 can, and they all speak it. So a command that
-//! reads stdin goes over WebSocket v5 or else SPDY, all others over WebSocket v5 or v4.
+//! Running a command, or attaching to a container, with live streams: CRI gives a URL, and the streams are a connection
+//! to it. Two protocols carry the same five channels. WebSocket is the simple one, but only its version 5 can say that
+//! stdin has ended, and older servers (containerd 1.6 and 1.7) do not speak that; SPDY/3.1 can, and they all speak it.
+//! So a command that reads stdin goes over WebSocket v5 or else SPDY, all others over WebSocket v5 or v4.
 
 mod spdy;
 mod websocket;
@@ -32,7 +32,6 @@ pub(crate) enum Channel {
 #[derive(Debug, Default)]
 pub(crate) struct Dialect {
     without_v5: AtomicBool,
-    without_spdy: AtomicBool,
 }
 
 /// How opening a connection failed.
@@ -77,20 +76,29 @@ where
     U: Fn() -> F,
     F: Future<Output = Result<String>>,
 {
-    if !request.stdin && !dialect.without_spdy.load(Ordering::Relaxed) {
-        match spdy::open(&url().await?).await {
-            Ok(connection) => return spdy::run(connection, request, io).await,
-            Err(Refusal::Protocol) => dialect.without_spdy.store(true, Ordering::Relaxed),
-            Err(Refusal::Failed(error)) => return Err(error),
-        }
+    if request.stdin {
+        return run(dialect, request, io, url).await;
     }
-    run(dialect, request, io, url).await
+    match spdy::open(&url().await?).await {
+        Ok(connection) => return spdy::run(connection, request, io).await,
+        Err(Refusal::Protocol) => {}
+        Err(Refusal::Failed(error)) => return Err(error),
+    }
+    match websocket::open(&url().await?, &[websocket::V5]).await {
+        Ok(connection) => websocket::run(connection, request, io).await,
+        Err(Refusal::Protocol) => Err(no_protocol()),
+        Err(Refusal::Failed(error)) => Err(error),
+    }
+}
+
+fn no_protocol() -> tandem_runtime::Error {
+    failed("exec", "the runtime's streaming server speaks neither WebSocket v5 nor SPDY")
 }
 
 async fn over_spdy(url: &str, request: AttachRequest, io: ExecIo) -> Result<i32> {
     match spdy::open(url).await {
         Ok(connection) => spdy::run(connection, request, io).await,
-        Err(Refusal::Protocol) => Err(failed("exec", "the runtime's streaming server speaks neither protocol")),
+        Err(Refusal::Protocol) => Err(no_protocol()),
         Err(Refusal::Failed(error)) => Err(error),
     }
 }
