@@ -105,10 +105,13 @@ impl Host {
             HostError::Failed(format!("{LISTENERS_MAX} clients are attached to container {id} already"))
         })?;
         let take = async {
-            match input {
-                // As containerd has it: whose input ends while the container's goes on wants no more.
-                Some((input, stdin)) if !input.take(stdin).await => {}
-                _ => std::future::pending().await,
+            let goes_on = match input {
+                Some((input, stdin)) => !input.take(stdin).await,
+                None => false,
+            };
+            // As containerd has it: who says no more, while others may, wants to hear no more either.
+            if !goes_on {
+                std::future::pending::<()>().await;
             }
         };
         let hear = async {
