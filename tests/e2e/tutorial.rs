@@ -1,4 +1,4 @@
-use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session};
+use tandem_tests::{cluster::Daemon, kubectl, machine::Network, root, session, tandem};
 
 /// Runs a script in a namespace of its own, with the variables that scripts use.
 pub(super) fn run(cluster: &Daemon, script: &str, namespace: &str, variables: &[(&str, &str)]) {
@@ -58,8 +58,30 @@ fn quotas_and_autoscalers_hold_for_containers_and_components() {
     let network = Network::new();
     let cluster = super::cluster(&network);
     run(&cluster, "quotas.txt", "quotas", &[]);
+    run(&cluster, "autoscaling.txt", "autoscaling", &[]);
+}
+
+#[test]
+fn kinds_are_defined_and_running_pods_are_talked_to() {
+    let network = Network::new();
+    let cluster = super::cluster(&network);
+    let image = upload_command(&cluster);
+    run(&cluster, "streams.txt", "streams", &[("COMMAND", &image)]);
     run(&cluster, "custom.txt", "custom", &[]);
     // What a kind made at run time leaves in a namespace goes with the namespace.
     cluster.read(&["wait", "--for=delete", "namespace/custom", "--timeout=60s"]);
-    run(&cluster, "autoscaling.txt", "autoscaling", &[]);
+}
+
+/// A component that does what its arguments say, in the cluster's registry.
+fn upload_command(cluster: &Daemon) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("command.wasm");
+    let text = root().join("node/wasm/tests/host/command.wat");
+    std::fs::write(&file, wat::parse_file(text).expect("the component's text is sound")).expect("the file is written");
+    let image = "registry.tandem/tests/command:1".to_owned();
+    let mut push = cluster.machine.command(tandem());
+    let output = push.arg("push").arg("--kubeconfig").arg(cluster.kubeconfig()).arg(&file).arg(&image).output();
+    let output = output.expect("tandem push runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    image
 }

@@ -3,6 +3,7 @@
 mod approval;
 mod binding;
 mod connect;
+mod ephemeral;
 mod eviction;
 mod finalize;
 mod proxy;
@@ -41,10 +42,11 @@ pub(crate) async fn serve(core: &Arc<Core>, call: &Call, def: &ResourceDef) -> R
     }
     let target = verbs::target(def, path)?;
     match (name, verb) {
-        ("status" | "approval", Verb::Get) => verbs::get(core, call, def).await,
+        ("status" | "approval" | "ephemeralcontainers", Verb::Get) => verbs::get(core, call, def).await,
         ("status", Verb::Update) => verbs::update(core, call, def).await,
         ("status", Verb::Patch) => verbs::patch(core, call, def).await,
         ("approval", Verb::Update | Verb::Patch) => approval::change(core, call, &target).await,
+        ("ephemeralcontainers", Verb::Update | Verb::Patch) => ephemeral::change(core, call, &target).await,
         ("scale", Verb::Get) => scale::get(core, call, &target).await,
         ("scale", Verb::Update | Verb::Patch) => scale::change(core, call, &target, sub).await,
         ("binding", Verb::Create) => binding::create(core, call, &target, sub).await,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, SeccompProfile};
-use tandem_runtime::{ContainerSpec, Image, Limits, Mount, Port, Security};
+use tandem_runtime::{ContainerId, ContainerSpec, Image, Limits, Mount, Port, Security};
 
 use crate::{
     backoff::BACKOFF_ANNOTATION,
@@ -14,6 +14,8 @@ use crate::{
 
 pub(crate) struct ContainerInput {
     pub(crate) image: Image,
+    /// The container whose process namespace it joins.
+    pub(crate) target: Option<ContainerId>,
     pub(crate) attempt: u32,
     pub(crate) backoff_seconds: i64,
     pub(crate) environment: Environment,
@@ -54,6 +56,7 @@ pub(crate) fn container_spec(pod: &Pod, spec: &Spec, input: ContainerInput) -> R
         stdin: spec.stdin.unwrap_or(false),
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
+        target: input.target,
         log_path: log_file(&spec.name, input.attempt),
         labels: sandbox::labels(pod, Some(&spec.name)),
         annotations,
@@ -139,6 +142,7 @@ mod tests {
     fn input() -> ContainerInput {
         ContainerInput {
             image: Image { id: "sha256:1".into(), digest: "x@sha256:1".into(), size_bytes: 1, user_id: None },
+            target: None,
             attempt: 3,
             backoff_seconds: 40,
             environment: vec![("WHO".into(), "you".into())],

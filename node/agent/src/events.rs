@@ -53,6 +53,7 @@ impl Events {
         let mut regarding = reference(pod);
         regarding.field_path = container.map(|name| match pod::container(pod, name) {
             Some((Part::Init | Part::Sidecar, _)) => format!("spec.initContainers{{{name}}}"),
+            Some((Part::Ephemeral, _)) => format!("spec.ephemeralContainers{{{name}}}"),
             Some((Part::Main, _)) | None => format!("spec.containers{{{name}}}"),
         });
         let mut note = Note::new(regarding, severity, reason, message);

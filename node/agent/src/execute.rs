@@ -1,6 +1,6 @@
 //! Takes the steps of plans. Nothing is decided here: a step that fails is told, and the next plan goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     core::v1::{Container as Spec, Pod},
@@ -21,7 +21,7 @@ use crate::{
     fault::Fault,
     hooks,
     observed::{ImageKind, Kind, Observed},
-    plan::{CLEAN_FAILED, NetworkChoice, SANDBOX_STOP_FAILED, STOP_FAILED, Step, StopReason},
+    plan::{self, CLEAN_FAILED, NetworkChoice, SANDBOX_STOP_FAILED, STOP_FAILED, Step, StopReason},
     pod, resources, rotation,
     sandbox::{self, SandboxInput},
 };
@@ -61,7 +61,7 @@ impl Context {
             Step::Mount => self.mount(job).await,
             Step::Resolve { container } => {
                 let spec = find(&job.pod, container)?;
-                let kind = self.images.resolve(&job.pod, spec).await?;
+                let kind = self.images.resolve(&job.pod, &spec).await?;
                 Ok(Done::Resolved(container.clone(), kind))
             }
             Step::CreateSandbox { kind, network, attempt } => self.create_sandbox(job, *kind, network, *attempt).await,
@@ -73,8 +73,12 @@ impl Context {
             Step::RemoveSandbox { kind, id } => self.remove_sandbox(job, *kind, id).await,
             Step::Start { container, kind, sandbox, attempt, backoff_seconds } => {
                 let spec = find(&job.pod, container)?;
-                self.start(job, spec, *kind, sandbox, *attempt, *backoff_seconds).await?;
+                self.start(job, &spec, *kind, sandbox, *attempt, *backoff_seconds).await?;
                 Ok(Done::Changed(*kind))
+            }
+            Step::Refuse { container, message } => {
+                self.events.warning(&job.pod, Some(container), "Failed", format!("Error: {message}"));
+                Err(Fault::new("CreateContainerError", message.clone()))
             }
             Step::Stop { container, kind, id, grace_seconds, why } => {
                 let grace = Duration::from_secs(u64::try_from(*grace_seconds).unwrap_or(0));
@@ -232,8 +236,13 @@ impl Context {
         if kind == Kind::Container {
             mounts.extend(self.own_mounts(job, spec, attempt, &mounts).map_err(|error| config(error.to_string()))?);
         }
+        let target = match pod::target(pod, &spec.name) {
+            Some(target) => Some(plan::target(&job.seen, kind, target).map_err(config)?),
+            None => None,
+        };
         let input = ContainerInput {
             image,
+            target,
             attempt,
             backoff_seconds,
             environment,
@@ -317,7 +326,7 @@ impl Context {
         let runtime = self.runtime(kind)?;
         let begun = tokio::time::Instant::now();
         let spec = pod::container(pod, name).map(|(_, spec)| spec);
-        let hook = spec.and_then(|spec| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        let hook = spec.as_deref().and_then(|spec| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((spec, hook)) = hook {
             let target =
                 hooks::Target { runtime: runtime.as_ref(), id, spec, address: job.seen.address(), http: &self.http };
@@ -403,7 +412,7 @@ impl Context {
     }
 }
 
-fn find<'a>(pod: &'a Pod, container: &str) -> Result<&'a Spec, Fault> {
+fn find<'a>(pod: &'a Pod, container: &str) -> Result<Cow<'a, Spec>, Fault> {
     let spec = pod::container(pod, container).map(|(_, spec)| spec);
     spec.ok_or_else(|| Fault::new("CreateContainerConfigError", format!("the pod has no container {container}")))
 }

@@ -1,6 +1,6 @@
 //! What a container may learn about its pod: `fieldRef` and `resourceFieldRef`.
 
-use std::net::Ipv4Addr;
+use std::{borrow::Cow, net::Ipv4Addr};
 
 use k8s_openapi::{
     api::core::v1::{Container as Spec, ObjectFieldSelector, Pod, ResourceFieldSelector},
@@ -78,7 +78,7 @@ pub(crate) fn resource(
     let named = selector.container_name.as_deref().filter(|name| !name.is_empty());
     let spec = match named {
         Some(name) => pod::container(pod, name).map(|(_, spec)| spec),
-        None => own,
+        None => own.map(Cow::Borrowed),
     };
     let spec = spec.ok_or_else(|| format!("container {} not found", named.unwrap_or("of the resource field")))?;
     let (list, name) = selector

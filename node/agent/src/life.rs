@@ -108,7 +108,7 @@ pub(crate) fn outcome(pod: &Pod, seen: &Observed, now: Timestamp) -> Option<Outc
                 all_succeeded &= code == 0;
             }
             (Part::Main, None) => open += 1,
-            (Part::Init | Part::Sidecar, _) => {}
+            (Part::Init | Part::Sidecar | Part::Ephemeral, _) => {}
         }
     }
     match (mains, open) {

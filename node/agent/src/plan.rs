@@ -64,6 +64,11 @@ pub(crate) enum Step {
         attempt: u32,
         backoff_seconds: i64,
     },
+    /// Tells why the container is not started.
+    Refuse {
+        container: String,
+        message: String,
+    },
     Stop {
         container: String,
         kind: Kind,
@@ -88,9 +93,10 @@ impl Step {
     pub(crate) fn subject(&self) -> Subject {
         match self {
             Step::Mount | Step::Clean => Subject::Volumes,
-            Step::Resolve { container } | Step::Start { container, .. } | Step::Stop { container, .. } => {
-                Subject::Container(container.clone())
-            }
+            Step::Resolve { container }
+            | Step::Start { container, .. }
+            | Step::Refuse { container, .. }
+            | Step::Stop { container, .. } => Subject::Container(container.clone()),
             Step::CreateSandbox { kind, .. } | Step::StopSandbox { kind, .. } | Step::RemoveSandbox { kind, .. } => {
                 Subject::Sandbox(*kind)
             }
@@ -109,6 +115,7 @@ impl Step {
             Step::StopSandbox { .. } => "stop_sandbox",
             Step::RemoveSandbox { .. } => "remove_sandbox",
             Step::Start { .. } => "start_container",
+            Step::Refuse { .. } => "refuse_container",
             Step::Stop { .. } => "stop_container",
             Step::Remove { .. } => "remove_container",
             Step::Cancel(_) => "cancel",
@@ -119,7 +126,7 @@ impl Step {
 
     pub(crate) fn busy(&self) -> Busy {
         match self {
-            Step::Mount | Step::Resolve { .. } | Step::Start { .. } => Busy::Preparing,
+            Step::Mount | Step::Resolve { .. } | Step::Start { .. } | Step::Refuse { .. } => Busy::Preparing,
             Step::Stop { grace_seconds, .. } => Busy::Stopping { grace_seconds: *grace_seconds },
             Step::CreateSandbox { .. }
             | Step::StopSandbox { .. }
@@ -165,6 +172,16 @@ pub(crate) fn plan_pod(pod: &Pod, seen: &Observed, probes: &Probes, now: Timesta
     planner.plan
 }
 
+/// The running container whose process namespace an ephemeral one of this runtime is to join.
+pub(crate) fn target(seen: &Observed, kind: Kind, name: &str) -> Result<ContainerId, String> {
+    let running = seen.latest(name).filter(|container| matches!(container.state, State::Running { .. }));
+    let target = running.ok_or_else(|| format!("unable to find target container {name}: it does not run"))?;
+    match (seen.kind_of(&target.id), kind) {
+        (Some(Kind::Container), Kind::Container) => Ok(target.id.clone()),
+        _ => Err(format!("target container {name} has no process namespace to join: components run in none")),
+    }
+}
+
 struct Planner<'a> {
     pod: &'a Pod,
     seen: &'a Observed,
@@ -191,7 +208,7 @@ impl<'a> Planner<'a> {
             Step::Stop { .. } => trouble.reason == STOP_FAILED,
             Step::StopSandbox { .. } | Step::RemoveSandbox { .. } => trouble.reason == SANDBOX_STOP_FAILED,
             Step::CreateSandbox { .. } => trouble.reason != SANDBOX_STOP_FAILED,
-            Step::Resolve { .. } | Step::Start { .. } => trouble.reason != STOP_FAILED,
+            Step::Resolve { .. } | Step::Start { .. } | Step::Refuse { .. } => trouble.reason != STOP_FAILED,
             Step::Clean => trouble.reason == CLEAN_FAILED,
             Step::Mount => trouble.reason != CLEAN_FAILED,
             Step::Remove { .. } | Step::Confirm | Step::Cancel(_) => true,
@@ -216,6 +233,7 @@ impl<'a> Planner<'a> {
         let ready = self.sandboxes();
         if ready && self.seen.volumes_ready {
             self.containers();
+            self.ephemeral();
         } else {
             // What runs is looked after even while something else is missing.
             self.tend_running();
@@ -223,8 +241,16 @@ impl<'a> Planner<'a> {
     }
 
     fn resolve_images(&mut self) {
-        for (_, spec) in pod::containers(self.pod) {
-            if self.image_kind(&spec.name).is_none() {
+        let started = |name: &str| self.seen.latest(name).is_some();
+        let added = pod::ephemeral(self.pod).filter(|spec| !started(&spec.name));
+        let added: Vec<Spec> = added.filter(|_| self.seen.primary_sandbox().is_some()).collect();
+        for spec in pod::containers(self.pod).map(|(_, spec)| spec).chain(&added) {
+            if self.seen.image_kind(&spec.name).is_some() {
+                continue;
+            }
+            // What the pod says of its components says nothing of what is added to look at them.
+            let is_added = added.iter().any(|added| added.name == spec.name);
+            if is_added || self.image_kind(&spec.name).is_none() {
                 self.step(Step::Resolve { container: spec.name.clone() });
             }
         }
@@ -348,8 +374,31 @@ impl<'a> Planner<'a> {
                         return self.tend_running();
                     }
                 }
-                Part::Main => self.ensure(part, spec),
+                Part::Main | Part::Ephemeral => self.ensure(part, spec),
             }
+        }
+    }
+
+    /// Ephemeral containers start when they are seen, and never again: what they run in is there already.
+    fn ephemeral(&mut self) {
+        for spec in pod::ephemeral(self.pod) {
+            let Life::Absent = life::life(self.pod, Part::Ephemeral, &spec, self.seen) else { continue };
+            let Some(image) = self.seen.image_kind(&spec.name) else { continue };
+            if self.seen.ready_sandbox(image.kind).is_some() {
+                self.start(&spec, 0, 0);
+                continue;
+            }
+            let lacks = match image.kind {
+                Kind::Container => {
+                    "a container cannot be added to a pod that runs components only: the pod has no sandbox for \
+                     containers, and its network cannot be given one while it runs"
+                }
+                Kind::Component => {
+                    "a component cannot be added to a pod that runs containers only: the pod has no sandbox for \
+                     components"
+                }
+            };
+            self.step(Step::Refuse { container: spec.name.clone(), message: lacks.to_owned() });
         }
     }
 

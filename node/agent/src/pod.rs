@@ -1,6 +1,10 @@
 //! What a Pod object says, as the agent asks it.
 
-use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus, Pod, PodSpec, PodStatus, Probe};
+use std::borrow::Cow;
+
+use k8s_openapi::api::core::v1::{
+    Container as Spec, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus, Probe,
+};
 use sha2::{Digest, Sha256};
 use tandem_api::{TRACE_ANNOTATION, WASM_RUNTIME_CLASS};
 use tandem_runtime::PodRef;
@@ -63,9 +67,11 @@ pub(crate) enum Part {
     /// An init container that stays: `restartPolicy: Always`.
     Sidecar,
     Main,
+    /// Added to a pod that runs, to look into it: started once, whatever becomes of it.
+    Ephemeral,
 }
 
-/// All containers of a pod with their parts, in the order in which they start.
+/// The containers that a pod is made of with their parts, in the order in which they start: without the ephemeral.
 pub(crate) fn containers(pod: &Pod) -> impl Iterator<Item = (Part, &Spec)> {
     let spec = pod.spec.as_ref();
     let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
@@ -74,8 +80,50 @@ pub(crate) fn containers(pod: &Pod) -> impl Iterator<Item = (Part, &Spec)> {
     init.iter().map(move |container| (part(container), container)).chain(main.iter().map(|c| (Part::Main, c)))
 }
 
-pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Part, &'a Spec)> {
-    containers(pod).find(|(_, container)| container.name == name)
+/// The ephemeral containers, as the containers that they are.
+pub(crate) fn ephemeral(pod: &Pod) -> impl Iterator<Item = Spec> {
+    let added = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+    added.iter().map(as_container)
+}
+
+/// Every container that a pod names.
+pub(crate) fn all_containers(pod: &Pod) -> impl Iterator<Item = (Part, Cow<'_, Spec>)> {
+    let made_of = containers(pod).map(|(part, spec)| (part, Cow::Borrowed(spec)));
+    made_of.chain(ephemeral(pod).map(|spec| (Part::Ephemeral, Cow::Owned(spec))))
+}
+
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Part, Cow<'a, Spec>)> {
+    all_containers(pod).find(|(_, container)| container.name == name)
+}
+
+/// The container whose processes an ephemeral one wants to see.
+pub(crate) fn target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let added = pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
+    let target = added.iter().find(|container| container.name == name)?.target_container_name.as_deref();
+    target.filter(|target| !target.is_empty())
+}
+
+/// The two types have the same fields, and of these an ephemeral container may use some.
+fn as_container(added: &EphemeralContainer) -> Spec {
+    Spec {
+        args: added.args.clone(),
+        command: added.command.clone(),
+        env: added.env.clone(),
+        env_from: added.env_from.clone(),
+        image: added.image.clone(),
+        image_pull_policy: added.image_pull_policy.clone(),
+        name: added.name.clone(),
+        security_context: added.security_context.clone(),
+        stdin: added.stdin,
+        stdin_once: added.stdin_once,
+        termination_message_path: added.termination_message_path.clone(),
+        termination_message_policy: added.termination_message_policy.clone(),
+        tty: added.tty,
+        volume_devices: added.volume_devices.clone(),
+        volume_mounts: added.volume_mounts.clone(),
+        working_dir: added.working_dir.clone(),
+        ..Spec::default()
+    }
 }
 
 fn is_sidecar(container: &Spec) -> bool {
@@ -109,6 +157,7 @@ pub(crate) fn restart_policy(pod: &Pod, part: Part, container: &Spec) -> Restart
     let chosen = if own.is_some() { policy(own) } else { pod_restart_policy(pod) };
     match (part, chosen) {
         (Part::Sidecar, _) => RestartPolicy::Always,
+        (Part::Ephemeral, _) => RestartPolicy::Never,
         (Part::Init, RestartPolicy::Always) => RestartPolicy::OnFailure,
         (Part::Init | Part::Main, chosen) => chosen,
     }
@@ -130,6 +179,7 @@ pub(crate) fn last_status<'a>(pod: &'a Pod, part: Part, name: &str) -> Option<&'
     let list = match part {
         Part::Main => status.container_statuses.as_ref(),
         Part::Init | Part::Sidecar => status.init_container_statuses.as_ref(),
+        Part::Ephemeral => status.ephemeral_container_statuses.as_ref(),
     };
     list?.iter().find(|status| status.name == name)
 }

@@ -138,7 +138,8 @@ impl ProbeSet {
             if matches!(seen.busy.get(&Subject::Container(container.name.clone())), Some(Busy::Stopping { .. })) {
                 continue;
             }
-            let Some((_, spec)) = pod::container(pod, &container.name) else { continue };
+            let mut probed = pod::containers(pod).map(|(_, spec)| spec);
+            let Some(spec) = probed.find(|spec| spec.name == container.name) else { continue };
             if seen.is_starting(spec) {
                 continue;
             }

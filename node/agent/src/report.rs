@@ -97,6 +97,7 @@ fn own_part(status: &PodStatus) -> PodStatus {
     PodStatus {
         conditions: Some(own),
         container_statuses: tidy(&status.container_statuses),
+        ephemeral_container_statuses: tidy(&status.ephemeral_container_statuses),
         host_ip: status.host_ip.clone(),
         init_container_statuses: tidy(&status.init_container_statuses),
         message: status.message.clone().filter(|text| !text.is_empty()),

@@ -121,7 +121,7 @@ pub(crate) fn sandbox_spec(pod: &Pod, input: SandboxInput<'_>) -> SandboxSpec {
 }
 
 fn has_privileged(pod: &Pod) -> bool {
-    pod::containers(pod).any(|(_, container)| {
+    pod::all_containers(pod).any(|(_, container)| {
         container.security_context.as_ref().and_then(|security| security.privileged).unwrap_or(false)
     })
 }

@@ -1,4 +1,4 @@
-//! The node's own HTTPS server: logs, exec, port forwarding, metrics, statistics.
+//! The node's own HTTPS server: logs, exec, attach, port forwarding, metrics, statistics.
 //!
 //! ```text
 //!  TLS with a client certificate of the cluster's authority ─> who may ask ─> one handler a path
@@ -149,16 +149,12 @@ fn router(serving: Serving) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/exec/{namespace}/{pod}/{uid}/{container}", any(exec::exec_of_uid))
-        .route("/attach/{namespace}/{pod}/{container}", any(|| unsupported("attach")))
-        .route("/attach/{namespace}/{pod}/{uid}/{container}", any(|| unsupported("attach")))
+        .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
+        .route("/attach/{namespace}/{pod}/{uid}/{container}", any(exec::attach_of_uid))
         .route("/portForward/{namespace}/{pod}", any(port_forward::port_forward))
         .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::port_forward_of_uid))
         .layer(axum::middleware::from_fn(access::check))
         .with_state(serving)
-}
-
-async fn unsupported(what: &'static str) -> Response {
-    (StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported by this node")).into_response()
 }
 
 async fn list_pods(State(serving): State<Serving>) -> Json<List<Pod>> {
@@ -196,7 +192,7 @@ impl Found {
             let name = crate::pod::name(&self.pod);
             (StatusCode::NOT_FOUND, format!("container {container} is not valid for pod {name}"))
         })?;
-        Ok(life::life(&self.pod, part, spec, &self.seen))
+        Ok(life::life(&self.pod, part, &spec, &self.seen))
     }
 }
 

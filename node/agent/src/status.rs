@@ -36,6 +36,7 @@ pub(crate) fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Times
     let last = pod.status.clone().unwrap_or_default();
     let init = reporter.statuses(|part| part != Part::Main);
     let main = reporter.statuses(|part| part == Part::Main);
+    let ephemeral: Vec<_> = pod::ephemeral(pod).map(|spec| reporter.status(Part::Ephemeral, &spec)).collect();
     let phase = reporter.phase(&init, &main);
     let conditions = reporter.conditions(phase, &init, &main);
     let (reason, message) = reporter.reason(phase, &last);
@@ -44,7 +45,7 @@ pub(crate) fn pod_status(pod: &Pod, seen: &Observed, probes: &Probes, now: Times
     PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(main),
-        ephemeral_container_statuses: last.ephemeral_container_statuses,
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         host_ip: Some(host.clone()),
         host_ips: Some(vec![HostIP { ip: host }]),
         init_container_statuses: (!init.is_empty()).then_some(init),
@@ -108,12 +109,16 @@ impl Reporter<'_> {
             name: spec.name.clone(),
             ready: match part {
                 Part::Init => completed_init,
+                Part::Ephemeral => false,
                 Part::Sidecar | Part::Main => {
                     running.is_some_and(|container| is_ready(spec, container, self.seen, self.probes))
                 }
             },
             restart_count,
-            started: Some(running.is_some_and(|container| has_started(spec, container, self.seen, self.probes))),
+            started: match part {
+                Part::Ephemeral => None,
+                _ => Some(running.is_some_and(|container| has_started(spec, container, self.seen, self.probes))),
+            },
             last_state: last_state
                 .or_else(|| last.and_then(|last| last.last_state.clone()))
                 .or(Some(ContainerState::default())),
@@ -169,7 +174,7 @@ impl Reporter<'_> {
     fn is_incomplete(&self, status: &ContainerStatus) -> bool {
         match pod::container(self.pod, &status.name) {
             Some((Part::Sidecar, _)) => status.started != Some(true),
-            Some((Part::Init | Part::Main, _)) | None => !status.ready,
+            Some((Part::Init | Part::Main | Part::Ephemeral, _)) | None => !status.ready,
         }
     }
 

@@ -62,11 +62,11 @@ impl Pods {
         self.0.lock().values().cloned().collect()
     }
 
-    /// The pod of this name; of several, the one that is not being deleted.
+    /// The pod of this name; of several, the newest that is not being deleted.
     pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let pods = self.0.lock();
         let named = pods.values().filter(|pod| pod::namespace(pod) == namespace && pod::name(pod) == name);
-        named.min_by_key(|pod| pod::deleted(pod)).cloned()
+        named.max_by_key(|pod| (!pod::deleted(pod), pod.metadata.creation_timestamp.clone())).cloned()
     }
 }
 

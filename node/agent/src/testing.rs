@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::core::v1::{Container as Spec, Pod, PodCondition, PodSpec, PodStatus},
+    api::core::v1::{Container as Spec, EphemeralContainer, Pod, PodCondition, PodSpec, PodStatus},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use tandem_runtime::{Container, ContainerId, PodRef, Sandbox, SandboxId, State};
@@ -24,6 +24,16 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
 
 pub(crate) fn spec(name: &str) -> Spec {
     Spec { name: name.to_owned(), image: Some(format!("image/{name}:1")), ..Spec::default() }
+}
+
+/// An ephemeral container; an empty target is none.
+pub(crate) fn added(name: &str, target: &str) -> EphemeralContainer {
+    EphemeralContainer {
+        name: name.to_owned(),
+        image: Some(format!("image/{name}:1")),
+        target_container_name: Some(target.to_owned()),
+        ..EphemeralContainer::default()
+    }
 }
 
 /// A pod `web` with these main containers, seen by the agent at second 0.

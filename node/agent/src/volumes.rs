@@ -177,8 +177,8 @@ fn expand_sub_path(expression: &str, environment: &Environment) -> Result<String
 fn used(pod: &Pod) -> impl Iterator<Item = &Volume> {
     let volumes = pod::spec(pod).and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     volumes.iter().filter(|volume| {
-        let mut mounts = pod::containers(pod).flat_map(|(_, container)| container.volume_mounts.iter().flatten());
-        mounts.any(|mount| mount.name == volume.name)
+        pod::all_containers(pod)
+            .any(|(_, container)| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
     })
 }
 

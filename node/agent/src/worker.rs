@@ -350,11 +350,12 @@ impl Worker {
     fn tell(&self, pod: &Pod, status: &PodStatus) {
         let reason = |status: Option<&PodStatus>, name: &str| {
             let status = status?;
-            let lists = [&status.init_container_statuses, &status.container_statuses];
+            let lists =
+                [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
             let found = lists.into_iter().flatten().flatten().find(|container| container.name == name)?;
             found.state.as_ref()?.waiting.as_ref()?.reason.clone()
         };
-        for (_, spec) in pod::containers(pod) {
+        for (_, spec) in pod::all_containers(pod) {
             let (before, after) = (reason(self.status.as_ref(), &spec.name), reason(Some(status), &spec.name));
             if before == after {
                 continue;

@@ -5,7 +5,9 @@ use std::{
     path::Path,
 };
 
-use tandem_runtime::{ContainerSpec, Dns, HostPort, Limits, Mount, Network, RegistryAuth, SandboxSpec, Security};
+use tandem_runtime::{
+    ContainerId, ContainerSpec, Dns, HostPort, Limits, Mount, Network, RegistryAuth, SandboxSpec, Security,
+};
 
 use crate::{annotations, v1};
 
@@ -137,7 +139,10 @@ pub fn container_config(sandbox: &SandboxSpec, spec: &ContainerSpec) -> v1::Cont
         tty: spec.tty,
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources(&spec.limits)),
-            security_context: Some(security_context(sandbox, &spec.security)),
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces_of(sandbox, spec.target.as_ref())),
+                ..security_context(sandbox, &spec.security)
+            }),
         }),
         ..Default::default()
     }
@@ -200,6 +205,16 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/devices/virtual/powercap",
 ];
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Where the sandbox shares its processes, or the node's, those of the target are there already.
+fn namespaces_of(sandbox: &SandboxSpec, target: Option<&ContainerId>) -> v1::NamespaceOption {
+    let mut options = namespace_options(sandbox);
+    if let Some(target) = target.filter(|_| options.pid() == v1::NamespaceMode::Container) {
+        options.pid = v1::NamespaceMode::Target.into();
+        options.target_id = target.0.clone();
+    }
+    options
+}
 
 fn security_context(sandbox: &SandboxSpec, security: &Security) -> v1::LinuxContainerSecurityContext {
     let unless_privileged = |paths: &[&str]| -> Vec<String> {

@@ -33,6 +33,14 @@ pub(crate) fn pull(status: &Status) -> RuntimeError {
     }
 }
 
+/// The streams of commands and those of containers are carried by the same code, which speaks of commands.
+pub(crate) fn of_attach(error: RuntimeError) -> RuntimeError {
+    match error {
+        RuntimeError::Failed { operation: "exec", message } => RuntimeError::Failed { operation: "attach", message },
+        other => other,
+    }
+}
+
 pub(crate) fn failed(operation: &'static str, message: impl ToString) -> RuntimeError {
     RuntimeError::Failed { operation, message: message.to_string() }
 }

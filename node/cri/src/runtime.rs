@@ -7,8 +7,8 @@ use futures::{
 };
 use hyper_util::rt::TokioIo;
 use tandem_runtime::{
-    Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Network, Notice, RegistryAuth,
-    Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
+    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Network, Notice,
+    RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
 };
 use tokio::net::{TcpStream, UnixStream};
 use tonic::{
@@ -423,7 +423,22 @@ impl Runtime for CriRuntime {
             let mut client = self.runtime();
             Ok(bounded("exec", &id.0, CALL_TIMEOUT, client.exec(request)).await?.url)
         };
-        streams::run(&self.dialect, &request, io, url).await
+        streams::run(&self.dialect, request.streams(), io, url).await
+    }
+
+    async fn attach(&self, id: &ContainerId, request: AttachRequest, io: ExecIo) -> Result<()> {
+        let url = || async {
+            let request = v1::AttachRequest {
+                container_id: id.0.clone(),
+                stdin: request.stdin,
+                tty: request.tty,
+                stdout: request.stdout,
+                stderr: request.stderr && !request.tty,
+            };
+            let mut client = self.runtime();
+            Ok(bounded("attach", &id.0, CALL_TIMEOUT, client.attach(request)).await?.url)
+        };
+        streams::attach(&self.dialect, request, io, url).await.map(drop).map_err(error::of_attach)
     }
 
     async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream> {

@@ -1,7 +1,7 @@
-//! Running a command with live streams: CRI gives a URL, and the streams are a connection to it. Two protocols carry
-//! the same five channels. WebSocket is the simple one, but only its version 5 can say that stdin has ended, and
-//! older servers (containerd 1.6 and 1.7) do not speak that; SPDY/3.1 can, and they all speak it. So a command that
-//! reads stdin goes over WebSocket v5 or else SPDY, all others over WebSocket v5 or v4.
+//! Running a command, or attaching to a container, with live streams: CRI gives a URL, and the streams are a connection
+//! to it. Two protocols carry the same five channels. WebSocket is the simple one, but only its version 5 can say that
+//! stdin has ended, and older servers (containerd 1.6 and 1.7) do not speak that; SPDY/3.1 can, and they all speak it.
+//! So a command that reads stdin goes over WebSocket v5 or else SPDY, all others over WebSocket v5 or v4.
 
 mod spdy;
 mod websocket;
@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tandem_runtime::{ExecIo, ExecRequest, Result};
+use tandem_runtime::{AttachRequest, ExecIo, Result};
 use tokio::{net::TcpStream, sync::mpsc};
 
 use crate::error::failed;
@@ -42,8 +42,9 @@ pub(crate) enum Refusal {
     Failed(tandem_runtime::Error),
 }
 
-/// Runs the command behind the URL that `url` asks the runtime for; each URL is good for one connection.
-pub(crate) async fn run<U, F>(dialect: &Dialect, request: &ExecRequest, io: ExecIo, url: U) -> Result<i32>
+/// Carries the streams of what is behind the URL that `url` asks the runtime for; each URL is good for one connection.
+/// The number is the exit code of a command, and 0 at the end of what a client was attached to.
+pub(crate) async fn run<U, F>(dialect: &Dialect, request: AttachRequest, io: ExecIo, url: U) -> Result<i32>
 where
     U: Fn() -> F,
     F: Future<Output = Result<String>>,
@@ -51,7 +52,7 @@ where
     if !request.stdin {
         return match websocket::open(&url().await?, &[websocket::V5, websocket::V4]).await {
             Ok(connection) => websocket::run(connection, request, io).await,
-            Err(Refusal::Protocol) => spdy::run(&url().await?, request, io).await,
+            Err(Refusal::Protocol) => over_spdy(&url().await?, request, io).await,
             Err(Refusal::Failed(error)) => Err(error),
         };
     }
@@ -62,7 +63,44 @@ where
             Err(Refusal::Failed(error)) => return Err(error),
         }
     }
-    spdy::run(&url().await?, request, io).await
+    over_spdy(&url().await?, request, io).await
+}
+
+/// As [`run`], for the streams of a container that runs.
+///
+/// Over WebSocket, containerd takes a client that sends no input for one whose input has ended, which ends the
+/// attaching, and with `stdinOnce` the container's input (`wsstream` reads a channel that is not used as empty). Over
+/// SPDY what is not asked for is not there.
+pub(crate) async fn attach<U, F>(dialect: &Dialect, request: AttachRequest, io: ExecIo, url: U) -> Result<i32>
+where
+    U: Fn() -> F,
+    F: Future<Output = Result<String>>,
+{
+    if request.stdin {
+        return run(dialect, request, io, url).await;
+    }
+    match spdy::open(&url().await?).await {
+        Ok(connection) => return spdy::run(connection, request, io).await,
+        Err(Refusal::Protocol) => {}
+        Err(Refusal::Failed(error)) => return Err(error),
+    }
+    match websocket::open(&url().await?, &[websocket::V5]).await {
+        Ok(connection) => websocket::run(connection, request, io).await,
+        Err(Refusal::Protocol) => Err(no_protocol()),
+        Err(Refusal::Failed(error)) => Err(error),
+    }
+}
+
+fn no_protocol() -> tandem_runtime::Error {
+    failed("exec", "the runtime's streaming server speaks neither WebSocket v5 nor SPDY")
+}
+
+async fn over_spdy(url: &str, request: AttachRequest, io: ExecIo) -> Result<i32> {
+    match spdy::open(url).await {
+        Ok(connection) => spdy::run(connection, request, io).await,
+        Err(Refusal::Protocol) => Err(no_protocol()),
+        Err(Refusal::Failed(error)) => Err(error),
+    }
 }
 
 /// A URL such as `http://127.0.0.1:41235/exec/TOKEN`.
@@ -188,7 +226,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(request: &ExecRequest, stdin: mpsc::Receiver<Bytes>, resize: mpsc::Receiver<(u16, u16)>) -> Inputs {
+    fn new(request: AttachRequest, stdin: mpsc::Receiver<Bytes>, resize: mpsc::Receiver<(u16, u16)>) -> Inputs {
         Inputs { stdin: request.stdin.then_some(stdin), resize: request.tty.then_some(resize) }
     }
 
@@ -257,8 +295,8 @@ mod tests {
     async fn the_end_of_stdin_is_told_once() {
         let (data, stdin) = mpsc::channel(1);
         let (_size, resize) = mpsc::channel(1);
-        let request = ExecRequest { command: vec![], stdin: true, stdout: true, stderr: true, tty: false };
-        let mut inputs = Inputs::new(&request, stdin, resize);
+        let request = AttachRequest { stdin: true, stdout: true, stderr: true, tty: false };
+        let mut inputs = Inputs::new(request, stdin, resize);
         data.send(Bytes::from_static(b"a")).await.unwrap();
         drop(data);
         assert!(matches!(inputs.next().await, Some(Input::Data(_))));

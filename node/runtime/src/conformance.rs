@@ -33,6 +33,8 @@ pub enum Role {
     Prints,
     /// Prints `GREETING=` and the value of that variable, then `arg X` for each of its arguments, and ends with code 0.
     Shows,
+    /// Copies its stdin to its stdout until that ends, and ends with code 0.
+    Copies,
     /// Writes `written` to `/data/out`; ends with code 0 if it could and with another code if not.
     Writes,
 }
@@ -206,6 +208,7 @@ impl Bench<'_> {
             stdin: false,
             stdin_once: false,
             tty: false,
+            target: None,
             log_path: PathBuf::from(name).join("0.log"),
             labels: [("io.kubernetes.container.name".to_owned(), name.to_owned())].into(),
             annotations: [("io.kubernetes.container.restartCount".to_owned(), "0".to_owned())].into(),

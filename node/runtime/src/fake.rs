@@ -15,13 +15,13 @@ use parking_lot::Mutex;
 use tandem_api::Clock;
 use tokio::{
     net::TcpStream,
-    sync::{broadcast, watch},
+    sync::{broadcast, mpsc, watch},
 };
 use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 
 use crate::{
-    Capabilities, Container, ContainerId, ContainerSpec, Error, ExecIo, ExecOutput, ExecRequest, Image, Network,
-    Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats,
+    AttachRequest, Capabilities, Container, ContainerId, ContainerSpec, Error, ExecIo, ExecOutput, ExecRequest, Image,
+    Network, Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats,
 };
 
 const NOTICES_MAX: usize = 64;
@@ -45,6 +45,8 @@ pub enum Act {
     },
     /// Stays until it is stopped or made to exit.
     Wait,
+    /// Copies to its output what those who are attached send, until its input ends.
+    Copy,
     /// As `Wait`, but only force ends it.
     WaitStubbornly,
     Exit(i32),
@@ -75,6 +77,8 @@ pub struct Fake {
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
     notices: broadcast::Sender<Notice>,
+    /// What containers say, for those who are attached.
+    said: broadcast::Sender<(ContainerId, Bytes)>,
 }
 
 #[derive(Default)]
@@ -105,6 +109,7 @@ impl Fake {
             inner: Mutex::default(),
             changed: watch::Sender::new(0),
             notices: broadcast::Sender::new(NOTICES_MAX),
+            said: broadcast::Sender::new(NOTICES_MAX),
         }
     }
 
@@ -168,6 +173,28 @@ impl Fake {
     /// What [`Runtime::list`] gives, without being async.
     pub fn sandboxes(&self) -> Vec<Sandbox> {
         self.inner.lock().sandboxes.values().map(|record| record.seen.clone()).collect()
+    }
+
+    fn is_running(&self, id: &ContainerId) -> bool {
+        let found = find(&mut self.inner.lock().sandboxes, id).map(|container| container.state.clone());
+        matches!(found, Some(State::Running { .. }))
+    }
+
+    /// Takes what a client sends; its end is the container's where that has its stdin once.
+    async fn take(&self, id: &ContainerId, mut stdin: mpsc::Receiver<Bytes>) -> std::convert::Infallible {
+        while let Some(bytes) = stdin.recv().await {
+            // Nobody listening is no error.
+            drop(self.said.send((id.clone(), bytes)));
+        }
+        let once = {
+            let inner = self.inner.lock();
+            let spec = inner.sandboxes.values().find_map(|record| record.containers.get(id));
+            spec.is_some_and(|(spec, _)| spec.stdin_once)
+        };
+        if once {
+            self.exit(id, 0);
+        }
+        std::future::pending().await
     }
 
     fn wake(&self) {
@@ -258,7 +285,8 @@ fn run(program: &Program, spec: &ContainerSpec, log: &mut impl FnMut(&str, &str)
                 Ok(Some(host)) if std::fs::write(&host, text).is_ok() => {}
                 _ => return Some(1),
             },
-            Act::Wait | Act::WaitStubbornly => return None,
+            Act::Copy if !spec.stdin => return Some(0),
+            Act::Copy | Act::Wait | Act::WaitStubbornly => return None,
             Act::Exit(code) => return Some(*code),
         }
     }
@@ -539,6 +567,35 @@ impl Runtime for Fake {
             io.stderr.send(Bytes::from(output.stderr)).await.map_err(closed)?;
         }
         Ok(output.code)
+    }
+
+    async fn attach(&self, id: &ContainerId, request: AttachRequest, io: ExecIo) -> Result<()> {
+        let (mut said, mut changed) = (self.said.subscribe(), self.changed.subscribe());
+        if !self.is_running(id) {
+            return Err(Error::Failed { operation: "attach", message: "the container does not run".to_owned() });
+        }
+        let ended = async {
+            while self.is_running(id) {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let hear = async {
+            while let Ok((of, bytes)) = said.recv().await {
+                if of == *id && io.stdout.send(bytes).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let take = async { if request.stdin { self.take(id, io.stdin).await } else { std::future::pending().await } };
+        tokio::select! {
+            biased;
+            () = hear => {}
+            never = take => match never {},
+            () = ended => {}
+        }
+        Ok(())
     }
 
     /// Its sandboxes have the network of the test.

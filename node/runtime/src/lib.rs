@@ -73,6 +73,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Runs a command with live streams, as `kubectl exec` needs it; gives back the exit code.
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> Result<i32>;
 
+    /// The streams of the container's own program, from now on until it ends, as `kubectl attach` needs them.
+    async fn attach(&self, id: &ContainerId, request: AttachRequest, io: ExecIo) -> Result<()>;
+
     /// A connection to a TCP port of the sandbox, as a program inside it would make one to itself.
     async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream>;
 }

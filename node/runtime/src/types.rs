@@ -161,6 +161,9 @@ pub struct ContainerSpec {
     pub stdin: bool,
     pub stdin_once: bool,
     pub tty: bool,
+    /// The container of the same sandbox whose process namespace it joins.
+    #[serde(default)]
+    pub target: Option<ContainerId>,
     /// Where its CRI-format log lines go, below the sandbox's log folder.
     pub log_path: PathBuf,
     pub labels: BTreeMap<String, String>,
@@ -281,6 +284,21 @@ pub struct ExecOutput {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecRequest {
     pub command: Vec<String>,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+impl ExecRequest {
+    pub fn streams(&self) -> AttachRequest {
+        AttachRequest { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr, tty: self.tty }
+    }
+}
+
+/// Which streams of a container a client wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachRequest {
     pub stdin: bool,
     pub stdout: bool,
     pub stderr: bool,

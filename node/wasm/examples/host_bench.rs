@@ -155,6 +155,7 @@ async fn run(host: &Supervised, image: &str, namespace: &Path, pod: u32, folder:
                 stdin: false,
                 stdin_once: false,
                 tty: false,
+                target: None,
                 log_path: "main/0.log".into(),
                 labels: Default::default(),
                 annotations: Default::default(),

@@ -27,6 +27,7 @@ mod engine;
 mod host;
 mod images;
 mod link;
+mod live;
 mod metrics;
 mod network;
 mod notices;

@@ -22,6 +22,8 @@ use wasmtime_wasi::{
     p2::{OutputStream, Pollable, StreamError, StreamResult},
 };
 
+use crate::live::Live;
+
 /// A longer line is split into parts, as containerd does.
 const LINE_BYTES: usize = 16 * 1024;
 /// How often a log file is looked at to see whether somebody rotated it away.
@@ -34,6 +36,8 @@ pub(crate) struct LogFile {
     /// `None`: the pod has no log folder, and nothing is kept.
     path: Option<PathBuf>,
     open: Mutex<Option<OpenLog>>,
+    /// Those who hear what goes into it.
+    pub(crate) live: Live,
 }
 
 struct OpenLog {
@@ -44,7 +48,7 @@ struct OpenLog {
 
 impl LogFile {
     pub(crate) fn new(path: Option<PathBuf>) -> Arc<LogFile> {
-        Arc::new(LogFile { path, open: Mutex::new(None) })
+        Arc::new(LogFile { path, open: Mutex::new(None), live: Live::default() })
     }
 
     /// Goes on in what has the file's path now, or in a new file.
@@ -125,6 +129,7 @@ impl Output {
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         match &self.0.sink {
             Sink::Log { log, name, line } => {
+                log.live.tell(name, bytes);
                 let mut text = Vec::new();
                 {
                     let mut line = line.lock();

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use tandem_cri::{CriRuntime, Options, Source};
 use tandem_runtime::{
-    Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice, RegistryAuth, Runtime,
-    Sandbox, SandboxId, SandboxSpec, Stats,
+    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice,
+    RegistryAuth, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
 };
 use tokio::{net::TcpStream, process::Command, sync::broadcast};
 use tokio_stream::wrappers::BroadcastStream;
@@ -331,6 +331,10 @@ impl Runtime for Supervised {
 
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> tandem_runtime::Result<i32> {
         self.runtime.exec_stream(id, request, io).await
+    }
+
+    async fn attach(&self, id: &ContainerId, request: AttachRequest, io: ExecIo) -> tandem_runtime::Result<()> {
+        self.runtime.attach(id, request, io).await
     }
 
     async fn connect(&self, sandbox: &SandboxId, port: u16) -> tandem_runtime::Result<TcpStream> {

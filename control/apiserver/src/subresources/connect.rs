@@ -13,7 +13,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use tandem_api::{ApiError, Object, Reason};
+use tandem_api::{ApiError, Cause, Object, Reason};
 use tandem_store::Consistency;
 use tokio::time::timeout;
 
@@ -81,6 +81,7 @@ fn node_path(pod: &Object, subresource: &str, query: &Query) -> Result<String, A
     let container = container(pod, query.get("container"))?;
     let mut pairs: Vec<(String, String)> = Vec::new();
     if subresource == "log" {
+        check_log(query, name)?;
         let given = LOG_PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), query.get(name)?.to_owned())));
         pairs.extend(given);
         return Ok(format!("/containerLogs/{namespace}/{name}/{container}{}", encoded(&pairs)));
@@ -97,6 +98,26 @@ fn node_path(pod: &Object, subresource: &str, query: &Query) -> Result<String, A
         return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
     Ok(format!("/{subresource}/{namespace}/{name}/{container}{}", encoded(&pairs)))
+}
+
+/// What Kubernetes asks of the numbers in `PodLogOptions`.
+fn check_log(query: &Query, pod: &str) -> Result<(), ApiError> {
+    let mut causes = Vec::new();
+    for (field, least, why) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        if let Some(number) = query.number(field)?.filter(|number| *number < least) {
+            let message = format!("Invalid value: {number}: {why}");
+            causes.push(Cause { reason: "FieldValueInvalid".to_owned(), message, field: field.to_owned() });
+        }
+    }
+    if query.get("sinceSeconds").is_some() && query.get("sinceTime").is_some() {
+        let message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified".to_owned();
+        causes.push(Cause { reason: "FieldValueForbidden".to_owned(), message, field: "[]".to_owned() });
+    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("", "PodLogOptions", pod, causes)) }
 }
 
 fn encoded(pairs: &[(String, String)]) -> String {
@@ -295,6 +316,18 @@ mod tests {
             expect!["/containerLogs/a/web/one?follow=true&tailLines=5"],
         );
         check("log", "", expect!["a container name must be specified for pod web, choose one of: [one two]"]);
+        for (options, why) in [
+            ("limitBytes=0", "limitBytes: Invalid value: 0: must be greater than 0"),
+            ("tailLines=-1", "tailLines: Invalid value: -1: must be greater than or equal to 0"),
+            (
+                "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z",
+                "[]: Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified",
+            ),
+        ] {
+            let pod = Object::from_value(json!({ "spec": { "containers": [{ "name": "one" }] } })).unwrap();
+            let refused = node_path(&pod, "log", &Query::parse(options)).unwrap_err().message;
+            assert_eq!(refused, format!("PodLogOptions \"\" is invalid: {why}"));
+        }
         check("log", "container=x", expect!["container x is not valid for pod web"]);
         check(
             "exec",

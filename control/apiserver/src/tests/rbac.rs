@@ -72,6 +72,21 @@ async fn who_may_only_read_opens_no_stream_into_a_pod() {
 }
 
 #[tokio::test]
+async fn who_may_change_pods_adds_nothing_to_them() {
+    let server = super::connect::server().await;
+    server.create(ROLES, &role("writer", &["get", "patch", "update"], &["pods"])).await;
+    server.create(BINDINGS, &binding("jane", "Role", "writer", "jane")).await;
+    let added = json!({ "spec": { "ephemeralContainers": [{ "name": "e", "image": "x" }] } });
+    let patch = async || {
+        let request = ask("PATCH", &in_default("pods/a/ephemeralcontainers"));
+        server.send(request.body("application/merge-patch+json", added.to_string()).by(jane())).await.code
+    };
+    assert_eq!(patch().await, 403);
+    server.put(&format!("{ROLES}/writer"), &role("writer", &["patch"], &["pods/ephemeralcontainers"])).await;
+    assert_eq!(patch().await, 200);
+}
+
+#[tokio::test]
 async fn default_roles_can_be_bound() {
     let server = Server::start().await;
     server.create(BINDINGS, &binding("jane", "ClusterRole", "edit", "jane")).await;

@@ -244,9 +244,76 @@ async fn what_is_not_served_says_so() {
     let server = Server::start().await;
     server.default_account().await;
     server.create(&in_default("pods"), &pod("a")).await;
-    for path in ["pods/a/ephemeralcontainers", "pods/a/resize", "pods/a/nothing", "pods/a/log/deeper"] {
+    for path in ["pods/a/resize", "pods/a/nothing", "pods/a/log/deeper"] {
         assert_eq!(server.patch(&in_default(path), MERGE, &json!({})).await.code, 404, "{path}");
     }
     assert_eq!(server.get(&in_default("pods/a/binding")).await.code, 405);
     assert_eq!(server.delete(&in_default("pods/a/status")).await.code, 405);
+}
+
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
+fn added(containers: Value) -> Value {
+    json!({ "spec": { "ephemeralContainers": containers } })
+}
+
+#[tokio::test]
+async fn ephemeral_containers_are_added_and_stay() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    let uri = in_default("pods/a/ephemeralcontainers");
+    // As kubectl debug sends it.
+    let first = json!([{ "name": "one", "image": "busybox", "resources": {}, "stdin": true, "tty": true }]);
+    let patched = server.patch(&uri, STRATEGIC, &added(first.clone())).await;
+    assert_eq!(patched.code, 200, "{}", patched.text());
+    let second = json!([{ "name": "two", "image": "busybox", "targetContainerName": "c" }]);
+    let second = server.patch(&uri, STRATEGIC, &added(second)).await;
+    assert_eq!(second.code, 200, "{}", second.text());
+    let pod = server.get(&uri).await.json();
+    let named: Vec<&str> =
+        pod["spec"]["ephemeralContainers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(named, ["one", "two"]);
+    assert_eq!(pod["spec"]["ephemeralContainers"][0]["terminationMessagePath"], "/dev/termination-log");
+    assert_eq!(pod["metadata"]["generation"], 3);
+    // A put that says the same changes nothing, and of all else nothing counts.
+    let mut same = pod.clone();
+    same["spec"]["activeDeadlineSeconds"] = 5.into();
+    same["metadata"]["labels"] = json!({ "a": "b" });
+    let same = server.put(&uri, &same).await.json();
+    assert_eq!(same["metadata"]["resourceVersion"], pod["metadata"]["resourceVersion"]);
+    // The pod's own door does not add any.
+    let own = server.patch(&in_default("pods/a"), STRATEGIC, &added(json!([{ "name": "x", "image": "y" }]))).await;
+    assert_eq!(own.code, 422, "{}", own.text());
+}
+
+#[tokio::test]
+async fn ephemeral_containers_are_what_they_may_be() {
+    let server = Server::start().await;
+    server.default_account().await;
+    server.create(&in_default("pods"), &pod("a")).await;
+    let uri = in_default("pods/a/ephemeralcontainers");
+    let one = json!({ "name": "one", "image": "busybox" });
+    assert_eq!(server.patch(&uri, STRATEGIC, &added(json!([one]))).await.code, 200);
+    let refused = async |container: Value| server.patch(&uri, MERGE, &added(json!([one, container]))).await.status();
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].image: Required value"#]]
+        .assert_eq(&refused(json!({ "name": "two" })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].name: Duplicate value: "c""#]]
+        .assert_eq(&refused(json!({ "name": "c", "image": "x" })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].ports: Forbidden: cannot be set for an Ephemeral Container"#]]
+        .assert_eq(&refused(json!({ "name": "two", "image": "x", "ports": [{ "containerPort": 80 }] })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].resources: Forbidden: cannot be set for an Ephemeral Container"#]]
+        .assert_eq(&refused(json!({ "name": "two", "image": "x", "resources": { "limits": { "cpu": "1" } } })).await);
+    expect![[
+        r#"422 Invalid: Pod "a" is invalid: spec.ephemeralContainers[1].targetContainerName: Not found: "nobody""#
+    ]]
+    .assert_eq(&refused(json!({ "name": "two", "image": "x", "targetContainerName": "nobody" })).await);
+    let changed = server.patch(&uri, STRATEGIC, &added(json!([{ "name": "one", "image": "other" }]))).await;
+    expect![[r#"
+        422 Invalid: Pod "a" is invalid: spec.ephemeralContainers: Forbidden: existing ephemeral containers "one" may not be changed
+    "#]].assert_eq(&changed.status());
+    let removed = server.patch(&uri, MERGE, &added(json!([]))).await;
+    expect![[r#"
+        422 Invalid: Pod "a" is invalid: spec.ephemeralContainers: Forbidden: existing ephemeral containers "one" may not be removed
+    "#]].assert_eq(&removed.status());
 }

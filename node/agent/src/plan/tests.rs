@@ -28,6 +28,7 @@ fn line(step: &Step) -> String {
         Step::Start { container, sandbox, attempt, backoff_seconds, .. } => {
             format!("start {container} {attempt} in {sandbox}, back-off {backoff_seconds}")
         }
+        Step::Refuse { container, message } => format!("refuse {container}: {message}"),
         Step::Stop { id, grace_seconds, why, .. } => format!("stop {id} within {grace_seconds}: {why:?}"),
         Step::Remove { id, .. } => format!("remove {id}"),
         Step::Cancel(subject) => format!("cancel {subject:?}"),
@@ -411,4 +412,74 @@ fn a_container_that_vanished_is_replaced() {
     check(&pod, &in_container_sandbox(&pod, Vec::new()), 1, expect!["start a 5 in container-0, back-off 0"]);
     let never = with_spec(pod, |spec| spec.restart_policy = Some("Never".to_owned()));
     check(&never, &in_container_sandbox(&never, Vec::new()), 1, expect!["stop sandbox container-0"]);
+}
+
+/// The pod with an ephemeral container that targets another.
+fn debugged(pod: Pod, target: &str) -> Pod {
+    with_spec(pod, |spec| spec.ephemeral_containers = Some(vec![added("debugger", target)]))
+}
+
+#[test]
+fn an_ephemeral_container_starts_once_beside_what_runs() {
+    let pod = debugged(pod(&["a"]), "a");
+    let seen = in_container_sandbox(&pod, vec![running("a", 0, 1)]);
+    check(&pod, &seen, 2, expect!["resolve debugger"]);
+    let resolved = |mut seen: Observed, kind: Kind| {
+        seen.images.insert("debugger".to_owned(), ImageKind { kind, sockets: false });
+        seen
+    };
+    let seen = resolved(seen, Kind::Container);
+    check(&pod, &seen, 2, expect!["start debugger 0 in container-0, back-off 0"]);
+    // It starts before what the pod is made of, whose init containers may be what is looked into.
+    let waiting = with_spec(pod.clone(), |spec| spec.init_containers = Some(vec![spec.containers[0].clone()]));
+    let waiting = with_spec(waiting, |spec| spec.containers[0].name = "b".to_owned());
+    check(
+        &waiting,
+        &seen,
+        2,
+        expect![[r#"
+        resolve b
+        start debugger 0 in container-0, back-off 0"#]],
+    );
+    for container in [running("debugger", 0, 2), exited("debugger", 0, 2, 3, 1)] {
+        let seen = resolved(in_container_sandbox(&pod, vec![running("a", 0, 1), container]), Kind::Container);
+        check(&pod, &seen, 4, expect![""]);
+    }
+}
+
+#[test]
+fn an_ephemeral_container_does_not_keep_its_pod() {
+    let pod = debugged(with_spec(pod(&["a"]), |spec| spec.restart_policy = Some("Never".to_owned())), "a");
+    let seen = in_container_sandbox(&pod, vec![exited("a", 0, 1, 2, 0), running("debugger", 0, 2)]);
+    check(&pod, &seen, 3, expect!["stop debugger-0 within 30: Ended"]);
+    assert_eq!(life::outcome(&pod, &seen, at(3)), Some(life::Outcome::Succeeded));
+}
+
+#[test]
+fn what_a_pod_has_no_sandbox_for_is_refused() {
+    let pod = debugged(pod(&["a"]), "");
+    let light = vec![sandbox(Kind::Component, 0, true, vec![running("a", 0, 1)])];
+    let mut seen = Observed { sandboxes: light, ..components(&pod, &["a"]) };
+    seen.images.insert("debugger".to_owned(), ImageKind { kind: Kind::Container, sockets: false });
+    check(
+        &pod,
+        &seen,
+        2,
+        expect![
+            "refuse debugger: a container cannot be added to a pod that runs components only: the pod has no sandbox for containers, and its network cannot be given one while it runs"
+        ],
+    );
+    seen.images.insert("debugger".to_owned(), ImageKind { kind: Kind::Component, sockets: false });
+    check(&pod, &seen, 2, expect!["start debugger 0 in component-0, back-off 0"]);
+}
+
+#[test]
+fn a_target_runs_and_has_processes() {
+    let pod = pod(&["a", "b"]);
+    let seen = in_container_sandbox(&pod, vec![running("a", 2, 1), exited("b", 0, 1, 2, 0)]);
+    assert_eq!(target(&seen, Kind::Container, "a"), Ok(ContainerId("a-2".to_owned())));
+    assert!(target(&seen, Kind::Component, "a").unwrap_err().contains("no process namespace"));
+    for absent in ["b", "c"] {
+        assert!(target(&seen, Kind::Container, absent).unwrap_err().contains("does not run"), "{absent}");
+    }
 }

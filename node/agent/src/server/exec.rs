@@ -1,4 +1,4 @@
-//! Exec over WebSocket: `v5.channel.k8s.io`, and `v4` for clients that cannot end a stream.
+//! Exec and attach over WebSocket: `v5.channel.k8s.io`, and `v4` for clients that cannot end a stream.
 
 use axum::{
     body::Bytes,
@@ -66,35 +66,68 @@ impl Parameters {
 }
 
 /// The pairs of a query string.
-fn form(query: &str) -> Vec<(String, String)> {
+pub(super) fn form(query: &str) -> Vec<(String, String)> {
     let url = reqwest::Url::parse(&format!("http://node/?{query}"));
     url.map(|url| url.query_pairs().into_owned().collect()).unwrap_or_default()
 }
 
-pub(super) async fn exec_of_uid(
-    state: State<Serving>,
-    Path((namespace, pod, _uid, container)): Path<(String, String, String, String)>,
-    query: RawQuery,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Response {
-    exec(state, Path((namespace, pod, container)), query, upgrade).await
+/// Whose streams a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// Those of a command that is run in the container.
+    Exec,
+    /// The container's own.
+    Attach,
 }
 
-pub(super) async fn exec(
-    State(serving): State<Serving>,
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+/// With the pod's uid, as a kubelet's path may have it.
+type LongPath = Path<(String, String, String, String)>;
+
+pub(super) async fn exec(state: State<Serving>, path: ContainerPath, query: RawQuery, upgrade: Upgrade) -> Response {
+    serve(&state, path, &query, upgrade, Door::Exec)
+}
+
+pub(super) async fn exec_of_uid(state: State<Serving>, path: LongPath, query: RawQuery, upgrade: Upgrade) -> Response {
+    serve(&state, without_uid(path), &query, upgrade, Door::Exec)
+}
+
+pub(super) async fn attach(state: State<Serving>, path: ContainerPath, query: RawQuery, upgrade: Upgrade) -> Response {
+    serve(&state, path, &query, upgrade, Door::Attach)
+}
+
+pub(super) async fn attach_of_uid(
+    state: State<Serving>,
+    path: LongPath,
+    query: RawQuery,
+    upgrade: Upgrade,
+) -> Response {
+    serve(&state, without_uid(path), &query, upgrade, Door::Attach)
+}
+
+fn without_uid(Path((namespace, pod, _uid, container)): LongPath) -> ContainerPath {
+    Path((namespace, pod, container))
+}
+
+fn serve(
+    serving: &Serving,
     Path((namespace, pod, container)): ContainerPath,
-    RawQuery(query): RawQuery,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    RawQuery(query): &RawQuery,
+    upgrade: Upgrade,
+    door: Door,
 ) -> Response {
     let parameters = Parameters::parse(query.as_deref().unwrap_or_default());
-    let (runtime, id) = match find(&serving, &namespace, &pod, &container, &parameters) {
+    if door == Door::Exec && parameters.command.is_empty() {
+        return (StatusCode::BAD_REQUEST, "you must specify at least 1 command").into_response();
+    }
+    let (runtime, id) = match find(serving, &namespace, &pod, &container, &parameters) {
         Ok(found) => found,
         Err(refusal) => return refusal.into_response(),
     };
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade.protocols([V5, V4]).max_message_size(MESSAGE_MAX),
         Err(_) => {
-            let message = format!("exec is served over WebSocket ({V5}, {V4}) only");
+            let message = format!("exec and attach are served over WebSocket ({V5}, {V4}) only");
             return (StatusCode::BAD_REQUEST, message).into_response();
         }
     };
@@ -102,7 +135,7 @@ pub(super) async fn exec(
     if !known {
         return (StatusCode::BAD_REQUEST, format!("no known subprotocol: {V5} and {V4} are")).into_response();
     }
-    upgrade.on_upgrade(move |socket| converse(socket, runtime, id, parameters))
+    upgrade.on_upgrade(move |socket| converse(socket, runtime, id, parameters, door))
 }
 
 fn find(
@@ -112,9 +145,6 @@ fn find(
     container: &str,
     parameters: &Parameters,
 ) -> Result<(Arc<dyn Runtime>, ContainerId), Refusal> {
-    if parameters.command.is_empty() {
-        return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 command".to_owned()));
-    }
     if !(parameters.stdin || parameters.stdout || parameters.stderr) {
         return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr".to_owned()));
     }
@@ -128,7 +158,7 @@ fn find(
     Ok((runtime, running.id.clone()))
 }
 
-async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId, parameters: Parameters) {
+async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId, parameters: Parameters, door: Door) {
     let (sink, source) = socket.split();
     let (to_stdin, stdin) = mpsc::channel(WAITING_MAX);
     let (stdout, from_stdout) = mpsc::channel(WAITING_MAX);
@@ -144,11 +174,16 @@ async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId,
     let (to_client, frames) = mpsc::channel(WAITING_MAX);
     let io = ExecIo { stdin, stdout, stderr, resize };
     let work = async {
-        let run = runtime.exec_stream(&id, request, io);
+        let run = async {
+            match door {
+                Door::Exec => runtime.exec_stream(&id, request, io).await,
+                Door::Attach => runtime.attach(&id, request.streams(), io).await.map(|()| 0),
+            }
+        };
         let out = forward(STDOUT, from_stdout, to_client.clone());
         let err = forward(STDERR, from_stderr, to_client.clone());
         let (result, (), ()) = futures::join!(run, out, err);
-        let status = serde_json::to_vec(&outcome(&result)).unwrap_or_default();
+        let status = serde_json::to_vec(&outcome(door, &result)).unwrap_or_default();
         // A client that is gone does not want to know.
         drop(to_client.send(framed(ERROR, &status)).await);
         drop(to_client);
@@ -235,8 +270,8 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut frames: mpsc::Receiv
     drop(sink.close().await);
 }
 
-/// How the command ended, as clients read it from the error channel.
-fn outcome(result: &Result<i32, Error>) -> Status {
+/// How the streams ended, as clients read it from the error channel.
+fn outcome(door: Door, result: &Result<i32, Error>) -> Status {
     let failure = |message: String, reason: &str, causes: Option<Vec<StatusCause>>, code| Status {
         status: Some("Failure".to_owned()),
         message: Some(message),
@@ -254,7 +289,11 @@ fn outcome(result: &Result<i32, Error>) -> Status {
             failure(message, "NonZeroExitCode", Some(vec![cause]), None)
         }
         Err(error) => {
-            let message = format!("Internal error occurred: error executing command in container: {error}");
+            let doing = match door {
+                Door::Exec => "executing command in container",
+                Door::Attach => "attaching to container",
+            };
+            let message = format!("Internal error occurred: error {doing}: {error}");
             failure(message, "InternalError", None, Some(500))
         }
     }
@@ -279,7 +318,7 @@ mod tests {
 
     #[test]
     fn outcomes_as_clients_read_them() {
-        let text = |result| serde_json::to_string(&outcome(&result)).unwrap();
+        let text = |result| serde_json::to_string(&outcome(Door::Exec, &result)).unwrap();
         assert!(text(Ok(0)).contains(r#""status":"Success""#));
         let failed = text(Ok(3));
         assert!(failed.contains(r#""reason":"NonZeroExitCode""#), "{failed}");

@@ -143,7 +143,7 @@ fn waiting_reason(found: &Found, name: &str, now: Timestamp) -> String {
     let reported = found.pod.status.clone();
     let made = pod_status(&found.pod, &found.seen, &crate::observed::Probes::default(), now);
     let reason = |status: &k8s_openapi::api::core::v1::PodStatus| {
-        let lists = [&status.init_container_statuses, &status.container_statuses];
+        let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
         let container = lists.into_iter().flatten().flatten().find(|container| container.name == name)?.clone();
         container.state?.waiting?.reason
     };

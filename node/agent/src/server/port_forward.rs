@@ -6,7 +6,9 @@
 //! ```
 //!
 //! The same SPDY/3.1 comes in two wrappings: kubectl since 1.31 tunnels it through WebSocket, older ones upgrade to it.
+//! Other clients don't speak it at all (`channels`).
 
+mod channels;
 mod session;
 
 use std::{io, pin::Pin, sync::Arc};
@@ -27,6 +29,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::codec::{BytesCodec, Framed};
 
 use super::{Refusal, Serving};
+use channels::{BASE64, BINARY, Coding};
 use session::Target;
 
 /// SPDY as it is tunnelled through WebSocket.
@@ -68,12 +71,27 @@ pub(super) async fn port_forward(
         return upgraded(&mut parts, target, permit);
     }
     let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &()).await else {
-        let message = format!("port forwarding is served over WebSocket ({TUNNEL}) and {SPDY} only");
+        let message = format!("port forwarding is served over WebSocket ({TUNNEL}, {BINARY}) and {SPDY} only");
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
-    let upgrade = upgrade.protocols([TUNNEL]).max_message_size(MESSAGE_MAX);
-    if upgrade.selected_protocol().is_none() {
-        return (StatusCode::BAD_REQUEST, format!("no known subprotocol: {TUNNEL} is")).into_response();
+    let upgrade = upgrade.protocols([TUNNEL, BINARY, BASE64]).max_message_size(MESSAGE_MAX);
+    let coding = match upgrade.selected_protocol().and_then(|protocol| protocol.to_str().ok()) {
+        Some(TUNNEL) => None,
+        Some(BINARY) => Some(Coding::Binary),
+        Some(BASE64) => Some(Coding::Base64),
+        _ => {
+            let message = format!("no known subprotocol: {TUNNEL}, {BINARY} and {BASE64} are");
+            return (StatusCode::BAD_REQUEST, message).into_response();
+        }
+    };
+    if let Some(coding) = coding {
+        return match channels::ports(parts.uri.query().unwrap_or_default()) {
+            Err(why) => (StatusCode::BAD_REQUEST, why).into_response(),
+            Ok(ports) => upgrade.on_upgrade(move |socket| async move {
+                channels::run(socket, coding, &ports, target).await;
+                drop(permit);
+            }),
+        };
     }
     upgrade.on_upgrade(move |socket| async move {
         let (source, sink) = messages(socket);

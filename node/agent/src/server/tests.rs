@@ -203,7 +203,40 @@ async fn exec_speaks_both_protocols() {
     let (_, error) = exec(&served, "v5.channel.k8s.io, v4.channel.k8s.io", "command=exit&command=3", None).await;
     assert!(error.contains("NonZeroExitCode") && error.contains("\"3\""), "{error}");
     assert_eq!(served.get("/exec/default/web/a?command=x&output=1").await.0, 400);
-    assert_eq!(served.get("/attach/default/web/a").await.0, 501);
+    served.end().await;
+}
+
+#[tokio::test]
+async fn attached_clients_hear_and_speak() {
+    let served = Served::start().await;
+    served.node.offer("a", Program(vec![Act::Copy]));
+    served.node.api.put_pod(crate::testing::with_spec(pod(&["a"]), |spec| {
+        (spec.containers[0].stdin, spec.containers[0].stdin_once) = (Some(true), Some(true));
+        spec.restart_policy = Some("Never".to_owned());
+    }));
+    served.node.until_pod("a ready pod", is_ready).await;
+    for refused in ["/attach/default/web/a", "/attach/default/web/a?output=1", "/attach/default/web/uid-1/a?output=1"] {
+        assert_eq!(served.get(refused).await.0, 400, "{refused}");
+    }
+    assert_eq!(served.get("/attach/default/web/b?output=1").await.0, 404);
+    let mut socket = websocket(&served, "/attach/default/web/a?input=1&output=1&error=1", "v5.channel.k8s.io").await;
+    socket.send(Message::Binary(b"\0ping".to_vec().into())).await.unwrap();
+    let mut heard = Vec::new();
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(bytes) if bytes[..] == *b"\x01ping" => {
+                // The end of its only input is the end of the container.
+                socket.send(Message::Binary(vec![255, 0].into())).await.unwrap();
+            }
+            Message::Binary(bytes) => heard.push(String::from_utf8_lossy(&bytes).into_owned()),
+            _ => {}
+        }
+    }
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].starts_with('\u{3}') && heard[0].contains("Success"), "{heard:?}");
+    let ended = |pod: &Pod| crate::pod::phase(pod) == "Succeeded";
+    served.node.until_pod("an end", ended).await;
+    assert_eq!(served.get("/attach/default/web/a?output=1").await.0, 404);
     served.end().await;
 }
 

@@ -35,7 +35,7 @@ fn text(status: &PodStatus) -> String {
             format!("{} {} since {since} {reason} {message}", condition.type_, condition.status).trim_end().to_owned(),
         );
     }
-    for list in [&status.init_container_statuses, &status.container_statuses] {
+    for list in [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses] {
         for container in list.iter().flatten() {
             let last = container.last_state.as_ref().map(state).unwrap_or_default();
             let flags = (container.ready, container.started.unwrap_or(false));
@@ -286,5 +286,30 @@ fn a_vanished_container_is_unknown_and_keeps_its_count() {
         Ready False since 2 PodFailed
         ContainersReady False since 2 PodFailed
         a terminated 137 ContainerStatusUnknown: The container could not be located when the pod was terminated restarts 3 (ready, started) (false, false) last - id containerd://a-3"#]],
+    );
+}
+
+#[test]
+fn ephemeral_containers_have_statuses_and_no_say() {
+    let pod =
+        with_spec(pod(&["a"]), |spec| spec.ephemeral_containers = Some(vec![added("one", ""), added("two", "a")]));
+    let mut seen = with(&pod, vec![running("a", 0, 1), exited("one", 0, 2, 3, 7)]);
+    let message = "no sandbox".to_owned();
+    let trouble = Trouble { reason: "CreateContainerError", message, at: at(3), count: 1 };
+    seen.troubles.insert(Subject::Container("two".to_owned()), trouble);
+    check(
+        &pod,
+        &seen,
+        &Probes::default(),
+        4,
+        expect![[r#"
+        Running - ip 10.128.0.7 BestEffort
+        PodReadyToStartContainers True since 4
+        Initialized True since 4
+        Ready True since 4
+        ContainersReady True since 4
+        a running restarts 0 (ready, started) (true, true) last - id containerd://a-0
+        one terminated 7 Error restarts 0 (ready, started) (false, false) last - id containerd://one-0
+        two waiting CreateContainerError: no sandbox restarts 0 (ready, started) (false, false) last - id -"#]],
     );
 }

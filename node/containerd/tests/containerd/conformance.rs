@@ -29,6 +29,7 @@ impl Fixture for Containers {
             Role::Waits => "trap 'exit 0' TERM; sleep 1000000 & wait",
             Role::ExitsWithThree => "exit 3",
             Role::Prints => "echo out 1; echo out 2; echo err 1 >&2",
+            Role::Copies => "exec cat",
             Role::Shows => "echo \"GREETING=$GREETING\"; for arg in \"$@\"; do echo \"arg $arg\"; done",
             Role::Writes => "echo written > /data/out",
         };

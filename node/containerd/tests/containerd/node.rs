@@ -191,6 +191,7 @@ impl Node {
             stdin: false,
             stdin_once: false,
             tty: false,
+            target: None,
             log_path: "main/0.log".into(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

@@ -41,6 +41,7 @@ fn container() -> ContainerSpec {
         stdin: false,
         stdin_once: false,
         tty: false,
+        target: None,
         log_path: "main/3.log".into(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
@@ -253,4 +254,16 @@ fn mounts_are_private_and_devices_are_none() {
     assert!(config.devices.is_empty());
     expect![[r#"[Mount { container_path: "/mnt", host_path: "/data", readonly: true, selinux_relabel: false, propagation: PropagationPrivate, uid_mappings: [], gid_mappings: [], recursive_read_only: false, image: None }]"#]]
         .assert_eq(&format!("{:?}", config.mounts));
+}
+
+#[test]
+fn a_target_counts_where_processes_are_not_shared() {
+    let target = ContainerId("c1".to_owned());
+    let options = |share_processes| {
+        let sandbox = SandboxSpec { share_processes, ..sandbox(Network::Own) };
+        let options = namespaces_of(&sandbox, Some(&target));
+        (options.pid(), options.target_id)
+    };
+    assert_eq!(options(false), (v1::NamespaceMode::Target, "c1".to_owned()));
+    assert_eq!(options(true), (v1::NamespaceMode::Pod, String::new()));
 }

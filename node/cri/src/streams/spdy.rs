@@ -7,14 +7,14 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tandem_runtime::{ExecIo, ExecRequest, Result};
+use tandem_runtime::{AttachRequest, ExecIo, Result};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::mpsc,
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Channel, Input, Inputs, Outputs, Target, exit_code, resize};
+use super::{Channel, Input, Inputs, Outputs, Refusal, Target, exit_code, resize};
 use crate::error::failed;
 
 const VERSION: u16 = 3;
@@ -29,9 +29,14 @@ const FRAME_LIMIT: usize = 1 << 20;
 
 type Stream = TokioIo<Upgraded>;
 
-pub(super) async fn run(url: &str, request: &ExecRequest, io: ExecIo) -> Result<i32> {
-    let (stream, _connection) = open(url).await?;
-    let (source, mut sink) = tokio::io::split(stream);
+pub(super) struct Connection {
+    stream: Stream,
+    /// Carries the stream for as long as it is there.
+    _task: AbortOnDropHandle<()>,
+}
+
+pub(super) async fn run(connection: Connection, request: AttachRequest, io: ExecIo) -> Result<i32> {
+    let (source, mut sink) = tokio::io::split(connection.stream);
     let streams = Streams::new(request);
     sink.write_all(&streams.opening()).await.map_err(|error| failed("exec", error))?;
     let inputs = Inputs::new(request, io.stdin, io.resize);
@@ -43,13 +48,13 @@ pub(super) async fn run(url: &str, request: &ExecRequest, io: ExecIo) -> Result<
     }
 }
 
-async fn open(url: &str) -> Result<(Stream, AbortOnDropHandle<()>)> {
-    let failure = |error: &dyn std::fmt::Display| failed("exec", error);
-    let target = Target::parse(url)?;
-    let stream = TokioIo::new(target.connect().await?);
+pub(super) async fn open(url: &str) -> std::result::Result<Connection, Refusal> {
+    let failure = |error: &dyn std::fmt::Display| Refusal::Failed(failed("exec", error));
+    let target = Target::parse(url).map_err(Refusal::Failed)?;
+    let stream = TokioIo::new(target.connect().await.map_err(Refusal::Failed)?);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(stream).await.map_err(|error| failure(&error))?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "exec connection");
         }
@@ -61,21 +66,29 @@ async fn open(url: &str) -> Result<(Stream, AbortOnDropHandle<()>)> {
         .header("X-Stream-Protocol-Version", super::websocket::V4)
         .body(Empty::<Bytes>::new())
         .map_err(|error| failure(&error))?;
-    let answer = sender.send_request(request).await.map_err(|error| failure(&error))?;
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let status = answer.status();
+    let answer = match sender.send_request(request).await {
+        Ok(answer) => answer,
+        // Servers of WebSocket alone hang up on whoever does not begin with GET.
+        Err(error) if error.is_incomplete_message() || error.is_canceled() => return Err(Refusal::Protocol),
+        Err(error) => return Err(failure(&error)),
+    };
+    let status = answer.status();
+    if super::websocket::is_refusal(status) || status == StatusCode::METHOD_NOT_ALLOWED {
+        return Err(Refusal::Protocol);
+    }
+    if status != StatusCode::SWITCHING_PROTOCOLS {
         let body = answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        return Err(failed("exec", format!("{status}: {}", String::from_utf8_lossy(&body).trim())));
+        return Err(failure(&format!("{status}: {}", String::from_utf8_lossy(&body).trim())));
     }
     let upgraded = hyper::upgrade::on(answer).await.map_err(|error| failure(&error))?;
-    Ok((TokioIo::new(upgraded), connection))
+    Ok(Connection { stream: TokioIo::new(upgraded), _task: task })
 }
 
 /// Which stream carries which channel. A client's streams have odd numbers.
 struct Streams(Vec<Channel>);
 
 impl Streams {
-    fn new(request: &ExecRequest) -> Streams {
+    fn new(request: AttachRequest) -> Streams {
         let wanted = [
             (Channel::Status, true),
             (Channel::Stdin, request.stdin),
@@ -300,8 +313,8 @@ mod tests {
 
     #[test]
     fn streams_have_odd_numbers_in_the_order_in_which_they_open() {
-        let request = ExecRequest { command: vec![], stdin: true, stdout: true, stderr: true, tty: true };
-        let streams = Streams::new(&request);
+        let request = AttachRequest { stdin: true, stdout: true, stderr: true, tty: true };
+        let streams = Streams::new(request);
         assert_eq!(streams.number(Channel::Status), Some(1));
         assert_eq!(streams.number(Channel::Stdin), Some(3));
         assert_eq!(streams.number(Channel::Stderr), None);

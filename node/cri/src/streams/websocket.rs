@@ -6,7 +6,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use http::{HeaderValue, StatusCode, header::SEC_WEBSOCKET_PROTOCOL};
-use tandem_runtime::{ExecIo, ExecRequest, Result};
+use tandem_runtime::{AttachRequest, ExecIo, Result};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream,
@@ -45,11 +45,11 @@ pub(super) async fn open(url: &str, protocols: &[&str]) -> std::result::Result<C
 }
 
 /// What servers answer to a WebSocket protocol that they don't know.
-fn is_refusal(status: StatusCode) -> bool {
+pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED)
 }
 
-pub(super) async fn run(connection: Connection, request: &ExecRequest, io: ExecIo) -> Result<i32> {
+pub(super) async fn run(connection: Connection, request: AttachRequest, io: ExecIo) -> Result<i32> {
     let can_close = connection.protocol == V5;
     let (sink, source) = connection.socket.split();
     let inputs = Inputs::new(request, io.stdin, io.resize);

@@ -5,10 +5,12 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::{Bench, Check, Role, ensure, text};
-use crate::{ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State, Stats};
+use crate::{AttachRequest, ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State, Stats};
 
 /// More than any well-behaved workload takes to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// Long enough for what was said to be heard.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Reserved, so that nobody listens there.
 const UNUSED_PORT: u16 = 1023;
 
@@ -52,6 +54,8 @@ checks![
     exec_gives_output_and_code,
     exec_ends_at_its_timeout,
     exec_streams_both_ways,
+    attach_streams_both_ways,
+    attach_hears_what_others_cause,
     a_port_without_a_server_is_named,
 ];
 
@@ -458,6 +462,121 @@ async fn exec_streams_both_ways(bench: &Bench<'_>) -> Result<(), String> {
         .map_err(|_| "a command whose stdin ended did not end".to_owned())?;
     let code = code.map_err(text)?;
     ensure(code == 0 && heard == b"ping\n", || format!("code {code}, stdout {:?}", String::from_utf8_lossy(&heard)))
+}
+
+/// A client that is attached: its ends of the streams.
+struct Attached {
+    stdin: mpsc::Sender<Bytes>,
+    stdout: mpsc::Receiver<Bytes>,
+    _stderr: mpsc::Receiver<Bytes>,
+    _resize: mpsc::Sender<(u16, u16)>,
+}
+
+fn attached() -> (ExecIo, Attached) {
+    let (to_stdin, stdin) = mpsc::channel(4);
+    let (stdout, from_stdout) = mpsc::channel(4);
+    let (stderr, from_stderr) = mpsc::channel(4);
+    let (to_resize, resize) = mpsc::channel(1);
+    let client = Attached { stdin: to_stdin, stdout: from_stdout, _stderr: from_stderr, _resize: to_resize };
+    (ExecIo { stdin, stdout, stderr, resize }, client)
+}
+
+impl Attached {
+    async fn say(&self, text: &'static [u8]) -> Result<(), String> {
+        self.stdin.send(Bytes::from_static(text)).await.map_err(|_| "the container takes no input".to_owned())
+    }
+
+    /// Waits for this much output, and checks that it is this.
+    async fn hears(&mut self, wanted: &str, patience: Duration) -> Result<(), String> {
+        let mut heard = Vec::new();
+        while heard.len() < wanted.len() {
+            match tokio::time::timeout(patience, self.stdout.recv()).await {
+                Ok(Some(bytes)) => heard.extend_from_slice(&bytes),
+                Ok(None) => break,
+                Err(_) => return Err(format!("of {wanted:?} came {:?}", String::from_utf8_lossy(&heard))),
+            }
+        }
+        let heard = String::from_utf8_lossy(&heard);
+        ensure(heard == wanted, || format!("should hear {wanted:?}, heard {heard:?}"))
+    }
+}
+
+/// A container that copies its input.
+async fn copier(bench: &Bench<'_>, stdin_once: bool) -> Result<ContainerId, String> {
+    let sandbox = bench.sandbox().await?;
+    let mut spec = bench.container_spec(Role::Copies, "main").await?;
+    (spec.stdin, spec.stdin_once) = (true, stdin_once);
+    let id = bench.start_spec(&sandbox, &spec).await?;
+    bench.running(&id).await?;
+    Ok(id)
+}
+
+const BOTH_WAYS: AttachRequest = AttachRequest { stdin: true, stdout: true, stderr: true, tty: false };
+
+async fn attach_streams_both_ways(bench: &Bench<'_>) -> Result<(), String> {
+    let id = copier(bench, true).await?;
+    let (io, mut client) = attached();
+    let talk = async move {
+        client.say(b"ping\n").await?;
+        client.hears("ping\n", bench.fixture.patience()).await?;
+        client.say(b"pong\n").await?;
+        client.hears("pong\n", bench.fixture.patience()).await
+    };
+    let both = futures::future::join(bench.runtime.attach(&id, BOTH_WAYS, io), talk);
+    let (ended, talked) = tokio::time::timeout(bench.fixture.patience(), both)
+        .await
+        .map_err(|_| "a container whose only stdin ended did not end".to_owned())?;
+    talked?;
+    ended.map_err(text)?;
+    let seen = bench.exited(&id).await?;
+    ensure(outcome(&seen.state).0 == 0, || format!("should have ended with 0, is {:?}", seen.state))?;
+    let (io, _client) = attached();
+    let again = tokio::time::timeout(bench.fixture.patience(), bench.runtime.attach(&id, BOTH_WAYS, io)).await;
+    ensure(matches!(again, Ok(Err(_))), || format!("attached to a container that has ended: {again:?}"))
+}
+
+async fn attach_hears_what_others_cause(bench: &Bench<'_>) -> Result<(), String> {
+    let id = copier(bench, false).await?;
+    let (listening, mut listener) = attached();
+    let listen = bench.runtime.attach(&id, AttachRequest { stdin: false, ..BOTH_WAYS }, listening);
+    let patience = bench.fixture.patience();
+    let talk = async {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut rounds = 0;
+        // Attaching takes its time, and what was said before is not heard. Whoever leaves a container whose stdin stays
+        // open leaves it running.
+        loop {
+            speak_once(bench, &id).await?;
+            rounds += 1;
+            let heard = listener.hears("ping\n", MOMENT).await;
+            match heard {
+                Ok(()) if rounds > 1 => break,
+                Err(why) if tokio::time::Instant::now() > deadline => return Err(why),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        bench.running(&id).await?;
+        bench.runtime.stop(&id, Duration::ZERO).await.map_err(text)
+    };
+    let listen = async { Ok(listen.await) };
+    let (ended, ()) = tokio::time::timeout(patience * 2, futures::future::try_join(listen, talk))
+        .await
+        .map_err(|_| "attaching did not end with its container".to_owned())??;
+    ended.map_err(text)
+}
+
+/// Attaches, says something, hears it come back, and leaves.
+async fn speak_once(bench: &Bench<'_>, id: &ContainerId) -> Result<(), String> {
+    let (io, mut client) = attached();
+    let attach = bench.runtime.attach(id, BOTH_WAYS, io);
+    let speak = async {
+        client.say(b"ping\n").await?;
+        client.hears("ping\n", bench.fixture.patience()).await
+    };
+    tokio::select! {
+        ended = attach => Err(format!("attaching ended before its container: {ended:?}")),
+        spoken = speak => spoken,
+    }
 }
 
 async fn a_port_without_a_server_is_named(bench: &Bench<'_>) -> Result<(), String> {

@@ -55,6 +55,7 @@ async fn check(network: Network) {
         (Role::Waits, Program::waits()),
         (Role::ExitsWithThree, Program::exits(3)),
         (Role::Prints, Program(vec![print("out 1"), Act::PrintError("err 1".to_owned()), print("out 2")])),
+        (Role::Copies, Program(vec![Act::Copy])),
         (Role::Shows, Program(vec![Act::PrintEnvironment, Act::PrintArguments])),
         (Role::Writes, Program(vec![Act::Write { path: "/data/out".to_owned(), text: "written".to_owned() }])),
     ];
@@ -64,7 +65,7 @@ async fn check(network: Network) {
     let fixture = InMemory { fake: fake.clone(), directory: tempfile::tempdir().unwrap(), network };
     let (passed, failures) = conformance::run(&fixture).await;
     assert_eq!(failures, []);
-    assert_eq!(passed, 34);
+    assert_eq!(passed, 36);
     assert_eq!(fake.sandboxes(), []);
 }
 
@@ -130,6 +131,7 @@ fn container_spec(image: &Image) -> ContainerSpec {
         stdin: false,
         stdin_once: false,
         tty: false,
+        target: None,
         log_path: PathBuf::from("main/0.log"),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

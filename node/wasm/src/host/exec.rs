@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     engine::{Ending, GuestStreams, Pulse},
+    live::{Heard, LISTENERS_MAX},
     output::Output,
     state::{ContainerRecord, ContainerState},
 };
@@ -86,6 +87,57 @@ impl Host {
         Ok(code)
     }
 
+    /// Passes on what the container says from now on, and its input, until it ends. No more of what clients want
+    /// than they ask for: of an absent stream nothing is sent.
+    pub(crate) async fn attach(
+        &self,
+        id: &str,
+        stdin: Option<mpsc::Receiver<Bytes>>,
+        stdout: Option<mpsc::Sender<Bytes>>,
+        stderr: Option<mpsc::Sender<Bytes>>,
+    ) -> Result<(), HostError> {
+        let running = self.running(id).ok_or_else(|| HostError::Failed(format!("container {id} does not run")))?;
+        let input = match stdin {
+            Some(stdin) => Some((running.input().ok_or_else(without_input)?, stdin)),
+            None => None,
+        };
+        let listener = running.log.live.listen().ok_or_else(|| {
+            HostError::Failed(format!("{LISTENERS_MAX} clients are attached to container {id} already"))
+        })?;
+        let take = async {
+            let goes_on = match input {
+                Some((input, stdin)) => !input.take(stdin).await,
+                None => false,
+            };
+            // As containerd has it: who says no more, while others may, wants to hear no more either.
+            if !goes_on {
+                std::future::pending::<()>().await;
+            }
+        };
+        let hear = async {
+            loop {
+                let (stream, bytes) = match listener.next().await {
+                    Heard::Output(stream, bytes) => (stream, bytes),
+                    Heard::Ended => return Ok(()),
+                    Heard::Behind => {
+                        let why = "output of the container was lost, since it was not read quickly enough";
+                        return Err(HostError::Failed(why.to_owned()));
+                    }
+                };
+                let wanted = if stream == "stdout" { &stdout } else { &stderr };
+                if let Some(wanted) = wanted
+                    && wanted.send(bytes).await.is_err()
+                {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::select! {
+            heard = hear => heard,
+            () = take => Ok(()),
+        }
+    }
+
     fn begin(
         &self,
         id: &str,
@@ -111,6 +163,11 @@ impl Host {
         let launch = Launch { program, blueprint: running.blueprint(), args: &args, cpu, pulse, place };
         self.launch(launch, streams)
     }
+}
+
+fn without_input() -> HostError {
+    let why = "its input is closed: only a command whose pod says `stdin: true` has one that is not";
+    HostError::Refused(why.to_owned())
 }
 
 /// The component is the only program that there is, so all words are its arguments; its own name may come first.

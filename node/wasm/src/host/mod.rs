@@ -281,8 +281,11 @@ impl Host {
             };
             record.state = ContainerState::Exited { started_at, finished_at, exit };
         });
-        self.running.lock().remove(id);
+        let running = self.running.lock().remove(id);
         self.table.announce(id, Change::Stopped);
+        if let Some(running) = running {
+            running.log.live.end();
+        }
     }
 }
 

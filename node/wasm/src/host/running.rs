@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::{Host, HostError, KILLED, annotations};
 use crate::{
     engine::{Blueprint, Cpu, Ending, GuestStreams, Lanes, MemoryAccount, Preopen, Program, Pulse, SocketRules},
+    live::Input,
     metrics::Metrics,
     network::{Attachment, Dialer},
     outgoing::Outgoing,
@@ -41,6 +42,8 @@ pub(crate) enum Work {
 
 pub(crate) struct CommandWork {
     pub(crate) blueprint: Blueprint,
+    /// `None`: at its end from the start.
+    pub(crate) input: Option<Input>,
     pub(crate) metrics: Metrics,
 }
 
@@ -56,6 +59,14 @@ impl Running {
         match &self.work {
             Work::Http(service) => &service.metrics,
             Work::Command(command) => &command.metrics,
+        }
+    }
+
+    /// The standard input, where clients may send to it.
+    pub(super) fn input(&self) -> Option<&Input> {
+        match &self.work {
+            Work::Http(_) => None,
+            Work::Command(command) => command.input.as_ref(),
         }
     }
 
@@ -162,8 +173,9 @@ impl Host {
         parts: Parts,
     ) -> Result<(), HostError> {
         let blueprint = self.blueprint(record, sandbox, &parts)?;
+        let (input, stdin) = record.stdin.then(|| Input::open(record.stdin_once)).unzip();
         let streams = GuestStreams {
-            stdin: None,
+            stdin,
             stdout: Output::log(parts.log.clone(), "stdout"),
             stderr: Output::log(parts.log.clone(), "stderr"),
         };
@@ -179,7 +191,7 @@ impl Host {
         let ending = self.launch(launch, streams)?;
         let memory = parts.memory.clone();
         let keeper = |stop| keep_command(ending, pulse, memory, stop);
-        let work = Box::new(CommandWork { blueprint, metrics: Metrics::default() });
+        let work = Box::new(CommandWork { blueprint, input, metrics: Metrics::default() });
         self.keep(&record.id, parts, Work::Command(work), keeper);
         Ok(())
     }

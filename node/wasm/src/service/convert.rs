@@ -80,6 +80,10 @@ fn dns(config: Option<&v1::DnsConfig>) -> Dns {
 pub(super) fn container(sandbox: String, config: v1::ContainerConfig) -> Result<ContainerRequest, String> {
     let metadata = config.metadata.ok_or("a container needs its metadata")?;
     let image = config.image.ok_or("a container needs an image")?;
+    let options = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()?.namespace_options.as_ref());
+    if options.is_some_and(|options| options.pid() == v1::NamespaceMode::Target) {
+        return Err("a component has no process namespace and can join that of no target".to_owned());
+    }
     let mounts = config.mounts.into_iter().map(|mount| MountRecord {
         host: PathBuf::from(mount.host_path),
         guest: mount.container_path,
@@ -97,6 +101,8 @@ pub(super) fn container(sandbox: String, config: v1::ContainerConfig) -> Result<
         env: config.envs.into_iter().map(|variable| (variable.key, variable.value)).collect(),
         mounts: mounts.collect(),
         resources: resources(config.linux.and_then(|linux| linux.resources).as_ref()),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
         log_path: config.log_path,
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),

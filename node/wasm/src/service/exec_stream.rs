@@ -1,4 +1,4 @@
-//! The streams of `exec` while it runs: a WebSocket on the node's loopback address, behind a path that only who asked
+//! The streams of `exec` and `attach` while they go on: a WebSocket on the node's loopback address, behind a path that only who asked
 //! for it knows.
 
 use std::{
@@ -38,9 +38,15 @@ const STATUS: u8 = 3;
 /// In version 5: the channel whose number follows has ended.
 const CLOSE: u8 = 255;
 
+/// What the streams are of.
+pub(super) enum Work {
+    Exec { command: Vec<String> },
+    Attach { stdout: bool, stderr: bool },
+}
+
 struct Offer {
     container: String,
-    command: Vec<String>,
+    work: Work,
     stdin: bool,
     made: Instant,
 }
@@ -72,14 +78,14 @@ impl ExecStreams {
         Ok(streams)
     }
 
-    /// The address where the output of this command can be fetched, once.
-    pub(super) fn offer(&self, container: String, command: Vec<String>, stdin: bool) -> String {
+    /// The address where these streams can be had, once.
+    pub(super) fn offer(&self, container: String, work: Work, stdin: bool) -> String {
         let token = self.host.new_id();
         let now = Instant::now();
         let mut offers = self.offers.lock();
         offers.retain(|_, offer| now.duration_since(offer.made) < OFFER_TIME);
         if offers.len() < OFFERS {
-            offers.insert(token.clone(), Offer { container, command, stdin, made: now });
+            offers.insert(token.clone(), Offer { container, work, stdin, made: now });
         }
         format!("http://{}/exec/{token}", self.address)
     }
@@ -128,7 +134,16 @@ impl ExecStreams {
     {
         let (stdout, mut out) = mpsc::channel(CHUNKS);
         let (stderr, mut err) = mpsc::channel(CHUNKS);
-        let ended = self.host.exec_live(&offer.container, &offer.command, stdin, stdout, stderr);
+        let ended = async {
+            let (host, id) = (&self.host, offer.container.as_str());
+            match &offer.work {
+                Work::Exec { command } => host.exec_live(id, command, stdin, stdout, stderr).await,
+                Work::Attach { stdout: out, stderr: err } => {
+                    let (stdout, stderr) = (Some(stdout).filter(|_| *out), Some(stderr).filter(|_| *err));
+                    host.attach(id, stdin, stdout, stderr).await.map(|()| 0)
+                }
+            }
+        };
         let send = async {
             let (mut out_open, mut err_open) = (true, true);
             while out_open || err_open {

@@ -6,7 +6,7 @@ use tandem_cri::v1::{self, runtime_service_server::RuntimeService};
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
-use super::{Services, convert};
+use super::{Services, convert, exec_stream::Work};
 use crate::{
     host::Running,
     state::{Change, Changed, ContainerRecord},
@@ -24,6 +24,11 @@ fn answer<T>(message: T) -> Answered<T> {
 /// What CRI has and components do not need.
 fn not_here<T>(what: &str) -> Answered<T> {
     Err(Status::unimplemented(format!("the wasm host has no {what}")))
+}
+
+fn has_no_terminal(asked: bool) -> Result<(), Status> {
+    let refusal = || Status::invalid_argument("a component has no terminal: ask for its streams without one");
+    if asked { Err(refusal()) } else { Ok(()) }
 }
 
 /// Negative means at once, as for other runtimes.
@@ -252,11 +257,17 @@ impl RuntimeService for Services {
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answered<v1::ExecResponse> {
         let request = request.into_inner();
         self.host.container(&request.container_id)?;
-        answer(v1::ExecResponse { url: self.streams.offer(request.container_id, request.cmd, request.stdin) })
+        has_no_terminal(request.tty)?;
+        let work = Work::Exec { command: request.cmd };
+        answer(v1::ExecResponse { url: self.streams.offer(request.container_id, work, request.stdin) })
     }
 
-    async fn attach(&self, _request: Request<v1::AttachRequest>) -> Answered<v1::AttachResponse> {
-        not_here("attach: a component's output is in its log, and its input is closed")
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answered<v1::AttachResponse> {
+        let request = request.into_inner();
+        self.host.container(&request.container_id)?;
+        has_no_terminal(request.tty)?;
+        let work = Work::Attach { stdout: request.stdout, stderr: request.stderr };
+        answer(v1::AttachResponse { url: self.streams.offer(request.container_id, work, request.stdin) })
     }
 
     async fn port_forward(&self, _request: Request<v1::PortForwardRequest>) -> Answered<v1::PortForwardResponse> {

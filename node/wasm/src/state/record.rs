@@ -48,6 +48,12 @@ pub(crate) struct ContainerRecord {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) mounts: Vec<MountRecord>,
     pub(crate) resources: ResourceRecord,
+    /// Whoever attaches may send to the standard input, which otherwise is at its end.
+    #[serde(default)]
+    pub(crate) stdin: bool,
+    /// The standard input ends with the first client.
+    #[serde(default)]
+    pub(crate) stdin_once: bool,
     /// Where an HTTP component is served.
     pub(crate) port: u16,
     /// Below the sandbox's log directory; empty for none.
@@ -175,6 +181,8 @@ pub(crate) mod examples {
                 cpu_period_us: 100_000,
                 cpu_shares: 512,
             },
+            stdin: true,
+            stdin_once: false,
             port: 8080,
             log_path: "web/2.log".into(),
             labels: BTreeMap::new(),

@@ -184,6 +184,7 @@ pub(crate) fn spec(image: &str) -> ContainerSpec {
         stdin: false,
         stdin_once: false,
         tty: false,
+        target: None,
         log_path: "main/0.log".into(),
         labels: std::collections::BTreeMap::new(),
         annotations: std::collections::BTreeMap::new(),

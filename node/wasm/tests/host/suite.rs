@@ -35,6 +35,7 @@ impl Fixture for WasmHost {
             Role::Waits => "wait",
             Role::ExitsWithThree => "three",
             Role::Prints => "print",
+            Role::Copies => "copy",
             Role::Shows => "show",
             Role::Writes => "file",
         };

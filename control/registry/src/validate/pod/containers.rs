@@ -38,7 +38,7 @@ pub(super) fn check_all(spec: &Fields, volumes: &BTreeSet<String>, path: &str, p
     }
 }
 
-fn check(container: &Fields, volumes: &BTreeSet<String>, path: &str, problems: &mut Problems) {
+pub(super) fn check(container: &Fields, volumes: &BTreeSet<String>, path: &str, problems: &mut Problems) {
     match container.text("name") {
         "" => problems.required(format!("{path}.name"), ""),
         name => problems.check_label(name, &format!("{path}.name")),

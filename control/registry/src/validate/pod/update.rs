@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tandem_api::{Cause, Object};
 
-use super::{MAX_SECONDS, containers::check_resources};
+use super::{MAX_SECONDS, containers, containers::check_resources};
 use crate::{
     json::{Fields, FieldsExt},
     validate::{Problems, spec},
@@ -129,26 +129,21 @@ pub fn ephemeral_containers(object: &Object, old: &Object) -> Vec<Cause> {
     let mut problems = Problems::default();
     let (new, before) = (spec(object), spec(old));
     let path = "spec.ephemeralContainers";
+    let volumes = new.each("volumes").map(|volume| volume.text("name").to_owned()).collect();
+    let own = || ["containers", "initContainers"].into_iter().flat_map(|list| new.each(list));
     for (at, container) in new.each("ephemeralContainers").enumerate() {
         let path = format!("{path}[{at}]");
+        containers::check(container, &volumes, &path, &mut problems);
         let name = container.text("name");
-        match name {
-            "" => problems.required(format!("{path}.name"), ""),
-            _ => problems.check_label(name, &format!("{path}.name")),
-        }
-        if container.text("image").is_empty() {
-            problems.required(format!("{path}.image"), "");
-        }
-        let others = ["containers", "initContainers"].into_iter().flat_map(|list| new.each(list));
-        let same = new.each("ephemeralContainers").take(at).chain(others);
+        let same = new.each("ephemeralContainers").take(at).chain(own());
         if !name.is_empty() && same.into_iter().any(|other| other.text("name") == name) {
             problems.duplicate(format!("{path}.name"), name);
         }
-        for key in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
-            if container.contains_key(key) {
-                problems.forbidden(format!("{path}.{key}"), "cannot be set for an Ephemeral Container");
-            }
+        let target = container.text("targetContainerName");
+        if !target.is_empty() && !own().any(|other| other.text("name") == target) {
+            problems.not_found(format!("{path}.targetContainerName"), target);
         }
+        check_ephemeral(container, &path, &mut problems);
     }
     for container in before.each("ephemeralContainers") {
         let name = container.text("name");
@@ -161,6 +156,50 @@ pub fn ephemeral_containers(object: &Object, old: &Object) -> Vec<Cause> {
         }
     }
     problems.into_causes()
+}
+
+/// What an ephemeral container may say; all else would need what it does not get.
+const EPHEMERAL: [&str; 17] = [
+    "name",
+    "image",
+    "command",
+    "args",
+    "workingDir",
+    "envFrom",
+    "env",
+    "volumeMounts",
+    "volumeDevices",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "imagePullPolicy",
+    "securityContext",
+    "stdin",
+    "stdinOnce",
+    "tty",
+    "targetContainerName",
+];
+
+fn check_ephemeral(container: &Fields, path: &str, problems: &mut Problems) {
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    for (key, value) in container {
+        if !EPHEMERAL.contains(&key.as_str()) && !is_empty(value) {
+            problems.forbidden(format!("{path}.{key}"), "cannot be set for an Ephemeral Container");
+        }
+    }
+    for (at, mount) in container.each("volumeMounts").enumerate() {
+        for key in ["subPath", "subPathExpr"] {
+            if !mount.text(key).is_empty() {
+                let path = format!("{path}.volumeMounts[{at}].{key}");
+                problems.forbidden(path, "cannot be set for an Ephemeral Container");
+            }
+        }
+    }
 }
 
 /// A change through `/resize`: CPU and memory of containers may change, nothing else.

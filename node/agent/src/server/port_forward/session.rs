@@ -27,7 +27,7 @@ const STREAMS_MAX: usize = 1024;
 /// What one client's streams may hold that their pods have not taken yet.
 const IN_FLIGHT_MAX_BYTES: usize = 4 << 20;
 /// Parts of one stream that wait for the pod, and frames of all streams that wait for the client.
-const WAITING_MAX: usize = 64;
+pub(super) const WAITING_MAX: usize = 64;
 /// How long a pod may not read a stream whose client goes on sending. All streams of the client wait meanwhile, as
 /// SPDY without windows cannot hold back one alone; then that one ends.
 const STALL_MAX: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Ends when the sandbox does.
-    async fn gone(&self) {
+    pub(super) async fn gone(&self) {
         let mut progress = self.observer.progress();
         let is_mine = |seen: &crate::observed::SeenSandbox| seen.sandbox.id == self.sandbox && seen.sandbox.ready;
         while self.observer.view(pod::uid(&self.pod)).iter().any(is_mine) {
@@ -86,12 +86,7 @@ async fn read(mut source: Incoming, mut session: Session, active: &Notify) -> Re
     let mut decoder = Decoder::default();
     loop {
         tokio::select! {
-            Some(ended) = session.connections.join_next() => {
-                // One that panicked has left its streams, which end with the client.
-                for stream in ended.into_iter().flatten() {
-                    session.streams.remove(&stream);
-                }
-            }
+            true = session.forget_ended() => {}
             bytes = source.next() => {
                 let Some(bytes) = bytes else { return Ok(()) };
                 decoder.push(&bytes?);
@@ -119,7 +114,7 @@ async fn write(mut sink: Outgoing, mut frames: mpsc::Receiver<Frame>, active: &N
     std::future::pending().await
 }
 
-async fn idle(active: &Notify) {
+pub(super) async fn idle(active: &Notify) {
     while timeout(IDLE_MAX, active.notified()).await.is_ok() {}
 }
 
@@ -152,7 +147,7 @@ struct Connection {
     reset: CancellationToken,
 }
 
-struct Session {
+pub(super) struct Session {
     target: Arc<Target>,
     out: mpsc::Sender<Frame>,
     streams: HashMap<u32, Stream>,
@@ -166,7 +161,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(target: Arc<Target>, out: mpsc::Sender<Frame>) -> Session {
+    pub(super) fn new(target: Arc<Target>, out: mpsc::Sender<Frame>) -> Session {
         Session {
             target,
             out,
@@ -176,6 +171,30 @@ impl Session {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX_BYTES)),
             connections: JoinSet::new(),
         }
+    }
+
+    /// Waits for a connection to end and forgets its streams; false if there is no connection.
+    pub(super) async fn forget_ended(&mut self) -> bool {
+        let Some(ended) = self.connections.join_next().await else { return false };
+        // One that panicked has left its streams, which end with the client.
+        for stream in ended.into_iter().flatten() {
+            self.streams.remove(&stream);
+        }
+        true
+    }
+
+    /// Connects a client that has named its port beforehand, and tells it on both streams which port that was.
+    pub(super) async fn begin(&mut self, port: u16, data: u32, error: u32) {
+        let (to_pod, from_client) = mpsc::channel(WAITING_MAX);
+        let reset = CancellationToken::new();
+        self.streams.insert(data, Stream { to_pod: Some(to_pod), reset: reset.clone() });
+        self.streams.insert(error, Stream { to_pod: None, reset: reset.clone() });
+        for stream in [data, error] {
+            let payload = Bytes::copy_from_slice(&port.to_le_bytes());
+            self.say(Frame::Data { stream, fin: false, payload }).await;
+        }
+        let connection = Connection { port, error, data, from_client, reset };
+        self.connections.spawn(forward(Arc::clone(&self.target), connection, self.out.clone()));
     }
 
     async fn take(&mut self, frame: Frame) {
@@ -250,7 +269,7 @@ impl Session {
         Ok(Some(Connection { port, error, data, from_client, reset }))
     }
 
-    async fn deliver(&mut self, number: u32, fin: bool, payload: Bytes) {
+    pub(super) async fn deliver(&mut self, number: u32, fin: bool, payload: Bytes) {
         // Streams that have ended may still be sent to.
         let Some(stream) = self.streams.get_mut(&number) else { return };
         if let Some(to_pod) = stream.to_pod.as_ref().filter(|_| !payload.is_empty()) {

@@ -276,3 +276,55 @@ async fn what_cannot_be_forwarded_is_said() {
     assert_eq!(served.get("/portForward/default/nope").await.0, 404);
     served.end().await;
 }
+
+/// What comes on each channel until the other side closes, or until it is enough.
+async fn heard(
+    socket: &mut WebSocketStream<Tls>,
+    enough: impl Fn(&BTreeMap<u8, Vec<u8>>) -> bool,
+) -> BTreeMap<u8, Vec<u8>> {
+    let mut heard = BTreeMap::<u8, Vec<u8>>::new();
+    while !enough(&heard) {
+        let message = tokio::time::timeout(PATIENCE, socket.next()).await.expect("nothing comes");
+        match message {
+            Some(Ok(Message::Binary(bytes))) => heard.entry(bytes[0]).or_default().extend_from_slice(&bytes[1..]),
+            Some(Ok(Message::Text(text))) => {
+                let payload = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &text[1..]).unwrap();
+                heard.entry(text.as_bytes()[0] - b'0').or_default().extend_from_slice(&payload);
+            }
+            Some(Ok(Message::Close(_)) | Err(_)) | None => break,
+            Some(Ok(_)) => {}
+        }
+    }
+    heard
+}
+
+#[tokio::test]
+async fn clients_without_spdy_have_two_channels_for_each_port() {
+    let served = served().await;
+    let port = echo().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let path = format!("/portForward/default/web?port={port}&port={closed}");
+    // As kube-rs offers them.
+    let mut socket = websocket(&served, &path, "v5.channel.k8s.io, v4.channel.k8s.io").await;
+    socket.send(Message::Binary(b"\0hello".to_vec().into())).await.unwrap();
+    let got = heard(&mut socket, |heard| {
+        let length = |channel: u8| heard.get(&channel).map_or(0, Vec::len);
+        length(0) >= 7 && length(1) >= 2 && length(3) > 2
+    });
+    let got = got.await;
+    assert_eq!(got[&0], [port.to_le_bytes().as_slice(), b"hello"].concat());
+    assert_eq!(got[&1], port.to_le_bytes());
+    assert_eq!(got[&2], closed.to_le_bytes());
+    assert_eq!(got[&3][..2], closed.to_le_bytes());
+    let told = String::from_utf8_lossy(&got[&3][2..]).into_owned();
+    assert!(told.contains(&format!("error forwarding port {closed} to pod web, uid uid-1: ")), "{told}");
+    drop(socket);
+
+    // When no connection is left, the server closes.
+    let path = format!("/portForward/default/web?port={closed}");
+    let mut socket = websocket(&served, &path, "v4.base64.channel.k8s.io").await;
+    let got = heard(&mut socket, |_| false).await;
+    assert_eq!(got[&0], closed.to_le_bytes());
+    assert!(String::from_utf8_lossy(&got[&1][2..]).contains("refused"), "{got:?}");
+    served.end().await;
+}
