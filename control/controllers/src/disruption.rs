@@ -46,14 +46,8 @@ impl Controller for Budgets {
     type View = View;
 
     const NAME: &'static str = "disruption";
-    const READS: &'static [&'static str] = &[
-        "PodDisruptionBudget",
-        "Pod",
-        "ReplicaSet",
-        "ReplicationController",
-        "Deployment",
-        "StatefulSet",
-    ];
+    const READS: &'static [&'static str] =
+        &["PodDisruptionBudget", "Pod", "ReplicaSet", "ReplicationController", "Deployment", "StatefulSet"];
 
     fn store(cache: &Cache) -> &Store<PodDisruptionBudget> {
         &cache.budgets

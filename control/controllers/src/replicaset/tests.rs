@@ -251,7 +251,8 @@ fn a_plan_is_bounded_and_converges() {
 
 #[test]
 fn a_replication_controller_says_the_same_in_its_own_words() {
-    let spec = json(r#"{"replicas": 2, "selector": {"app": "web"}, "template": {"metadata": {"labels": {"app": "web"}}}}"#);
+    let spec =
+        json(r#"{"replicas": 2, "selector": {"app": "web"}, "template": {"metadata": {"labels": {"app": "web"}}}}"#);
     let mut controller = ReplicationController { metadata: set(0).metadata, spec: Some(spec), status: None };
     let View { owned, orphans, related, .. } = view(set(2), "a:ready");
     let seen = |controller: &ReplicationController| View {
@@ -263,7 +264,8 @@ fn a_replication_controller_says_the_same_in_its_own_words() {
     };
     let made = plan(&seen(&controller), at(NOW).0);
     assert_eq!(made.actions.iter().filter(|action| matches!(action, Action::Create { .. })).count(), 2);
-    let mut status = controller.with_status(status(&seen(&controller), &controller.wanted(), &[&owned[0]], at(NOW).0).0);
+    let mut status =
+        controller.with_status(status(&seen(&controller), &controller.wanted(), &[&owned[0]], at(NOW).0).0);
     assert_eq!(status.status.as_ref().unwrap().ready_replicas, Some(1));
     assert_eq!(status.status.as_ref().unwrap().conditions.as_ref().unwrap()[0].reason.as_deref(), Some("FailedCreate"));
     assert_eq!(status.with_status(status.status().unwrap()), status);
