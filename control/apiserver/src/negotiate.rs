@@ -114,11 +114,7 @@ mod tests {
         check(table, STORED, Some((Format::Json, Shape::Table)));
         check(table, Offer::COMPUTED, Some((Format::Json, Shape::Whole)));
         check("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::COMPUTED, None);
-        check(
-            "application/vnd.kubernetes.protobuf,application/json",
-            STORED,
-            Some((Format::Protobuf, Shape::Whole)),
-        );
+        check("application/vnd.kubernetes.protobuf,application/json", STORED, Some((Format::Protobuf, Shape::Whole)));
         check("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", STORED, None);
         check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", STORED, None);
         check("application/json, */*", STORED, Some((Format::Json, Shape::Whole)));

@@ -484,6 +484,7 @@ fn within(namespace: &str) -> watcher::Config {
 stores! {
     pods: Pod from k8s_openapi::api::core::v1::Pod, everything();
     replica_sets: ReplicaSet from k8s_openapi::api::apps::v1::ReplicaSet, everything();
+    replication_controllers: ReplicationController from k8s_openapi::api::core::v1::ReplicationController, everything();
     deployments: Deployment from k8s_openapi::api::apps::v1::Deployment, everything();
     daemon_sets: DaemonSet from k8s_openapi::api::apps::v1::DaemonSet, everything();
     stateful_sets: StatefulSet from k8s_openapi::api::apps::v1::StatefulSet, everything();

@@ -46,7 +46,8 @@ impl Controller for Budgets {
     type View = View;
 
     const NAME: &'static str = "disruption";
-    const READS: &'static [&'static str] = &["PodDisruptionBudget", "Pod", "ReplicaSet", "Deployment", "StatefulSet"];
+    const READS: &'static [&'static str] =
+        &["PodDisruptionBudget", "Pod", "ReplicaSet", "ReplicationController", "Deployment", "StatefulSet"];
 
     fn store(cache: &Cache) -> &Store<PodDisruptionBudget> {
         &cache.budgets
@@ -64,6 +65,7 @@ impl Controller for Budgets {
                 budgets.iter().filter(|budget| covers(budget)).map(|budget| Key::of(&budget.metadata)).collect()
             }
             Change::ReplicaSet(delta) => all_in(&delta.key().namespace),
+            Change::ReplicationController(delta) => all_in(&delta.key().namespace),
             Change::Deployment(delta) => all_in(&delta.key().namespace),
             Change::StatefulSet(delta) => all_in(&delta.key().namespace),
             _ => Vec::new(),
@@ -111,6 +113,11 @@ fn scale(cache: &Cache, namespace: &str, pods: &[Arc<Pod>]) -> i32 {
                     let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
                     scales.insert(object::uid(&set.metadata).to_owned(), wanted);
                 }
+            }
+            "ReplicationController" => {
+                let Some(controller) = cache.replication_controllers.get(&key(name)) else { continue };
+                let wanted = controller.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+                scales.insert(object::uid(&controller.metadata).to_owned(), wanted);
             }
             "StatefulSet" => {
                 let Some(set) = cache.stateful_sets.get(&key(name)) else { continue };

@@ -54,6 +54,7 @@ mod testing;
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use parking_lot::Mutex;
 use tandem_api::{Clock, Settings};
 use tandem_client::events::Recorder;
@@ -139,7 +140,8 @@ pub const NODE_GRACE: Duration = Duration::from_secs(8);
 pub async fn run(context: Context, shutdown: CancellationToken) {
     let mut running = Running { cache: Arc::default(), tasks: JoinSet::new(), shutdown: shutdown.clone(), context };
     let (settings, members) = (running.context.settings.clone(), running.context.members.clone());
-    running.add(replicaset::ReplicaSets);
+    running.add(replicaset::Replicas::<ReplicaSet>::default());
+    running.add(replicaset::Replicas::<ReplicationController>::default());
     running.add(deployment::Deployments);
     running.add(daemonset::DaemonSets);
     running.add(statefulset::StatefulSets);

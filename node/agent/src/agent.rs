@@ -11,6 +11,7 @@ use crate::{
     config::Directories,
     context::Context,
     events::Events,
+    image_gc,
     images::Images,
     machine,
     metrics::Metrics,
@@ -75,6 +76,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(NodeAgent::new(context.clone(), registration, pod_cidr).run(shutdown.clone()));
     tasks.spawn(server::serve(listener, server, context.clone(), pods.clone(), shutdown.clone()));
     tasks.spawn(rotation::run(context.clone(), shutdown.clone()));
+    tasks.spawn(image_gc::run(context.clone(), shutdown.clone()));
     tasks.spawn(Supervisor::new(context, pods, shutdown.clone()).run());
     shutdown.cancelled().await;
     let all = async { while tasks.join_next().await.is_some() {} };

@@ -60,6 +60,10 @@ impl Directories {
         Directories { node: node.to_owned() }
     }
 
+    pub(crate) fn node(&self) -> &Path {
+        &self.node
+    }
+
     pub(crate) fn pods(&self) -> PathBuf {
         self.node.join("pods")
     }

@@ -39,6 +39,10 @@ impl Events {
         self.recorder.record(Note::new(self.node.clone(), Severity::Normal, reason, message));
     }
 
+    pub(crate) fn node_warning(&self, reason: &str, message: impl Into<String>) {
+        self.recorder.record(Note::new(self.node.clone(), Severity::Warning, reason, message));
+    }
+
     fn record(&self, pod: &Pod, container: Option<&str>, severity: Severity, reason: &str, message: String) {
         let trace = pod::trace(pod);
         tracing::info!(

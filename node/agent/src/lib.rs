@@ -23,6 +23,7 @@ mod execute;
 mod fault;
 mod fields;
 mod hooks;
+mod image_gc;
 mod images;
 mod last_words;
 mod life;

@@ -47,7 +47,7 @@ pub async fn down(dir: &Path) -> Result<(), Error> {
 }
 
 async fn remove_sandboxes(socket: &Path) {
-    let runtime = CriRuntime::lazy(socket, options(socket));
+    let runtime = CriRuntime::lazy(socket, options(socket, true));
     let sandboxes = match runtime.list().await {
         Ok(sandboxes) => sandboxes,
         Err(error) => {

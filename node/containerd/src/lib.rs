@@ -128,7 +128,7 @@ pub async fn start(config: Config) -> Result<Containerd, Error> {
     let reconfigured = files::write_all(&layout, &config, &programs)?;
     let supervisor = Supervisor::new(layout.clone(), programs.clone());
     let process = supervisor.ensure(reconfigured).await?;
-    let cri = CriRuntime::connect(&layout.socket(), options(&layout.socket())).await?;
+    let cri = CriRuntime::connect(&layout.socket(), options(&layout.socket(), true)).await?;
     pause::ensure(&cri, &layout, &programs).await?;
     let supervisor = AbortOnDropHandle::new(tokio::spawn(supervisor.run(process)));
     Ok(Containerd::new(cri, warnings, Some(supervisor)))
@@ -136,16 +136,23 @@ pub async fn start(config: Config) -> Result<Containerd, Error> {
 
 /// Uses a containerd, or another CRI runtime, that somebody else looks after.
 pub async fn external(socket: &Path) -> Result<Containerd, Error> {
-    let cri = CriRuntime::connect(socket, options(socket)).await?;
+    let cri = CriRuntime::connect(socket, options(socket, false)).await?;
     Ok(Containerd::new(cri, Vec::new(), None))
 }
 
-fn options(socket: &Path) -> Options {
+fn options(socket: &Path, own_images: bool) -> Options {
     Options {
         name: "containerd",
-        capabilities: Capabilities { own_network: true, light_network: false, user_ids: true, terminals: true },
+        capabilities: Capabilities {
+            own_network: true,
+            light_network: false,
+            user_ids: true,
+            terminals: true,
+            own_images,
+        },
         poll: POLL,
         changes: Some(events::exits(tandem_cri::channel(socket))),
         notices: None,
+        sandbox_image: Some(files::PAUSE_IMAGE),
     }
 }

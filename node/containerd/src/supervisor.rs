@@ -62,7 +62,7 @@ impl Supervisor {
         let socket = self.layout.socket();
         let answers = async {
             loop {
-                match CriRuntime::connect(&socket, options(&socket)).await {
+                match CriRuntime::connect(&socket, options(&socket, true)).await {
                     Ok(_) => return,
                     Err(_) => tokio::time::sleep(READY_POLL).await,
                 }

@@ -8,7 +8,7 @@ use futures::{
 use hyper_util::rt::TokioIo;
 use tandem_runtime::{
     AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Network, Notice,
-    RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
+    RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats, StoredImage,
 };
 use tokio::net::{TcpStream, UnixStream};
 use tonic::{
@@ -44,6 +44,8 @@ pub struct Options {
     pub changes: Option<Source<()>>,
     /// Where [`Runtime::notices`] come from; CRI has none.
     pub notices: Option<Source<Notice>>,
+    /// The image of sandboxes, which [`Runtime::images`] leaves out.
+    pub sandbox_image: Option<&'static str>,
 }
 
 /// A stream that can be opened several times.
@@ -288,6 +290,26 @@ impl Runtime for CriRuntime {
             Some(found) => Ok(image(reference, found)),
             None => Err(error::failed("pull", format!("{reference}: {id} is gone again"))),
         }
+    }
+
+    async fn images(&self) -> Result<Vec<StoredImage>> {
+        let mut client = self.images();
+        let listed = bounded("list images", "", CALL_TIMEOUT, client.list_images(v1::ListImagesRequest::default()));
+        let images = listed.await?.images.into_iter().filter(|image| {
+            !image.pinned && !image.repo_tags.iter().any(|tag| Some(tag.as_str()) == self.options.sandbox_image)
+        });
+        let stored = |image: v1::Image| StoredImage {
+            names: image.repo_tags.into_iter().chain(image.repo_digests).collect(),
+            id: image.id,
+            size_bytes: image.size,
+        };
+        Ok(images.map(stored).collect())
+    }
+
+    async fn remove_image(&self, id: &str) -> Result<()> {
+        let request = v1::RemoveImageRequest { image: Some(image_spec(id)) };
+        let mut client = self.images();
+        gone_is_done(bounded("remove image", id, CALL_TIMEOUT, client.remove_image(request)).await)
     }
 
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<SandboxId> {

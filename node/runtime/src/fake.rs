@@ -21,7 +21,7 @@ use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 
 use crate::{
     AttachRequest, Capabilities, Container, ContainerId, ContainerSpec, Error, ExecIo, ExecOutput, ExecRequest, Image,
-    Network, Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats,
+    Network, Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats, StoredImage,
 };
 
 const NOTICES_MAX: usize = 64;
@@ -101,7 +101,8 @@ struct Record {
 impl Fake {
     /// `name` is the scheme of its container ids, as [`Runtime::name`] gives it.
     pub fn new(name: &'static str, clock: Arc<dyn Clock>) -> Fake {
-        let capabilities = Capabilities { own_network: true, light_network: true, user_ids: true, terminals: true };
+        let capabilities =
+            Capabilities { own_network: true, light_network: true, user_ids: true, terminals: true, own_images: true };
         Fake {
             name,
             capabilities,
@@ -305,6 +306,21 @@ impl Runtime for Fake {
 
     async fn image(&self, reference: &str) -> Result<Option<Image>> {
         Ok(self.inner.lock().images.get(reference).cloned())
+    }
+
+    async fn images(&self) -> Result<Vec<StoredImage>> {
+        let stored = |(reference, image): (&String, &Image)| StoredImage {
+            id: image.id.clone(),
+            names: vec![reference.clone(), image.digest.clone()],
+            size_bytes: image.size_bytes,
+        };
+        Ok(self.inner.lock().images.iter().map(stored).collect())
+    }
+
+    async fn remove_image(&self, id: &str) -> Result<()> {
+        self.begin("remove_image", id)?;
+        self.inner.lock().images.retain(|_, image| image.id != id);
+        Ok(())
     }
 
     async fn pull(&self, reference: &str, _auth: Option<&RegistryAuth>) -> Result<Image> {

@@ -31,6 +31,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Fetches an image. `reference` is as in the pod; mirrors are the runtime's configuration.
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<Image>;
 
+    /// Every image that is here, but for those that the runtime itself needs.
+    async fn images(&self) -> Result<Vec<StoredImage>>;
+
+    /// Removes an image with all of its names. One that is not there is removed already.
+    async fn remove_image(&self, id: &str) -> Result<()>;
+
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<SandboxId>;
 
     /// Stops what still runs in the sandbox and gives back its network; its record stays until it is removed.

@@ -35,6 +35,8 @@ pub struct Capabilities {
     pub light_network: bool,
     pub user_ids: bool,
     pub terminals: bool,
+    /// Its images are there for this node alone: what nothing uses may be removed.
+    pub own_images: bool,
 }
 
 macro_rules! id {
@@ -71,6 +73,15 @@ pub struct Image {
     pub size_bytes: u64,
     /// The user that the image asks for, where it names a number.
     pub user_id: Option<i64>,
+}
+
+/// An image as it is kept, by all of its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredImage {
+    pub id: String,
+    /// `REPOSITORY:TAG` and `REPOSITORY@sha256:…`.
+    pub names: Vec<String>,
+    pub size_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

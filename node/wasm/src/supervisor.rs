@@ -15,7 +15,7 @@ use futures::{StreamExt, stream::BoxStream};
 use tandem_cri::{CriRuntime, Options, Source};
 use tandem_runtime::{
     AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice,
-    RegistryAuth, Runtime, Sandbox, SandboxId, SandboxSpec, Stats,
+    RegistryAuth, Runtime, Sandbox, SandboxId, SandboxSpec, Stats, StoredImage,
 };
 use tokio::{net::TcpStream, process::Command, sync::broadcast};
 use tokio_stream::wrappers::BroadcastStream;
@@ -109,7 +109,13 @@ pub async fn start(config: Config) -> Result<Arc<Supervised>, Error> {
 fn options(notices: broadcast::Sender<Notice>) -> Options {
     Options {
         name: "wasm",
-        capabilities: Capabilities { own_network: false, light_network: true, user_ids: false, terminals: false },
+        capabilities: Capabilities {
+            own_network: false,
+            light_network: true,
+            user_ids: false,
+            terminals: false,
+            own_images: true,
+        },
         poll: POLL,
         changes: None,
         notices: Some(Source::new(move || {
@@ -117,6 +123,7 @@ fn options(notices: broadcast::Sender<Notice>) -> Options {
             // What a slow listener missed is gone; notices are a courtesy.
             notices.filter_map(|notice| std::future::ready(notice.ok())).boxed()
         })),
+        sandbox_image: None,
     }
 }
 
@@ -327,6 +334,14 @@ impl Runtime for Supervised {
         timeout: Duration,
     ) -> tandem_runtime::Result<ExecOutput> {
         self.runtime.exec(id, command, timeout).await
+    }
+
+    async fn images(&self) -> tandem_runtime::Result<Vec<StoredImage>> {
+        Runtime::images(&self.runtime).await
+    }
+
+    async fn remove_image(&self, id: &str) -> tandem_runtime::Result<()> {
+        self.runtime.remove_image(id).await
     }
 
     async fn exec_stream(&self, id: &ContainerId, request: ExecRequest, io: ExecIo) -> tandem_runtime::Result<i32> {

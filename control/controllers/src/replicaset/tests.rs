@@ -1,6 +1,9 @@
 use expect_test::{Expect, expect};
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus, PodTemplateSpec},
+    api::{
+        apps::v1::ReplicaSetSpec,
+        core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus, PodTemplateSpec, ReplicationController},
+    },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time},
 };
 
@@ -89,7 +92,7 @@ fn pod(text: &str) -> Pod {
     }
 }
 
-fn view(set: ReplicaSet, pods: &str) -> View {
+fn view(set: ReplicaSet, pods: &str) -> View<ReplicaSet> {
     let pods: Vec<Arc<Pod>> = pods.split_whitespace().map(|text| Arc::new(pod(text))).collect();
     let mut related = HashMap::new();
     for node in pods.iter().filter_map(|pod| pod::node(pod)) {
@@ -99,7 +102,7 @@ fn view(set: ReplicaSet, pods: &str) -> View {
     View { set: Arc::new(set), owned, orphans, related, failure: None }
 }
 
-fn show(view: &View) -> String {
+fn show<P: Replicating>(view: &View<P>) -> String {
     describe(&plan(view, at(NOW).0), |action| match action.object::<ReplicaSet>() {
         Some(ReplicaSet { status: Some(status), .. }) => format!(
             "{}/{}/{}{}",
@@ -244,4 +247,33 @@ fn a_plan_is_bounded_and_converges() {
     let status = plan(&done, at(NOW).0).actions.pop().unwrap();
     done.set = Arc::new(status.object::<ReplicaSet>().unwrap().clone());
     assert!(plan(&done, at(NOW).0).actions.is_empty(), "nothing is left to do");
+}
+
+#[test]
+fn a_replication_controller_says_the_same_in_its_own_words() {
+    let spec =
+        json(r#"{"replicas": 2, "selector": {"app": "web"}, "template": {"metadata": {"labels": {"app": "web"}}}}"#);
+    let mut controller = ReplicationController { metadata: set(0).metadata, spec: Some(spec), status: None };
+    let View { owned, orphans, related, .. } = view(set(2), "a:ready");
+    let seen = |controller: &ReplicationController| View {
+        set: Arc::new(controller.clone()),
+        owned: Vec::new(),
+        orphans: orphans.clone(),
+        related: related.clone(),
+        failure: Some(Failure { reason: "FailedCreate", message: "no".into() }),
+    };
+    let made = plan(&seen(&controller), at(NOW).0);
+    assert_eq!(made.actions.iter().filter(|action| matches!(action, Action::Create { .. })).count(), 2);
+    let mut status =
+        controller.with_status(status(&seen(&controller), &controller.wanted(), &[&owned[0]], at(NOW).0).0);
+    assert_eq!(status.status.as_ref().unwrap().ready_replicas, Some(1));
+    assert_eq!(status.status.as_ref().unwrap().conditions.as_ref().unwrap()[0].reason.as_deref(), Some("FailedCreate"));
+    assert_eq!(status.with_status(status.status().unwrap()), status);
+    controller.spec = None;
+    status.spec = None;
+    assert!(controller.selector().is_none(), "who selects nothing has no pods");
+}
+
+fn json<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).unwrap()
 }

@@ -24,6 +24,7 @@ checks![
     unknown_image_is_absent,
     pulled_image_is_present,
     missing_image_is_a_pull_error,
+    removed_image_is_absent,
     sandbox_is_listed_as_made,
     sandbox_has_its_address,
     sandbox_made_twice_is_one,
@@ -81,6 +82,20 @@ async fn missing_image_is_a_pull_error(bench: &Bench<'_>) -> Result<(), String> 
         Err(Error::Pull(message)) if !message.is_empty() => Ok(()),
         other => Err(format!("should be Error::Pull with the registry's answer, is {other:?}")),
     }
+}
+
+async fn removed_image_is_absent(bench: &Bench<'_>) -> Result<(), String> {
+    let reference = bench.fixture.workload(Role::Shows).image;
+    let pulled = bench.runtime.pull(&reference, None).await.map_err(text)?;
+    let listed = bench.runtime.images().await.map_err(text)?;
+    let stored = listed.iter().find(|image| image.id == pulled.id).ok_or_else(|| format!("not in {listed:?}"))?;
+    ensure(stored.names.contains(&pulled.digest) && stored.size_bytes > 0, || format!("{pulled:?} is {stored:?}"))?;
+    for _ in 0..2 {
+        bench.runtime.remove_image(&pulled.id).await.map_err(text)?;
+    }
+    let present = bench.runtime.image(&reference).await.map_err(text)?;
+    ensure(present.is_none(), || format!("it is still there: {present:?}"))?;
+    bench.runtime.pull(&reference, None).await.map(drop).map_err(text)
 }
 
 async fn sandbox_is_listed_as_made(bench: &Bench<'_>) -> Result<(), String> {
