@@ -6,6 +6,7 @@ mod connect;
 mod discovery;
 mod identity;
 mod layers;
+mod ingresses;
 mod lists;
 mod objects;
 mod patches;

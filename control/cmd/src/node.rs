@@ -9,9 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use prometheus_client::registry::Registry;
 use tandem_agent::Runtimes;
 use tandem_api::{CLUSTER_REGISTRY, Settings, SystemClock};
 use tandem_client::kube;
+use tandem_ingress::Listeners;
 use tandem_net::{
     Allocator,
     addresses::Ranges,
@@ -65,7 +67,13 @@ pub(crate) async fn run(
     let (allocator, addresses) = watch::channel(None);
     let (pod_cidr, mut range) = watch::channel(None);
     let runtimes = Runtimes { containers: containerd.as_ref().map(|it| it.runtime.clone()), components };
-    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr);
+    let mut metrics = Registry::default();
+    let ingress = tandem_ingress::Config {
+        client: plan.client.clone(),
+        listeners: ingress_listeners(flags, progress).await,
+        metrics: tandem_ingress::Metrics::new(&mut metrics),
+    };
+    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
     let mut tasks = JoinSet::new();
     let agent_shutdown = shutdown.clone();
     tasks.spawn(async move { Ok(tandem_agent::run(config, agent_shutdown).await?) });
@@ -89,6 +97,8 @@ pub(crate) async fn run(
     allocator.send_replace(Some(ranges));
     let network_shutdown = shutdown.clone();
     tasks.spawn(async move { Ok(prepared.run(network_shutdown).await?) });
+    let ingress_shutdown = shutdown.clone();
+    tasks.spawn(async move { Ok(tandem_ingress::run(ingress, ingress_shutdown).await?) });
     progress.done(&format!("network: pods of this node have addresses in {network}"));
     ready();
     while let Some(ended) = tasks.join_next().await {
@@ -99,6 +109,28 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+/// A node whose ports are taken serves no Ingresses there, and everything else.
+async fn ingress_listeners(flags: &NodeFlags, progress: &Progress) -> Listeners {
+    let open = async |port: u16, flag: &str| match Listeners::open(port).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            let why = if error.kind() == std::io::ErrorKind::AddrInUse {
+                "another program uses it".to_owned()
+            } else {
+                error.to_string()
+            };
+            progress.note(&format!(
+                "warning: this node serves no Ingresses on port {port}: {why}; choose another with --{flag}, or 0 for none"
+            ));
+            None
+        }
+    };
+    Listeners {
+        http: open(flags.ingress_http_port, "ingress-http-port").await,
+        https: open(flags.ingress_https_port, "ingress-https-port").await,
+    }
 }
 
 pub(crate) fn local_url(flags: &NodeFlags) -> String {
@@ -178,6 +210,7 @@ fn agent_config(
     runtimes: Runtimes,
     addresses: Arc<Awaited>,
     pod_cidr: watch::Sender<Option<ipnet::Ipv4Net>>,
+    metrics: Registry,
 ) -> tandem_agent::Config {
     let registry = tandem_agent::Endpoint {
         url: local_url(flags),
@@ -204,6 +237,7 @@ fn agent_config(
             key: plan.files.server_key.clone(),
             client_authority: plan.files.authority.clone(),
         },
+        metrics,
         pod_cidr,
         version,
         runtime_version: format!("tandem://{}", env!("CARGO_PKG_VERSION")),

@@ -121,7 +121,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         objects,
         directories,
         http,
-        metrics: Arc::new(Metrics::new()),
+        metrics: Arc::new(Metrics::new(config.metrics)),
         patches: Semaphore::new(PATCHES_MAX),
     })
 }

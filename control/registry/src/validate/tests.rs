@@ -487,6 +487,12 @@ fn networks() {
     );
     create(
         "networking.k8s.io",
+        "Ingress",
+        json!({"metadata": {"annotations": {"kubernetes.io/ingress.class": "a"}}, "spec": {"ingressClassName": "a", "defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}, "tls": [{"secretName": "A"}]}}),
+        expect![[""]],
+    );
+    create(
+        "networking.k8s.io",
         "NetworkPolicy",
         json!({"spec": {"ingress": [{"from": [{}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}]}}),
         expect![[r#"
