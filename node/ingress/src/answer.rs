@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
@@ -30,12 +30,18 @@ impl Refusal {
         Refusal { status, why: why.into() }
     }
 
-    pub(crate) fn response(self) -> Response<Body> {
+    /// A client that was not understood, or is late with a body, is not listened to any more: what it sends next might
+    /// not be what it means as a request.
+    pub(crate) fn response(self, version: Version) -> Response<Body> {
         let text = format!("{} {}\n", self.status.as_u16(), self.why);
         let mut response = Response::new(Body::of(Kind::Text(Some(Bytes::from(text)))));
         *response.status_mut() = self.status;
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        let ends = matches!(self.status, StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT);
+        if ends && version != Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

@@ -59,7 +59,8 @@ impl Proxy {
         origin: Arc<Origin>,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
-        let running = origin.activity.begin(request.version() == Version::HTTP_2);
+        let version = request.version();
+        let running = origin.activity.begin(version == Version::HTTP_2);
         let mut ended = Ended::new(&self.metrics, &request, origin.client);
         let permit = self.requests.clone().try_acquire_owned().ok();
         let mut held = Held { running: Some(running), permit, ended: None };
@@ -67,7 +68,7 @@ impl Proxy {
             Some(_) => self.answer(&origin, request, &mut ended, &mut held).await,
             None => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the ingress has too many requests")),
         };
-        let mut response = answer.unwrap_or_else(Refusal::response);
+        let mut response = answer.unwrap_or_else(|refusal| refusal.response(version));
         ended.answered(response.status());
         // A tunnel holds what it needs for as long as it lasts.
         held.ended = Some(ended);

@@ -22,8 +22,8 @@ async fn an_ingress_without_a_class_gets_the_default_one() {
     annotated["metadata"]["annotations"] = json!({ "kubernetes.io/ingress.class": "tandem" });
     assert_eq!(class(&annotated).await, Value::Null);
     annotated["metadata"]["name"] = "both".into();
-    annotated["spec"]["ingressClassName"] = "tandem".into();
-    expect![[r#"422 Invalid: Ingress.networking.k8s.io "both" is invalid: annotations.kubernetes.io/ingress.class: Invalid value: "tandem": can not be set when the class field is also set"#]]
+    annotated["spec"]["ingressClassName"] = "other".into();
+    expect![[r#"422 Invalid: Ingress.networking.k8s.io "both" is invalid: annotations.kubernetes.io/ingress.class: Invalid value: "tandem": must match `ingressClassName` when both are specified"#]]
         .assert_eq(&server.post(INGRESSES, &annotated).await.status());
     server.clock.advance(std::time::Duration::from_secs(5));
     let newer = json!({

@@ -20,8 +20,9 @@ pub(crate) fn check_ip(text: &str, path: &str, problems: &mut Problems) {
 pub(crate) fn ingress(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     let (spec, mut problems) = (spec(object), Problems::default());
     let annotated = object.str_at(&["metadata", "annotations", INGRESS_CLASS_ANNOTATION]);
-    if let Some(class) = annotated.filter(|_| old.is_none() && spec.contains_key("ingressClassName")) {
-        let why = "can not be set when the class field is also set";
+    let differs = spec.contains_key("ingressClassName") && annotated != Some(spec.text("ingressClassName"));
+    if let Some(class) = annotated.filter(|_| old.is_none() && differs) {
+        let why = "must match `ingressClassName` when both are specified";
         problems.invalid(format!("annotations.{INGRESS_CLASS_ANNOTATION}"), class, why);
     }
     if spec.list("rules").is_empty() && !spec.contains_key("defaultBackend") {
