@@ -30,6 +30,8 @@ use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, program, termin
 /// How long the control plane may take to give the node its pod addresses.
 const RANGE_WAIT: Duration = Duration::from_secs(60);
 const API_PORT: u16 = 6443;
+/// Files that the node may have open, where its user may have as many: connections of the ingress are files.
+const FILES: u64 = 65_536;
 
 /// What a node needs to know beside its flags.
 pub(crate) struct Plan {
@@ -53,6 +55,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
+    raise_files();
     std::fs::create_dir_all(&plan.directory)
         .with_context(|| format!("cannot make the node's folder {}", plan.directory.display()))?;
     let runtimes = async { tokio::join!(components(&plan, flags), containers(&plan, flags, progress)) };
@@ -109,6 +112,18 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+fn raise_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(FILES, |maximum| maximum.min(FILES));
+    if current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }) {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
 }
 
 /// A node whose ports are taken serves no Ingresses there, and everything else.

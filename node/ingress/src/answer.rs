@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     metrics::Ended,
     patience::Running,
+    places::Place,
     pool::{Lent, Pool},
 };
 
@@ -57,6 +58,7 @@ enum Kind {
 pub(crate) struct Held {
     pub(crate) running: Option<Running>,
     pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<Place>,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -106,6 +108,9 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(running) = &mut self.held.running {
+            running.set_blocked(false);
+        }
         let polled = match &mut self.kind {
             Kind::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Kind::Relayed(inner) => Pin::new(inner).poll_frame(context),
@@ -116,6 +121,9 @@ impl http_body::Body for Body {
                 let sent = frame.data_ref().map_or(0, Bytes::len);
                 if let Some(ended) = &mut self.held.ended {
                     ended.sent(sent);
+                }
+                if let Some(running) = &mut self.held.running {
+                    running.set_blocked(true);
                 }
                 if self.is_end_stream() {
                     self.give_back();

@@ -44,8 +44,13 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// Secrets that are watched; Ingresses beyond get the default certificate.
 const SECRETS_MAX: usize = 512;
 
-/// What is told of a Secret: its certificate, if it has one.
-type Told = (Name, Option<Secret>);
+/// What is told of a Secret.
+enum Told {
+    There(Box<Secret>),
+    Gone,
+    /// The API server does not say.
+    Unknown,
+}
 
 struct Follower {
     client: kube::Client,
@@ -53,7 +58,9 @@ struct Follower {
     classes: Store<IngressClass>,
     changes: SelectAll<BoxStream<'static, ()>>,
     backends: Option<(Store<Service>, Store<EndpointSlice>)>,
-    secrets: StreamMap<Name, BoxStream<'static, Option<Secret>>>,
+    secrets: StreamMap<Name, BoxStream<'static, Told>>,
+    /// Secrets of which nothing was told yet.
+    awaited: BTreeSet<Name>,
     certificates: BTreeMap<Name, Arc<Certificate>>,
     metrics: Metrics,
 }
@@ -67,13 +74,17 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut follower = Follower::new(client, metrics);
+    let mut published = false;
     loop {
         tokio::select! {
             woken = follower.change() => if !woken { return },
             () = shutdown.cancelled() => return,
         }
         follower.settle().await;
-        if let Some(snapshot) = follower.snapshot() {
+        let snapshot = follower.snapshot();
+        // The first table has its certificates: what was served before a restart is not interrupted by the default one.
+        if let Some(snapshot) = snapshot.filter(|_| published || follower.awaited.is_empty()) {
+            published = true;
             publish.send_replace(Arc::new(routes::build(&snapshot, &default)));
         }
     }
@@ -84,16 +95,25 @@ impl Follower {
         let (ingresses, ingress_changes) = cache(Api::<Ingress>::all(client.clone()));
         let (classes, class_changes) = cache(Api::<IngressClass>::all(client.clone()));
         let changes = futures::stream::select_all([ingress_changes, class_changes]);
-        let (secrets, certificates) = (StreamMap::new(), BTreeMap::new());
-        Follower { client, ingresses, classes, changes, backends: None, secrets, certificates, metrics }
+        Follower {
+            client,
+            ingresses,
+            classes,
+            changes,
+            backends: None,
+            secrets: StreamMap::new(),
+            awaited: BTreeSet::new(),
+            certificates: BTreeMap::new(),
+            metrics,
+        }
     }
 
     /// Waits for a change of anything; false when there will be none.
     async fn change(&mut self) -> bool {
         tokio::select! {
             change = self.changes.next() => change.is_some(),
-            Some(told) = self.secrets.next(), if !self.secrets.is_empty() => {
-                self.take(told);
+            Some((name, told)) = self.secrets.next(), if !self.secrets.is_empty() => {
+                self.take(name, told);
                 true
             }
         }
@@ -112,10 +132,15 @@ impl Follower {
     }
 
     /// A Secret that cannot be used keeps the certificate that it had: a mistake must not end what works.
-    fn take(&mut self, (name, secret): Told) {
-        let Some(secret) = secret else {
-            self.certificates.remove(&name);
-            return;
+    fn take(&mut self, name: Name, told: Told) {
+        self.awaited.remove(&name);
+        let secret = match told {
+            Told::There(secret) => secret,
+            Told::Gone => {
+                self.certificates.remove(&name);
+                return;
+            }
+            Told::Unknown => return,
         };
         match certificates::of_secret(&secret) {
             Ok(certificate) => {
@@ -162,23 +187,29 @@ impl Follower {
         let gone: Vec<Name> = self.secrets.keys().filter(|name| !named.contains(name)).cloned().collect();
         for name in gone {
             self.secrets.remove(&name);
+            self.awaited.remove(&name);
             self.certificates.remove(&name);
         }
         for name in named {
             if self.secrets.len() < SECRETS_MAX && !self.secrets.contains_key(&name) {
                 let secret = secret(self.client.clone(), &name);
+                self.awaited.insert(name.clone());
                 self.secrets.insert(name, secret);
             }
         }
     }
 }
 
-fn secret(client: kube::Client, (namespace, name): &Name) -> BoxStream<'static, Option<Secret>> {
+fn secret(client: kube::Client, (namespace, name): &Name) -> BoxStream<'static, Told> {
     let of = format!("{namespace}/{name}");
     watcher::watch_object(Api::<Secret>::namespaced(client, namespace), name)
         .default_backoff()
         .inspect_err(move |error| tracing::debug!(secret = of, %error, "watch for the ingress"))
-        .filter_map(|told| futures::future::ready(told.ok()))
+        .map(|told| match told {
+            Ok(Some(secret)) => Told::There(Box::new(secret)),
+            Ok(None) => Told::Gone,
+            Err(_) => Told::Unknown,
+        })
         .boxed()
 }
 

@@ -15,6 +15,7 @@ mod follow;
 mod listen;
 mod metrics;
 mod patience;
+mod places;
 mod pool;
 mod proxy;
 mod request;
@@ -77,6 +78,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let (publish, table) = watch::channel(Arc::new(Table::empty(default.clone())));
     let proxy = Arc::new(Proxy::new(table.clone(), config.metrics.clone(), shutdown.clone()));
     let mut tasks = JoinSet::new();
+    tasks.spawn(follow::run(config.client, config.metrics, default, publish, shutdown.clone()));
+    // Who comes before the routes are known waits: he would be told that there are none.
+    let mut known = table.clone();
+    if !matches!(shutdown.run_until_cancelled(known.changed()).await, Some(Ok(()))) {
+        return Ok(());
+    }
     if let Some(listener) = http {
         tasks.spawn(listen::serve(listener, Scheme::Http, proxy.clone(), shutdown.clone()));
     }
@@ -84,8 +91,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         let scheme = Scheme::Https(certificates::acceptor(table)?);
         tasks.spawn(listen::serve(listener, scheme, proxy.clone(), shutdown.clone()));
     }
-    tasks.spawn(pool::tend(proxy.clone(), shutdown.clone()));
-    tasks.spawn(follow::run(config.client, config.metrics, default, publish, shutdown));
+    tasks.spawn(pool::tend(proxy, shutdown));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
             tracing::error!(%error, "a part of the ingress proxy ended");

@@ -1,19 +1,12 @@
 //! Connections of clients: how many, from whom, over TLS or not.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -25,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     patience::{Activity, Patient, TIMES},
+    places::{Places, share_of_files},
     pool,
     proxy::{Origin, Proxy},
     request::Client,
 };
 
-/// Connections of clients on one port, and of one address among them.
+/// Connections of clients on one port, where the process may have files enough, and of one address among them.
 const CONNECTIONS_MAX: usize = 10_000;
 const CONNECTIONS_PER_ADDRESS_MAX: usize = 1_000;
 /// What a failing accept waits before the next one.
@@ -58,47 +52,10 @@ impl Scheme {
     }
 }
 
-/// How many connections each address has.
-#[derive(Debug, Default)]
-struct Places(Mutex<HashMap<IpAddr, usize>>);
-
-/// A connection's place, free again when it is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    address: IpAddr,
-}
-
-impl Places {
-    fn take(self: &Arc<Self>, address: IpAddr, all: usize) -> Result<Place, &'static str> {
-        if all >= CONNECTIONS_MAX {
-            return Err("all");
-        }
-        let mut taken = self.0.lock();
-        let count = taken.entry(address).or_default();
-        if *count >= CONNECTIONS_PER_ADDRESS_MAX {
-            return Err("address");
-        }
-        *count += 1;
-        Ok(Place { places: self.clone(), address })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.0.lock();
-        if let Some(count) = taken.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// Takes connections until shutdown, then lets those that have requests end them.
 pub(crate) async fn serve(listener: TcpListener, scheme: Scheme, proxy: Arc<Proxy>, shutdown: CancellationToken) {
-    let places = Arc::new(Places::default());
+    let connections_max = share_of_files(CONNECTIONS_MAX);
+    let places = Arc::new(Places::new(CONNECTIONS_PER_ADDRESS_MAX.min(connections_max)));
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -114,12 +71,13 @@ pub(crate) async fn serve(listener: TcpListener, scheme: Scheme, proxy: Arc<Prox
                 continue;
             }
         };
-        let place = match places.take(peer.ip().to_canonical(), tasks.len()) {
-            Ok(place) => place,
-            Err(reason) => {
-                proxy.metrics.refused(reason);
-                continue;
-            }
+        if tasks.len() >= connections_max {
+            proxy.metrics.refused("all");
+            continue;
+        }
+        let Some(place) = places.take(peer.ip().to_canonical()) else {
+            proxy.metrics.refused("address");
+            continue;
         };
         let (scheme, proxy, shutdown) = (scheme.clone(), proxy.clone(), shutdown.clone());
         tasks.spawn(async move {
@@ -196,22 +154,4 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX));
     builder
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_has_so_many_places_and_gives_them_back() {
-        let places = Arc::new(Places::default());
-        let [one, other]: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
-        let taken: Vec<Place> = (0..CONNECTIONS_PER_ADDRESS_MAX).map(|_| places.take(one, 0).unwrap()).collect();
-        assert_eq!(places.take(one, 0).unwrap_err(), "address");
-        assert_eq!(places.take(other, CONNECTIONS_MAX).unwrap_err(), "all");
-        drop(places.take(other, 0).unwrap());
-        drop(taken);
-        assert!(places.0.lock().is_empty());
-        assert!(places.take(one, 0).is_ok());
-    }
 }

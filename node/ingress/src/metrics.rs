@@ -90,28 +90,28 @@ impl Metrics {
     }
 
     /// Counts a client's connection for as long as it is held.
-    pub(crate) fn connection(&self, scheme: &'static str) -> Tunnelled {
-        Tunnelled::new(self.0.connections.get_or_create(&Of { scheme }).clone())
+    pub(crate) fn connection(&self, scheme: &'static str) -> Counted {
+        Counted::new(self.0.connections.get_or_create(&Of { scheme }).clone())
     }
 
     /// Counts an upgraded connection for as long as it is held.
-    pub(crate) fn tunnel(&self) -> Tunnelled {
-        Tunnelled::new(self.0.tunnels.clone())
+    pub(crate) fn tunnel(&self) -> Counted {
+        Counted::new(self.0.tunnels.clone())
     }
 }
 
 /// One in a gauge.
 #[derive(Debug)]
-pub(crate) struct Tunnelled(Gauge);
+pub(crate) struct Counted(Gauge);
 
-impl Tunnelled {
-    fn new(gauge: Gauge) -> Tunnelled {
+impl Counted {
+    fn new(gauge: Gauge) -> Counted {
         gauge.inc();
-        Tunnelled(gauge)
+        Counted(gauge)
     }
 }
 
-impl Drop for Tunnelled {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }

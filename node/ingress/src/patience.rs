@@ -42,11 +42,42 @@ pub(crate) struct Activity {
     begun: AtomicU64,
     /// HTTP/2, where bytes between requests are no head that has begun.
     multiplexed: AtomicBool,
+    /// Answers of which more is there than the client takes.
+    blocked: AtomicUsize,
+    /// When the client last took something of an answer.
+    taken: Moment,
+}
+
+/// A point in time that threads share.
+#[derive(Debug)]
+struct Moment {
+    base: Instant,
+    millis: AtomicU64,
+}
+
+impl Default for Moment {
+    fn default() -> Moment {
+        Moment { base: Instant::now(), millis: AtomicU64::new(0) }
+    }
+}
+
+impl Moment {
+    fn set_now(&self) {
+        let millis = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Instant {
+        self.base + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
 }
 
 /// A request that runs, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Running(Arc<Activity>);
+pub(crate) struct Running {
+    activity: Arc<Activity>,
+    blocked: bool,
+}
 
 impl Activity {
     pub(crate) fn begin(self: &Arc<Self>, multiplexed: bool) -> Running {
@@ -55,13 +86,33 @@ impl Activity {
         if multiplexed {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
-        Running(self.clone())
+        Running { activity: self.clone(), blocked: false }
+    }
+
+    /// Whether there is something for the client that it has not taken for so long. Over HTTP/2 it says itself how much
+    /// it takes, and nothing is written that could stall.
+    fn is_stalled(&self, time: Duration) -> bool {
+        self.blocked.load(Ordering::Relaxed) > 0 && self.taken.get().elapsed() >= time
+    }
+}
+
+impl Running {
+    /// Says whether the client has to take what is there before more of the answer is asked for.
+    pub(crate) fn set_blocked(&mut self, blocked: bool) {
+        self.activity.taken.set_now();
+        match (self.blocked, blocked) {
+            (false, true) => drop(self.activity.blocked.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(self.activity.blocked.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        self.blocked = blocked;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.set_blocked(false);
+        self.activity.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +154,7 @@ impl<S> Patient<S> {
         let begun = self.activity.begun.load(Ordering::Relaxed);
         let running = self.activity.running.load(Ordering::Relaxed) > 0;
         if running && self.wait != Wait::None {
-            self.wait_for(Wait::None, self.times.idle);
+            self.wait_for(Wait::None, self.times.reader_stall);
         } else if !running && (self.wait == Wait::None || begun != self.begun) {
             self.wait_for(Wait::Idle, self.times.idle);
         }
@@ -113,10 +164,10 @@ impl<S> Patient<S> {
     fn poll_patience(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         self.look();
         while self.reading.as_mut().poll(context).is_ready() {
-            if self.wait != Wait::None {
+            if self.wait != Wait::None || self.activity.is_stalled(self.times.reader_stall) {
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client is too slow"));
             }
-            self.wait_for(Wait::None, self.times.idle);
+            self.wait_for(Wait::None, self.times.reader_stall);
         }
         Poll::Pending
     }
@@ -192,19 +243,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 /// What is known of a request's body while its answer is waited for.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    since: Instant,
-    millis: AtomicU64,
+    moved: Moment,
     stalled: AtomicBool,
 }
 
 impl Progress {
     pub(crate) fn new() -> Arc<Progress> {
-        Arc::new(Progress { since: Instant::now(), millis: AtomicU64::new(0), stalled: AtomicBool::new(false) })
-    }
-
-    fn moved(&self) {
-        let millis = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.millis.store(millis, Ordering::Relaxed);
+        Arc::new(Progress { moved: Moment::default(), stalled: AtomicBool::new(false) })
     }
 
     /// Whether the client stopped sending.
@@ -215,7 +260,7 @@ impl Progress {
     /// Ends when nothing of the body has moved for so long.
     pub(crate) async fn quiet(&self, time: Duration) {
         loop {
-            let until = self.since + Duration::from_millis(self.millis.load(Ordering::Relaxed)) + time;
+            let until = self.moved.get() + time;
             if Instant::now() >= until {
                 return;
             }
@@ -263,7 +308,7 @@ impl http_body::Body for Upload {
         match Pin::new(inner).poll_frame(context) {
             Poll::Ready(frame) => {
                 self.stall = None;
-                self.progress.moved();
+                self.progress.moved.set_now();
                 Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Broken)))
             }
             Poll::Pending => {
@@ -334,13 +379,26 @@ mod tests {
         let (mut client, mut patient, activity) = connection(times);
         let running = activity.begin(false);
         pass(&mut client, &mut patient).await;
-        assert!(tokio::time::timeout(LONG * 3, patient.read_u8()).await.is_err(), "a request runs");
+        let patiently = tokio::time::timeout(LONG * 3, patient.read_u8()).await;
+        assert!(patiently.is_err(), "a request runs");
         drop(running);
         assert!(waits(&mut patient).await >= LONG);
         let (mut client, mut patient, activity) = connection(Times { head: SHORT, ..TIMES });
         drop(activity.begin(false));
         pass(&mut client, &mut patient).await;
         assert!(waits(&mut patient).await < TIMES.idle, "the next head has begun");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_an_answer_is_cut_also_when_nothing_is_written() {
+        let (mut client, mut patient, activity) = connection(Times { reader_stall: LONG, ..TIMES });
+        let mut running = activity.begin(true);
+        pass(&mut client, &mut patient).await;
+        running.set_blocked(true);
+        running.set_blocked(false);
+        assert!(tokio::time::timeout(LONG * 3, patient.read_u8()).await.is_err(), "the backend is waited for");
+        running.set_blocked(true);
+        assert!(waits(&mut patient).await >= LONG / 2);
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
     net::TcpStream,
-    time::{Instant, interval, timeout},
+    sync::Notify,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -93,15 +94,19 @@ struct Connections {
 
 /// The connections to all backends.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<Connections>);
+pub(crate) struct Pool {
+    connections: Mutex<Connections>,
+    /// Told when something is kept.
+    kept: Notify,
+}
 
 impl Pool {
     /// A connection for a request. `fresh`: one that no request had before, for those that must not be sent twice.
     pub(crate) async fn lend(&self, address: SocketAddr, protocol: Protocol, fresh: bool) -> std::io::Result<Lent> {
         let kept = match protocol {
             Protocol::Http1 if fresh => None,
-            Protocol::Http1 => self.0.lock().take(address).map(Sender::One),
-            Protocol::Http2 => self.0.lock().share(address).map(Sender::Many),
+            Protocol::Http1 => self.connections.lock().take(address).map(Sender::One),
+            Protocol::Http2 => self.connections.lock().share(address).map(Sender::Many),
         };
         match kept {
             Some(sender) => Ok(Lent { address, sender, used: true }),
@@ -128,7 +133,8 @@ impl Pool {
                 let shaking = builder.handshake(stream);
                 let (sender, connection) = timeout(CONNECT_MAX, shaking).await?.map_err(std::io::Error::other)?;
                 tokio::spawn(drive(connection, address));
-                self.0.lock().shared.insert(address, sender.clone());
+                self.connections.lock().shared.insert(address, sender.clone());
+                self.kept.notify_one();
                 Ok(Sender::Many(sender))
             }
         }
@@ -138,7 +144,7 @@ impl Pool {
     pub(crate) fn give_back(pool: &Arc<Pool>, lent: Lent) {
         let Sender::One(mut sender) = lent.sender else { return };
         if sender.is_ready() {
-            return pool.0.lock().keep(lent.address, sender);
+            return pool.keep(lent.address, sender);
         }
         if sender.is_closed() {
             return;
@@ -146,14 +152,14 @@ impl Pool {
         let pool = pool.clone();
         tokio::spawn(async move {
             if let Ok(Ok(())) = timeout(READY_MAX, sender.ready()).await {
-                pool.0.lock().keep(lent.address, sender);
+                pool.keep(lent.address, sender);
             }
         });
     }
 
     /// Drops what is too old, and what leads to addresses that no route has any more.
     fn tend(&self, routed: &HashSet<SocketAddr>, now: Instant) {
-        let mut connections = self.0.lock();
+        let mut connections = self.connections.lock();
         connections.kept.retain(|address, kept| {
             let good = |kept: &Kept| kept.sender.is_ready() && now.duration_since(kept.since) < KEPT_FOR;
             kept.retain(|kept| routed.contains(address) && good(kept));
@@ -161,6 +167,16 @@ impl Pool {
         });
         connections.count = connections.kept.values().map(Vec::len).sum();
         connections.shared.retain(|address, sender| routed.contains(address) && !sender.is_closed());
+    }
+
+    fn keep(&self, address: SocketAddr, sender: http1::SendRequest<Upload>) {
+        self.connections.lock().keep(address, sender);
+        self.kept.notify_one();
+    }
+
+    fn is_empty(&self) -> bool {
+        let connections = self.connections.lock();
+        connections.count == 0 && connections.shared.is_empty()
     }
 }
 
@@ -208,9 +224,15 @@ pub(crate) fn probe(stream: &TcpStream) -> std::io::Result<()> {
 
 /// Keeps the pool in order until shutdown.
 pub(crate) async fn tend(proxy: Arc<Proxy>, shutdown: CancellationToken) {
-    let mut ticks = interval(TEND_EVERY);
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        let routed = proxy.table().addresses().collect();
-        proxy.pool.tend(&routed, Instant::now());
-    }
+    let tending = async {
+        loop {
+            proxy.pool.kept.notified().await;
+            while !proxy.pool.is_empty() {
+                sleep(TEND_EVERY).await;
+                let routed = proxy.table().addresses().collect();
+                proxy.pool.tend(&routed, Instant::now());
+            }
+        }
+    };
+    shutdown.run_until_cancelled(tending).await;
 }

@@ -13,14 +13,16 @@ use crate::{
     answer::{Body, Held, Refusal},
     metrics::{Ended, Metrics},
     patience::{Activity, Progress, Upload},
+    places::{Places, share_of_files},
     pool::{Lent, Pool, Unsent},
     request::{self, Client},
     routes::{Backend, Protocol, Reach, Table, normal_host},
     tunnel,
 };
 
-/// Requests that run at a time.
+/// Requests that run at a time, where the process may have files enough, and of one address among them.
 const REQUESTS_MAX: usize = 16_384;
+const REQUESTS_PER_ADDRESS_MAX: usize = 2_048;
 /// Endpoints that are tried for one request.
 const ATTEMPTS_MAX: usize = 4;
 /// From the last that was sent of a request to the head of its answer.
@@ -40,13 +42,16 @@ pub(crate) struct Proxy {
     pub(crate) pool: Arc<Pool>,
     pub(crate) metrics: Metrics,
     requests: Arc<Semaphore>,
+    places: Arc<Places>,
     shutdown: CancellationToken,
 }
 
 impl Proxy {
     pub(crate) fn new(table: watch::Receiver<Arc<Table>>, metrics: Metrics, shutdown: CancellationToken) -> Proxy {
-        let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
-        Proxy { table, pool: Arc::default(), metrics, requests, shutdown }
+        let requests_max = share_of_files(REQUESTS_MAX);
+        let requests = Arc::new(Semaphore::new(requests_max));
+        let places = Arc::new(Places::new(REQUESTS_PER_ADDRESS_MAX.min(requests_max)));
+        Proxy { table, pool: Arc::default(), metrics, requests, places, shutdown }
     }
 
     pub(crate) fn table(&self) -> Arc<Table> {
@@ -63,10 +68,14 @@ impl Proxy {
         let running = origin.activity.begin(version == Version::HTTP_2);
         let mut ended = Ended::new(&self.metrics, &request, origin.client);
         let permit = self.requests.clone().try_acquire_owned().ok();
-        let mut held = Held { running: Some(running), permit, ended: None };
-        let answer = match held.permit {
-            Some(_) => self.answer(&origin, request, &mut ended, &mut held).await,
-            None => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the ingress has too many requests")),
+        let place = self.places.take(origin.client.address.to_canonical());
+        let mut held = Held { running: Some(running), permit, place, ended: None };
+        let answer = match (&held.permit, &held.place) {
+            (_, None) => {
+                Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "this client has too many requests at a time"))
+            }
+            (None, _) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the ingress has too many requests")),
+            (Some(_), Some(_)) => self.answer(&origin, request, &mut ended, &mut held).await,
         };
         let mut response = answer.unwrap_or_else(|refusal| refusal.response(version));
         ended.answered(response.status());
@@ -124,7 +133,8 @@ impl Proxy {
             return Err(Refusal::new(StatusCode::BAD_GATEWAY, "the backend changed the protocol unasked"));
         };
         let backend_side = hyper::upgrade::on(&mut response);
-        let lasting = Held { running: held.running.take(), permit: held.permit.take(), ended: None };
+        let (running, permit) = (held.running.take(), held.permit.take());
+        let lasting = Held { running, permit, place: held.place.take(), ended: None };
         tokio::spawn(tunnel::run(client_side, backend_side, self.metrics.tunnel(), lasting, self.shutdown.clone()));
         let to = response.headers().get(header::UPGRADE).cloned();
         let mut response = response.map(|_| Body::empty());

@@ -5,13 +5,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 
-use crate::{answer::Held, metrics::Tunnelled};
+use crate::{answer::Held, metrics::Counted};
 
 /// Runs until an end closes or breaks, or the node stops. A client that is gone is found out by the kernel's probes.
 pub(crate) async fn run(
     client: OnUpgrade,
     backend: OnUpgrade,
-    counted: Tunnelled,
+    counted: Counted,
     held: Held,
     shutdown: CancellationToken,
 ) {

@@ -44,8 +44,7 @@ async fn nodes_read_the_certificates_of_ingresses_that_they_serve() {
     let tls = |secret: &str, class: &str| json!({ "ingressClassName": class, "tls": [{ "secretName": secret }] });
     server.create(INGRESSES, &ingress("ours", tls("ours", "tandem"))).await;
     server.create(INGRESSES, &ingress("theirs", tls("theirs", "other"))).await;
-    let code =
-        async |uri: &str| server.send(ask("GET", &in_default(uri)).by(Identity::node("n1"))).await.code;
+    let code = async |uri: &str| server.send(ask("GET", &in_default(uri)).by(Identity::node("n1"))).await.code;
     assert_eq!(code("secrets/ours").await, 200);
     assert_eq!(code("secrets?fieldSelector=metadata.name%3Dours").await, 200);
     assert_eq!(code("secrets/theirs").await, 403);
