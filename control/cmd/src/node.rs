@@ -75,6 +75,7 @@ pub(crate) async fn run(
         client: plan.client.clone(),
         listeners: ingress_listeners(flags, progress).await,
         metrics: tandem_ingress::Metrics::new(&mut metrics),
+        clock: Arc::new(SystemClock),
     };
     let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
     let mut tasks = JoinSet::new();

@@ -133,7 +133,7 @@ struct ByName(watch::Receiver<Arc<Table>>);
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(|name| routes::normal_host(name)).unwrap_or_default();
+        let name = hello.server_name().map(routes::normal_host).unwrap_or_default();
         Some(self.0.borrow().certificates.of(&name).clone())
     }
 }

@@ -26,6 +26,7 @@ use kube::{
     },
 };
 use rustls::sign::CertifiedKey;
+use tandem_client::events::{self, Note, Recorder, Severity};
 use tokio::{
     sync::watch,
     time::{sleep, sleep_until},
@@ -62,18 +63,20 @@ struct Follower {
     /// Secrets of which nothing was told yet.
     awaited: BTreeSet<Name>,
     certificates: BTreeMap<Name, Arc<Certificate>>,
+    recorder: Recorder,
     metrics: Metrics,
 }
 
 /// Publishes a table after each change until shutdown.
 pub(crate) async fn run(
     client: kube::Client,
+    recorder: Recorder,
     metrics: Metrics,
     default: Arc<CertifiedKey>,
     publish: watch::Sender<Arc<Table>>,
     shutdown: CancellationToken,
 ) {
-    let mut follower = Follower::new(client, metrics);
+    let mut follower = Follower::new(client, recorder, metrics);
     let mut published = false;
     loop {
         tokio::select! {
@@ -91,7 +94,7 @@ pub(crate) async fn run(
 }
 
 impl Follower {
-    fn new(client: kube::Client, metrics: Metrics) -> Follower {
+    fn new(client: kube::Client, recorder: Recorder, metrics: Metrics) -> Follower {
         let (ingresses, ingress_changes) = cache(Api::<Ingress>::all(client.clone()));
         let (classes, class_changes) = cache(Api::<IngressClass>::all(client.clone()));
         let changes = futures::stream::select_all([ingress_changes, class_changes]);
@@ -104,6 +107,7 @@ impl Follower {
             secrets: StreamMap::new(),
             awaited: BTreeSet::new(),
             certificates: BTreeMap::new(),
+            recorder,
             metrics,
         }
     }
@@ -138,7 +142,7 @@ impl Follower {
             Told::There(secret) => secret,
             Told::Gone => {
                 self.certificates.remove(&name);
-                return;
+                return self.complain(&name, "it is not there");
             }
             Told::Unknown => return,
         };
@@ -146,8 +150,19 @@ impl Follower {
             Ok(certificate) => {
                 self.certificates.insert(name, Arc::new(certificate));
             }
-            Err(error) => {
-                tracing::warn!(namespace = name.0, secret = name.1, %error, "an Ingress names a Secret that gives no certificate");
+            Err(error) => self.complain(&name, &error.to_string()),
+        }
+    }
+
+    /// Tells those who named a Secret why it gives no certificate.
+    fn complain(&self, name: &Name, why: &str) {
+        let (namespace, secret) = name;
+        tracing::warn!(namespace, secret, why, "an Ingress names a Secret that gives no certificate");
+        for ingress in routes::served(&self.ingresses.state(), &self.classes.state()) {
+            if routes::secrets(std::slice::from_ref(&ingress)).contains(name) {
+                let message = format!("Secret {secret:?} gives no certificate: {why}");
+                let regarding = events::reference(&*ingress);
+                self.recorder.record(Note::new(regarding, Severity::Warning, "CertificateUnusable", message));
             }
         }
     }
@@ -181,7 +196,7 @@ impl Follower {
     }
 
     fn follow_secrets(&mut self, named: BTreeSet<Name>) {
-        if named.len() > SECRETS_MAX {
+        if named.len() > SECRETS_MAX && self.secrets.len() < SECRETS_MAX {
             tracing::warn!(named = named.len(), max = SECRETS_MAX, "Ingresses name more Secrets than are watched");
         }
         let gone: Vec<Name> = self.secrets.keys().filter(|name| !named.contains(name)).cloned().collect();

@@ -27,13 +27,18 @@ use std::{
     sync::Arc,
 };
 
+use tandem_api::Clock;
+use tandem_client::events::Recorder;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use certificates::Unusable;
 pub use metrics::Metrics;
 
 use crate::{listen::Scheme, proxy::Proxy, routes::Table};
+
+/// What Events are told by.
+const COMPONENT: &str = "tandem-ingress";
 
 /// Why a node has no ingress proxy.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +71,7 @@ pub struct Config {
     pub client: kube::Client,
     pub listeners: Listeners,
     pub metrics: Metrics,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Serves until shutdown; then requests that run have two seconds to end.
@@ -77,8 +83,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let default = certificates::self_signed()?;
     let (publish, table) = watch::channel(Arc::new(Table::empty(default.clone())));
     let proxy = Arc::new(Proxy::new(table.clone(), config.metrics.clone(), shutdown.clone()));
+    let (recorder, events) = Recorder::start(config.client.clone(), COMPONENT, config.clock);
+    let _events = AbortOnDropHandle::new(events);
     let mut tasks = JoinSet::new();
-    tasks.spawn(follow::run(config.client, config.metrics, default, publish, shutdown.clone()));
+    tasks.spawn(follow::run(config.client, recorder, config.metrics, default, publish, shutdown.clone()));
     // Who comes before the routes are known waits: he would be told that there are none.
     let mut known = table.clone();
     if !matches!(shutdown.run_until_cancelled(known.changed()).await, Some(Ok(()))) {

@@ -52,10 +52,14 @@ impl Scheme {
     }
 }
 
+pub(crate) fn connections_per_address_max() -> usize {
+    CONNECTIONS_PER_ADDRESS_MAX.min(share_of_files(CONNECTIONS_MAX))
+}
+
 /// Takes connections until shutdown, then lets those that have requests end them.
 pub(crate) async fn serve(listener: TcpListener, scheme: Scheme, proxy: Arc<Proxy>, shutdown: CancellationToken) {
     let connections_max = share_of_files(CONNECTIONS_MAX);
-    let places = Arc::new(Places::new(CONNECTIONS_PER_ADDRESS_MAX.min(connections_max)));
+    let places = Arc::new(Places::new(connections_per_address_max()));
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}

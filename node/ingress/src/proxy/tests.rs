@@ -415,6 +415,29 @@ async fn a_connection_is_for_hosts_of_its_certificate() {
     assert_eq!(ask("a.test", "secret.test").await.0, StatusCode::MISDIRECTED_REQUEST);
 }
 
+/// One address has so many connections; more are closed at once, and whose connections end is served again.
+#[tokio::test]
+async fn a_flood_of_connections_from_one_address_is_refused() {
+    let serving = proxy_to(&[]).await;
+    let mut silent = Vec::new();
+    for _ in 0..listen::connections_per_address_max() {
+        silent.push(TcpStream::connect(serving.address).await.unwrap());
+    }
+    let ask = async || {
+        let mut stream = TcpStream::connect(serving.address).await.unwrap();
+        // A connection that is closed at once may take the bytes or not.
+        drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await);
+        read_until(&mut stream, "\r\n\r\n").await
+    };
+    assert_eq!(ask().await, "");
+    let mut metrics = String::new();
+    encode(&mut metrics, &serving.registry).unwrap();
+    assert!(metrics.contains("tandem_ingress_connections_refused_total{reason=\"address\"} 1"), "{metrics}");
+    drop(silent);
+    let served = timeout(DEADLINE, async { while !ask().await.starts_with("HTTP/1.1 503 ") {} }).await;
+    assert!(served.is_ok(), "places are free again");
+}
+
 /// A body is taken from its client only as fast as the backend takes it.
 #[tokio::test]
 async fn an_upload_waits_for_its_backend() {
