@@ -73,7 +73,7 @@ pub(crate) async fn run(
     let mut metrics = Registry::default();
     let ingress = tandem_ingress::Config {
         client: plan.client.clone(),
-        listeners: ingress_listeners(flags, progress).await,
+        listeners: ingress_listeners(flags, progress),
         metrics: tandem_ingress::Metrics::new(&mut metrics),
         clock: Arc::new(SystemClock),
     };
@@ -128,8 +128,8 @@ fn raise_files() {
 }
 
 /// A node whose ports are taken serves no Ingresses there, and everything else.
-async fn ingress_listeners(flags: &NodeFlags, progress: &Progress) -> Listeners {
-    let open = async |port: u16, flag: &str| match Listeners::open(port).await {
+fn ingress_listeners(flags: &NodeFlags, progress: &Progress) -> Listeners {
+    let open = |port: u16, flag: &str| match Listeners::open(port) {
         Ok(listener) => listener,
         Err(error) => {
             let why = if error.kind() == std::io::ErrorKind::AddrInUse {
@@ -144,8 +144,8 @@ async fn ingress_listeners(flags: &NodeFlags, progress: &Progress) -> Listeners 
         }
     };
     Listeners {
-        http: open(flags.ingress_http_port, "ingress-http-port").await,
-        https: open(flags.ingress_https_port, "ingress-https-port").await,
+        http: open(flags.ingress_http_port, "ingress-http-port"),
+        https: open(flags.ingress_https_port, "ingress-https-port"),
     }
 }
 

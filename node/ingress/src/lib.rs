@@ -29,7 +29,11 @@ use std::{
 
 use tandem_api::Clock;
 use tandem_client::events::Recorder;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinSet,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use certificates::Unusable;
@@ -37,6 +41,8 @@ pub use metrics::Metrics;
 
 use crate::{listen::Scheme, proxy::Proxy, routes::Table};
 
+/// Connections that wait to be accepted: of a flood of them the kernel drops the rest, whosever they are.
+const BACKLOG: u32 = 16_384;
 /// What Events are told by.
 const COMPONENT: &str = "tandem-ingress";
 
@@ -58,11 +64,14 @@ pub struct Listeners {
 
 impl Listeners {
     /// A socket on all addresses of the node; port 0 stands for none.
-    pub async fn open(port: u16) -> std::io::Result<Option<TcpListener>> {
+    pub fn open(port: u16) -> std::io::Result<Option<TcpListener>> {
         if port == 0 {
             return Ok(None);
         }
-        TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await.map(Some)
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+        socket.listen(BACKLOG).map(Some)
     }
 }
 
