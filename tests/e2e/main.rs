@@ -9,6 +9,7 @@
 )]
 
 mod faults;
+mod ingress;
 mod loads;
 mod members;
 mod nodes;

@@ -34,6 +34,16 @@ fn a_second_node_joins_and_its_pods_are_reached() {
             if output.status.success() { Ok(()) } else { Err(output) }
         });
     }
+    // The ingress of each node leads to the pods of both.
+    for node in [&cluster.machine, &second.machine] {
+        let ask = format!("for i in $(seq 60); do curl -s --max-time 5 http://{}/; done", node.address);
+        let line = format!("{ask} | grep -oE '(container|component)-(one|two)' | sort -u | wc -l");
+        until("all pods answer through the ingress", DEADLINE, || {
+            let output = cluster.machine.shell(&line);
+            let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            if found == "4" { Ok(()) } else { Err(found) }
+        });
+    }
     // Names and Services work from pods of the second node, the API server's included.
     let names =
         "wget -q -O - http://everywhere.default.svc.cluster.local/ && nc -w 5 kubernetes.default 443 < /dev/null";

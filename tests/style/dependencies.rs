@@ -44,6 +44,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tandem-wasm", &["tandem-api", "tandem-runtime", "tandem-cri", "tandem-component"]),
     ("tandem-agent", &["tandem-api", "tandem-client", "tandem-runtime", "tandem-component"]),
     ("tandem-net", &["tandem-api", "tandem-client", "tandem-runtime"]),
+    ("tandem-ingress", &["tandem-api", "tandem-client"]),
 ];
 
 /// Crates that must stay free of heavy or foreign parts: what must not be among their direct dependencies.

@@ -4,6 +4,7 @@
 mod address;
 mod certificate;
 mod escalation;
+mod ingress;
 mod limit_range;
 mod namespace;
 mod node;
@@ -91,6 +92,9 @@ pub(crate) async fn mutate(
         priority::resolve(core, request, object).await?;
         pod::tolerations(object);
         pod::trace(request, object);
+    }
+    if request.creates("networking.k8s.io", "ingresses") {
+        ingress::default_class(core, object).await?;
     }
     limit_range::apply(core, request, object).await?;
     if request.creates("certificates.k8s.io", "certificatesigningrequests") {

@@ -1,7 +1,10 @@
 //! What a cluster has before anybody asks for it.
 
 use serde_json::{Value, json};
-use tandem_api::{ApiError, Identity, Object, Reason, WASM_RUNTIME_CLASS};
+use tandem_api::{
+    ApiError, DEFAULT_INGRESS_CLASS_ANNOTATION, INGRESS_CLASS, INGRESS_CONTROLLER, Identity, Object, Reason,
+    WASM_RUNTIME_CLASS,
+};
 
 use crate::{
     authz::{defaults, rbac},
@@ -68,6 +71,15 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
         json!({
             "kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": { "name": WASM_RUNTIME_CLASS },
             "handler": WASM_RUNTIME_CLASS,
+        }),
+    ));
+    objects.push((
+        "networking.k8s.io",
+        "ingressclasses",
+        json!({
+            "kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
+            "metadata": { "name": INGRESS_CLASS, "annotations": { DEFAULT_INGRESS_CLASS_ANNOTATION: "true" } },
+            "spec": { "controller": INGRESS_CONTROLLER },
         }),
     ));
     objects.extend(PRIORITIES.iter().map(|(name, value, description)| {

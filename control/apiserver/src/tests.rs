@@ -6,6 +6,7 @@ mod connect;
 mod custom;
 mod discovery;
 mod identity;
+mod ingresses;
 mod layers;
 mod lists;
 mod objects;

@@ -148,6 +148,12 @@ pub(crate) struct NodeFlags {
     /// The loopback port under which the node reaches the API server and the registry.
     #[arg(long, default_value_t = 6444, value_name = "PORT")]
     pub(crate) local_port: u16,
+    /// The port on which the node serves Ingresses over HTTP; 0: none.
+    #[arg(long, default_value_t = 80, value_name = "PORT")]
+    pub(crate) ingress_http_port: u16,
+    /// The port on which the node serves Ingresses over TLS; 0: none.
+    #[arg(long, default_value_t = 443, value_name = "PORT")]
+    pub(crate) ingress_https_port: u16,
     /// A public registry that the cluster's own registry stands in for, such as `docker.io`. May be given several times.
     #[arg(long = "mirror", value_name = "HOST", default_values = ["docker.io"])]
     pub(crate) mirrors: Vec<String>,

@@ -9,9 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use prometheus_client::registry::Registry;
 use tandem_agent::Runtimes;
 use tandem_api::{CLUSTER_REGISTRY, Settings, SystemClock};
 use tandem_client::kube;
+use tandem_ingress::Listeners;
 use tandem_net::{
     Allocator,
     addresses::Ranges,
@@ -28,6 +30,8 @@ use crate::{addresses::Awaited, cli::NodeFlags, join::NodeFiles, program, termin
 /// How long the control plane may take to give the node its pod addresses.
 const RANGE_WAIT: Duration = Duration::from_secs(60);
 const API_PORT: u16 = 6443;
+/// Files that the node may have open, where its user may have as many: connections of the ingress are files.
+const FILES: u64 = 65_536;
 
 /// What a node needs to know beside its flags.
 pub(crate) struct Plan {
@@ -51,6 +55,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
+    raise_files();
     std::fs::create_dir_all(&plan.directory)
         .with_context(|| format!("cannot make the node's folder {}", plan.directory.display()))?;
     let runtimes = async { tokio::join!(components(&plan, flags), containers(&plan, flags, progress)) };
@@ -65,7 +70,14 @@ pub(crate) async fn run(
     let (allocator, addresses) = watch::channel(None);
     let (pod_cidr, mut range) = watch::channel(None);
     let runtimes = Runtimes { containers: containerd.as_ref().map(|it| it.runtime.clone()), components };
-    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr);
+    let mut metrics = Registry::default();
+    let ingress = tandem_ingress::Config {
+        client: plan.client.clone(),
+        listeners: ingress_listeners(flags, progress),
+        metrics: tandem_ingress::Metrics::new(&mut metrics),
+        clock: Arc::new(SystemClock),
+    };
+    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
     let mut tasks = JoinSet::new();
     let agent_shutdown = shutdown.clone();
     tasks.spawn(async move { Ok(tandem_agent::run(config, agent_shutdown).await?) });
@@ -89,6 +101,8 @@ pub(crate) async fn run(
     allocator.send_replace(Some(ranges));
     let network_shutdown = shutdown.clone();
     tasks.spawn(async move { Ok(prepared.run(network_shutdown).await?) });
+    let ingress_shutdown = shutdown.clone();
+    tasks.spawn(async move { Ok(tandem_ingress::run(ingress, ingress_shutdown).await?) });
     progress.done(&format!("network: pods of this node have addresses in {network}"));
     ready();
     while let Some(ended) = tasks.join_next().await {
@@ -99,6 +113,40 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+fn raise_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(FILES, |maximum| maximum.min(FILES));
+    if current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }) {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
+}
+
+/// A node whose ports are taken serves no Ingresses there, and everything else.
+fn ingress_listeners(flags: &NodeFlags, progress: &Progress) -> Listeners {
+    let open = |port: u16, flag: &str| match Listeners::open(port) {
+        Ok(listener) => listener,
+        Err(error) => {
+            let why = if error.kind() == std::io::ErrorKind::AddrInUse {
+                "another program uses it".to_owned()
+            } else {
+                error.to_string()
+            };
+            progress.note(&format!(
+                "warning: this node serves no Ingresses on port {port}: {why}; choose another with --{flag}, or 0 for none"
+            ));
+            None
+        }
+    };
+    Listeners {
+        http: open(flags.ingress_http_port, "ingress-http-port"),
+        https: open(flags.ingress_https_port, "ingress-https-port"),
+    }
 }
 
 pub(crate) fn local_url(flags: &NodeFlags) -> String {
@@ -178,6 +226,7 @@ fn agent_config(
     runtimes: Runtimes,
     addresses: Arc<Awaited>,
     pod_cidr: watch::Sender<Option<ipnet::Ipv4Net>>,
+    metrics: Registry,
 ) -> tandem_agent::Config {
     let registry = tandem_agent::Endpoint {
         url: local_url(flags),
@@ -204,6 +253,7 @@ fn agent_config(
             key: plan.files.server_key.clone(),
             client_authority: plan.files.authority.clone(),
         },
+        metrics,
         pod_cidr,
         version,
         runtime_version: format!("tandem://{}", env!("CARGO_PKG_VERSION")),

@@ -503,6 +503,8 @@ stores! {
     root_certificates: ConfigMap from k8s_openapi::api::core::v1::ConfigMap, named(crate::root_ca::CONFIG_MAP);
     nodes: Node from k8s_openapi::api::core::v1::Node, everything();
     leases: Lease from k8s_openapi::api::coordination::v1::Lease, within(crate::node_lifecycle::LEASES);
+    ingresses: Ingress from k8s_openapi::api::networking::v1::Ingress, everything();
+    ingress_classes: IngressClass from k8s_openapi::api::networking::v1::IngressClass, everything();
     cluster_roles: ClusterRole from k8s_openapi::api::rbac::v1::ClusterRole, everything();
     definitions: CustomResourceDefinition from crate::customresourcedefinition::CustomResourceDefinition, everything();
     signing_requests: CertificateSigningRequest from k8s_openapi::api::certificates::v1::CertificateSigningRequest, everything();

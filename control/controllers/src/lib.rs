@@ -29,6 +29,7 @@ mod gc;
 mod guarded;
 mod hash;
 mod history;
+mod ingress;
 mod job;
 mod job_ttl;
 mod metrics;
@@ -161,6 +162,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(node_ipam::NodeRanges { settings });
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);
+    running.add(ingress::Ingresses);
     running.add(clusterrole_aggregation::AggregatedRoles);
     running.add(event_ttl::EventsOfNamespaces);
     running.add(certificate_signer::CertificateSigner { signer: running.context.signer.clone() });

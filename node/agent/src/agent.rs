@@ -124,7 +124,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         objects,
         directories,
         http,
-        metrics: Arc::new(Metrics::new()),
+        metrics: Arc::new(Metrics::new(config.metrics)),
         usage: Usage::default(),
         patches: Semaphore::new(PATCHES_MAX),
     })

@@ -31,6 +31,8 @@ pub struct Config {
     pub cgroup_root: String,
     pub settings: Settings,
     pub server: ServerConfig,
+    /// What other parts of the node count; the agent adds its own and shows all.
+    pub metrics: prometheus_client::registry::Registry,
     /// Where the node's pod CIDR is published once the control plane has given it.
     pub pod_cidr: watch::Sender<Option<Ipv4Net>>,
     /// What the node says its kubelet and its container runtime are.

@@ -53,8 +53,7 @@ fn name(kind: Kind) -> Of {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
-        let mut registry = Registry::default();
+    pub(crate) fn new(mut registry: Registry) -> Metrics {
         let metrics = Metrics {
             running_pods: Gauge::default(),
             running_containers: Family::default(),

@@ -35,6 +35,13 @@ pub const COMPONENT_OPTIONS_PREFIX: &str = "component.tandem.dev/";
 pub const WASM_RUNTIME_CLASS: &str = "wasm";
 /// The taint of a node that runs components only.
 pub const NO_CONTAINERS_TAINT: &str = "tandem.dev/no-containers";
+/// The IngressClass whose Ingresses the nodes serve, and what its controller is called.
+pub const INGRESS_CLASS: &str = "tandem";
+pub const INGRESS_CONTROLLER: &str = "tandem.dev/ingress";
+/// The annotation that named the class of an Ingress before there was a field for it.
+pub const INGRESS_CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
+/// The annotation of an IngressClass that Ingresses without one become of.
+pub const DEFAULT_INGRESS_CLASS_ANNOTATION: &str = "ingressclass.kubernetes.io/is-default-class";
 /// The image host that every node resolves to the cluster's own registry.
 pub const CLUSTER_REGISTRY: &str = "registry.tandem";
 /// The Kubernetes release whose API is served: `/version`, the type table and the typed clients agree on it.

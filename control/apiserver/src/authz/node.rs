@@ -1,7 +1,7 @@
 //! What a node may do: its own Node, lease and pods, and what those pods refer to.
 
 use serde_json::Value;
-use tandem_api::{ApiError, Key, Object};
+use tandem_api::{ApiError, INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER, Key, Object};
 use tandem_store::Consistency;
 
 use super::{Attributes, Decision};
@@ -46,7 +46,7 @@ enum Rule {
     Allowed,
     /// If the pod of that name runs on the node.
     OwnPod,
-    /// If a pod on the node refers to the object of that name.
+    /// If a pod on the node, or for Secrets an Ingress that all nodes serve, refers to the object of that name.
     Referenced,
     Denied,
 }
@@ -56,7 +56,7 @@ pub(super) async fn decide(core: &Core, node: &str, asked: &Attributes) -> Resul
         Rule::Allowed => true,
         Rule::Denied => false,
         Rule::OwnPod => own_pod(core, node, asked).await?,
-        Rule::Referenced => referenced(core, node, asked).await?,
+        Rule::Referenced => referenced(core, node, asked).await? || served(core, asked).await?,
     };
     if allowed {
         return Ok(Decision::Allowed);
@@ -126,6 +126,39 @@ async fn referenced(core: &Core, node: &str, asked: &Attributes) -> Result<bool,
         }
     }
     Ok(false)
+}
+
+/// Whether an Ingress of the class that nodes serve names the Secret for TLS.
+async fn served(core: &Core, asked: &Attributes) -> Result<bool, ApiError> {
+    let (Some(namespace), Some(name)) = (asked.namespace.as_deref(), asked.name.as_deref()) else { return Ok(false) };
+    if asked.resource != "secrets" {
+        return Ok(false);
+    }
+    let ingresses = core.row("networking.k8s.io", "v1", "ingresses")?;
+    let classes = core.row("networking.k8s.io", "v1", "ingressclasses")?;
+    let prefix = Key::prefix("networking.k8s.io", "ingresses", Some(namespace));
+    for at in [Consistency::Any, Consistency::Linearizable] {
+        let page = core.objects.page(&prefix, at, None, 0).await?;
+        for stored in page.items.iter().filter(|stored| mentions(&stored.value, name)) {
+            let ingress = core.objects.read(&ingresses, stored)?;
+            let Some(class) = class_of(&ingress).filter(|_| has_certificate(&ingress, name)) else { continue };
+            let class = core.objects.get(&classes, None, class, at).await?;
+            if class.is_some_and(|class| class.str_at(&["spec", "controller"]) == Some(INGRESS_CONTROLLER)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn class_of(ingress: &Object) -> Option<&str> {
+    let annotated = || ingress.str_at(&["metadata", "annotations", INGRESS_CLASS_ANNOTATION]);
+    ingress.str_at(&["spec", "ingressClassName"]).or_else(annotated)
+}
+
+fn has_certificate(ingress: &Object, secret: &str) -> bool {
+    let tls = ingress.at(&["spec", "tls"]).and_then(Value::as_array);
+    tls.into_iter().flatten().any(|tls| tls.get("secretName").and_then(Value::as_str) == Some(secret))
 }
 
 fn mentions(value: &[u8], word: &str) -> bool {

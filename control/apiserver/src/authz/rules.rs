@@ -275,6 +275,10 @@ const RULES: &[Rule] = &[
         &["rbac.authorization.k8s.io"],
         &["clusterroles"],
     ),
+    rule(Subject::Controller("ingress"), READ, &["networking.k8s.io"], &["ingresses", "ingressclasses"]),
+    rule(Subject::Controller("ingress"), &["update", "patch"], &["networking.k8s.io"], &["ingresses/status"]),
+    rule(Subject::Controller("ingress"), READ, CORE, &["nodes"]),
+    rule(Subject::Controller("ingress"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("event-ttl"), &["get", "list", "delete"], CORE, &["events"]),
     rule(Subject::Controller("member"), WRITE, EVENTS, &["events"]),
     // The image registry keeps what its images are called as objects.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
-use tandem_api::{Cause, Object, names};
+use tandem_api::{Cause, INGRESS_CLASS_ANNOTATION, Object, names};
 
 use super::{IMMUTABLE, Problems, spec};
 use crate::json::{Fields, FieldsExt};
@@ -17,8 +17,14 @@ pub(crate) fn check_ip(text: &str, path: &str, problems: &mut Problems) {
     }
 }
 
-pub(crate) fn ingress(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
+pub(crate) fn ingress(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     let (spec, mut problems) = (spec(object), Problems::default());
+    let annotated = object.str_at(&["metadata", "annotations", INGRESS_CLASS_ANNOTATION]);
+    let differs = spec.contains_key("ingressClassName") && annotated != Some(spec.text("ingressClassName"));
+    if let Some(class) = annotated.filter(|_| old.is_none() && differs) {
+        let why = "must match `ingressClassName` when both are specified";
+        problems.invalid(format!("annotations.{INGRESS_CLASS_ANNOTATION}"), class, why);
+    }
     if spec.list("rules").is_empty() && !spec.contains_key("defaultBackend") {
         let why = "either `defaultBackend` or `rules` must be specified";
         problems.invalid("spec", json!(spec), why);
@@ -40,6 +46,10 @@ pub(crate) fn ingress(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
     for (at, tls) in spec.each("tls").enumerate() {
         for (host_at, host) in tls.list("hosts").iter().filter_map(Value::as_str).enumerate() {
             check_host(host, &format!("spec.tls[{at}].hosts[{host_at}]"), &mut problems);
+        }
+        let secret = tls.text("secretName");
+        if !secret.is_empty() {
+            problems.check_subdomain(secret, &format!("spec.tls[{at}].secretName"));
         }
     }
     let class = spec.text("ingressClassName");

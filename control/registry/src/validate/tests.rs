@@ -487,6 +487,14 @@ fn networks() {
     );
     create(
         "networking.k8s.io",
+        "Ingress",
+        json!({"metadata": {"name": "x", "annotations": {"kubernetes.io/ingress.class": "b"}}, "spec": {"ingressClassName": "a", "defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}, "tls": [{"secretName": "A"}]}}),
+        expect![[r#"
+            annotations.kubernetes.io/ingress.class: Invalid value: "b": must match `ingressClassName` when both are specified
+            spec.tls[0].secretName: Invalid value: "A": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"#]],
+    );
+    create(
+        "networking.k8s.io",
         "NetworkPolicy",
         json!({"spec": {"ingress": [{"from": [{}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}]}}),
         expect![[r#"

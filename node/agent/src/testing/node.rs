@@ -148,7 +148,7 @@ impl TestNode {
             objects,
             directories,
             http: reqwest::Client::new(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::new(Metrics::new(prometheus_client::registry::Registry::default())),
             usage: Usage::default(),
             patches: Semaphore::new(4),
             client,
