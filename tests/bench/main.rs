@@ -8,6 +8,7 @@ mod api;
 mod etcd;
 mod failover;
 mod footprint;
+mod ingress;
 mod neighbours;
 mod pods;
 mod report;
@@ -19,7 +20,7 @@ use report::Report;
 use tandem_tests::{cluster::Daemon, machine::Network};
 
 /// Parts that can be measured alone: `cargo bench --workspace --bench product -- neighbours scale`.
-const PARTS: [&str; 4] = ["node", "neighbours", "failover", "scale"];
+const PARTS: [&str; 5] = ["node", "ingress", "neighbours", "failover", "scale"];
 
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
@@ -33,6 +34,11 @@ fn main() -> anyhow::Result<()> {
                 let cluster = Daemon::up(network.machine(12), &[]);
                 upload(&cluster)?;
                 neighbours::loops(&mut report, &cluster);
+            }
+            "ingress" => {
+                let cluster = Daemon::up(network.machine(13), &[]);
+                upload(&cluster)?;
+                ingress::requests(&mut report, &cluster)?;
             }
             "failover" => failover::kills(&mut report, &network)?,
             _ => {

@@ -11,7 +11,7 @@ use crate::{
     report::{Goal, Report},
 };
 
-const PATIENCE: &str = "--timeout=60s";
+pub(crate) const PATIENCE: &str = "--timeout=60s";
 
 /// Requests per second of the hello component: through its pod's address, and under `wasmtime serve`.
 pub(crate) fn requests(report: &mut Report, cluster: &Daemon) -> anyhow::Result<()> {
@@ -39,7 +39,7 @@ pub(crate) fn requests(report: &mut Report, cluster: &Daemon) -> anyhow::Result<
 }
 
 /// `wrk` with one thread and 32 connections, as both run on the same two cores.
-fn load(cluster: &Daemon, url: &str) -> anyhow::Result<f64> {
+pub(crate) fn load(cluster: &Daemon, url: &str) -> anyhow::Result<f64> {
     let output = cluster.machine.command("wrk").args(["-t1", "-c32", "-d8s", url]).output()?;
     let text = String::from_utf8(output.stdout)?;
     let line = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
