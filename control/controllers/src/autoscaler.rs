@@ -70,6 +70,8 @@ struct Unknown {
 /// What is remembered of an autoscaler from one plan to the next.
 #[derive(Debug, Default)]
 struct Memory {
+    /// Of the autoscaler: another one may come by the same name.
+    uid: Option<String>,
     past: Past,
     /// The pods of its target, by uid.
     pods: BTreeSet<String>,
@@ -116,7 +118,9 @@ impl Reconcile for Autoscalers {
         if object::is_deleting(&autoscaler.metadata) {
             return Ok(Plan::default());
         }
-        let due = self.memories.lock().get(key).and_then(|memory| memory.due.clone());
+        let uid = autoscaler.metadata.uid.clone();
+        let due =
+            self.memories.lock().get(key).filter(|memory| memory.uid == uid).and_then(|memory| memory.due.clone());
         if let Some((at, of)) = due
             && of == autoscaler.spec
             && at > input.now
@@ -128,7 +132,7 @@ impl Reconcile for Autoscalers {
         let pods = snapshot.pods.iter().flatten().map(|pod| object::uid(&pod.metadata).to_owned()).collect();
         let (plan, past) = plan::plan(&snapshot, input.now);
         let due = input.now.checked_add(PERIOD).ok().map(|at| (at, autoscaler.spec.clone()));
-        self.memories.lock().insert(key.clone(), Memory { past, pods, due });
+        self.memories.lock().insert(key.clone(), Memory { uid, past, pods, due });
         Ok(plan)
     }
 }
@@ -157,7 +161,8 @@ impl Autoscalers {
             rivals.push(key.clone());
             rivals.sort();
         }
-        let past = memories.get(key).map(|memory| memory.past.clone()).unwrap_or_default();
+        let mine = memories.get(key).filter(|memory| memory.uid == autoscaler.metadata.uid);
+        let past = mine.map(|memory| memory.past.clone()).unwrap_or_default();
         let failure = input.failure.map(|failure| failure.message.clone());
         Snapshot { autoscaler, target, pods, usage, rivals, past, failure }
     }

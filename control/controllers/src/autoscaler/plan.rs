@@ -23,6 +23,7 @@ const ACTIVE: &str = "ScalingActive";
 const LIMITED: &str = "ScalingLimited";
 /// The target of an autoscaler that names no metric.
 const CPU_PERCENT: i32 = 80;
+
 /// A plan in the making.
 struct Round<'a> {
     autoscaler: &'a HorizontalPodAutoscaler,
