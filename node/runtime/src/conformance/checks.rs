@@ -571,7 +571,9 @@ async fn attach_hears_what_others_cause(bench: &Bench<'_>) -> Result<(), String>
             }
         }
         bench.running(&id).await?;
-        bench.runtime.stop(&id, Duration::ZERO).await.map_err(text)
+        let stop = bench.runtime.stop(&id, MOMENT);
+        let stopped = tokio::time::timeout(patience, stop).await;
+        stopped.map_err(|_| "a container that somebody listens to cannot be stopped".to_owned())?.map_err(text)
     };
     let listen = async { Ok(listen.await) };
     let (ended, ()) = tokio::time::timeout(patience * 2, futures::future::try_join(listen, talk))
