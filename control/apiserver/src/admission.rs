@@ -12,6 +12,7 @@ mod priority;
 mod quota;
 mod runtime_class;
 mod service_account;
+mod storage;
 
 use tandem_api::{ApiError, Identity, Object, Reason};
 use tandem_registry::ResourceDef;
@@ -91,6 +92,12 @@ pub(crate) async fn mutate(
         priority::resolve(core, request, object).await?;
         pod::tolerations(object);
         pod::trace(request, object);
+    }
+    storage::begin(core, request, object).await?;
+    if let Some(old) = old
+        && request.is("", "persistentvolumeclaims")
+    {
+        storage::resize(core, request, object, old).await?;
     }
     limit_range::apply(core, request, object).await?;
     if request.creates("certificates.k8s.io", "certificatesigningrequests") {

@@ -1,7 +1,7 @@
 //! What a cluster has before anybody asks for it.
 
 use serde_json::{Value, json};
-use tandem_api::{ApiError, Identity, Object, Reason, WASM_RUNTIME_CLASS};
+use tandem_api::{ApiError, Identity, Object, Reason, WASM_RUNTIME_CLASS, volumes};
 
 use crate::{
     authz::{defaults, rbac},
@@ -68,6 +68,16 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
         json!({
             "kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": { "name": WASM_RUNTIME_CLASS },
             "handler": WASM_RUNTIME_CLASS,
+        }),
+    ));
+    objects.push((
+        "storage.k8s.io",
+        "storageclasses",
+        json!({
+            "kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+            "metadata": { "name": "standard", "annotations": { volumes::DEFAULT_CLASS: "true" } },
+            "provisioner": volumes::PROVISIONER, "reclaimPolicy": "Delete",
+            "volumeBindingMode": "WaitForFirstConsumer",
         }),
     ));
     objects.extend(PRIORITIES.iter().map(|(name, value, description)| {

@@ -13,6 +13,7 @@ mod protobuf;
 mod quotas;
 mod rbac;
 mod socket;
+mod storage;
 mod subresources;
 mod watches;
 

@@ -13,6 +13,7 @@ mod action;
 mod backends;
 mod cache;
 mod certificate_signer;
+mod claim_protection;
 mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;
@@ -48,6 +49,8 @@ mod sign;
 mod statefulset;
 #[cfg(test)]
 mod testing;
+mod volume_binder;
+mod volume_reclaim;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -141,6 +144,9 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(deployment::Deployments);
     running.add(daemonset::DaemonSets);
     running.add(statefulset::StatefulSets);
+    running.add(volume_binder::VolumeBinder);
+    running.add(volume_reclaim::VolumeReclaim);
+    running.add(claim_protection::ClaimProtection);
     running.add(disruption::Budgets);
     running.add(job::Jobs);
     running.add(job_ttl::FinishedJobs);

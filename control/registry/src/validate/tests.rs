@@ -544,6 +544,19 @@ fn policies_and_storage() {
         json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
         expect!["spec: Required value: must specify a volume type"],
     );
+    create(
+        "",
+        "PersistentVolume",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/a/../b"},
+            "persistentVolumeReclaimPolicy": "Recycle"}}),
+        expect![[""]],
+    );
+    create(
+        "",
+        "PersistentVolume",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "x.y"}}}),
+        expect![[""]],
+    );
     create("storage.k8s.io", "StorageClass", json!({}), expect!["provisioner: Required value"]);
     create(
         "certificates.k8s.io",
