@@ -267,14 +267,13 @@ mod tests {
     ) {
         let view = View { volume, claim, node_is_gone };
         let plan = VolumeReclaim::plan(&view, Timestamp::UNIX_EPOCH);
-        expected.assert_eq(&describe(&plan, |action| match (action, action.object::<PersistentVolume>()) {
-            (Action::Patch { body, .. }, _) => body.body().unwrap(),
-            (_, Some(volume)) => {
+        expected.assert_eq(&describe(&plan, |action| match action.object::<PersistentVolume>() {
+            Some(volume) => {
                 let claimed = claim_key(volume).map_or_else(String::new, |key| key.to_string());
                 let status = volume.status.clone().unwrap_or_default();
                 format!("{} [{claimed}]{}", status.phase.unwrap_or_default(), status.message.unwrap_or_default())
             }
-            _ => String::new(),
+            None => String::new(),
         }));
     }
 
@@ -317,9 +316,9 @@ mod tests {
             None,
             false,
             expect![[r#"
-            event Warning VolumeFailedDelete
-            status PersistentVolume v Failed [ns/c]error getting deleter volume plugin for volume "v": no deletable volume plugin matched
-        "#]],
+                event Warning VolumeFailedDelete: error getting deleter volume plugin for volume "v": no deletable volume plugin matched
+                status PersistentVolume v Failed [ns/c]error getting deleter volume plugin for volume "v": no deletable volume plugin matched
+            "#]],
         );
     }
 
@@ -331,8 +330,8 @@ mod tests {
             None,
             false,
             expect![[r#"
-            patch PersistentVolume v {"metadata":{"uid":"v","resourceVersion":null,"finalizers":["tandem.dev/local-volume"]}}
-        "#]],
+                patch PersistentVolume v {"metadata":{"uid":"v","resourceVersion":null,"finalizers":["tandem.dev/local-volume"]}}
+            "#]],
         );
         let waits = |policy: &str| {
             deleting("Released", |volume| {
@@ -341,7 +340,21 @@ mod tests {
             })
         };
         check(waits("Delete"), None, false, expect![[""]]);
-        check(waits("Delete"), None, true, expect![[""]]);
-        check(waits("Retain"), None, false, expect![[""]]);
+        check(
+            waits("Delete"),
+            None,
+            true,
+            expect![[r#"
+            patch PersistentVolume v {"metadata":{"uid":"v","resourceVersion":null,"finalizers":[]}}
+        "#]],
+        );
+        check(
+            waits("Retain"),
+            None,
+            false,
+            expect![[r#"
+            patch PersistentVolume v {"metadata":{"uid":"v","resourceVersion":null,"finalizers":[]}}
+        "#]],
+        );
     }
 }

@@ -64,8 +64,8 @@ async fn bound_claims_do_not_grow() {
         server.create(&claims, &claim(name, &json!({ "storageClassName": class, "volumeName": "v" }))).await;
     }
     let grow = json!({ "spec": { "resources": { "requests": { "storage": "2Gi" } } } });
-    expect![[""]].assert_eq(&server.patch(&format!("{claims}/a"), MERGE, &grow).await.status());
-    expect![[""]].assert_eq(&server.patch(&format!("{claims}/b"), MERGE, &grow).await.status());
+    expect![[r#"403 Forbidden: persistentvolumeclaims "a" is forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"#]].assert_eq(&server.patch(&format!("{claims}/a"), MERGE, &grow).await.status());
+    expect![[r#"403 Forbidden: persistentvolumeclaims "b" is forbidden: volumes of the provisioner tandem.dev/local cannot be expanded"#]].assert_eq(&server.patch(&format!("{claims}/b"), MERGE, &grow).await.status());
     let label = json!({ "metadata": { "labels": { "a": "b" } } });
     assert_eq!(server.patch(&format!("{claims}/a"), MERGE, &label).await.code, 200);
 }
@@ -102,7 +102,7 @@ async fn a_node_sees_the_storage_of_its_pods_and_lets_its_own_volumes_go() {
     let finalizers = |all: &[&str]| json!({ "metadata": { "finalizers": all } });
     let patch = |node: &str, body: &Value| by(node, ask("PATCH", &near).header("content-type", MERGE).json(body));
     let freed = finalizers(&["kubernetes.io/pv-protection"]);
-    expect![[""]].assert_eq(&server.send(patch("n1", &freed)).await.status());
+    expect![[r#"403 Forbidden: persistentvolumes "near" is forbidden: node "n1" can only remove the finalizer tandem.dev/local-volume of a deleted volume"#]].assert_eq(&server.send(patch("n1", &freed)).await.status());
     server.delete(&near).await;
     assert_eq!(server.send(patch("n2", &freed)).await.code, 403, "another node");
     assert_eq!(server.send(patch("n1", &finalizers(&[]))).await.code, 403, "the protection is not the node's to take");

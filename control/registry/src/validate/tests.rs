@@ -549,13 +549,16 @@ fn policies_and_storage() {
         "PersistentVolume",
         json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/a/../b"},
             "persistentVolumeReclaimPolicy": "Recycle"}}),
-        expect![[""]],
+        expect![[r#"
+            spec.persistentVolumeReclaimPolicy: Unsupported value: "Recycle": supported values: "Delete", "Retain"
+            spec.local.path: Invalid value: "/a/../b": must not contain '..'
+            spec.nodeAffinity: Required value: Local volume requires node affinity"#]],
     );
     create(
         "",
         "PersistentVolume",
         json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "x.y"}}}),
-        expect![[""]],
+        expect!["spec.csi.volumeHandle: Required value"],
     );
     create("storage.k8s.io", "StorageClass", json!({}), expect!["provisioner: Required value"]);
     create(
