@@ -13,6 +13,7 @@ mod priority;
 mod quota;
 mod runtime_class;
 mod service_account;
+mod storage;
 
 use tandem_api::{ApiError, Identity, Object, Reason};
 use tandem_registry::ResourceDef;
@@ -95,6 +96,12 @@ pub(crate) async fn mutate(
     }
     if request.creates("networking.k8s.io", "ingresses") {
         ingress::default_class(core, object).await?;
+    }
+    storage::begin(core, request, object).await?;
+    if let Some(old) = old
+        && request.is("", "persistentvolumeclaims")
+    {
+        storage::resize(core, request, object, old).await?;
     }
     limit_range::apply(core, request, object).await?;
     if request.creates("certificates.k8s.io", "certificatesigningrequests") {

@@ -27,6 +27,8 @@ pub(crate) struct Attributes {
     pub(crate) name: Option<String>,
     /// For what is not a resource.
     pub(crate) path: String,
+    /// What a list or watch is narrowed to by labels.
+    pub(crate) labels: Option<String>,
 }
 
 impl Attributes {
@@ -45,7 +47,9 @@ impl Attributes {
                 let selects = matches!(info.verb, Verb::List | Verb::Watch);
                 let selected = info.query.get("fieldSelector").filter(|_| selects).and_then(selected_name);
                 let name = path.name.as_deref().or(selected);
-                Attributes::resource(verb, &path.group, &resource, path.namespace.as_deref(), name)
+                let asked = Attributes::resource(verb, &path.group, &resource, path.namespace.as_deref(), name);
+                let labels = info.query.get("labelSelector").filter(|_| selects);
+                Attributes { labels: labels.map(|labels| labels.to_owned()), ..asked }
             }
         }
     }
@@ -64,6 +68,7 @@ impl Attributes {
             namespace: namespace.map(str::to_owned),
             name: name.map(str::to_owned),
             path: String::new(),
+            labels: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tandem_api::{
     ApiError, DEFAULT_INGRESS_CLASS_ANNOTATION, INGRESS_CLASS, INGRESS_CONTROLLER, Identity, Object, Reason,
-    WASM_RUNTIME_CLASS,
+    WASM_RUNTIME_CLASS, volumes,
 };
 
 use crate::{
@@ -80,6 +80,16 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
             "kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
             "metadata": { "name": INGRESS_CLASS, "annotations": { DEFAULT_INGRESS_CLASS_ANNOTATION: "true" } },
             "spec": { "controller": INGRESS_CONTROLLER },
+        }),
+    ));
+    objects.push((
+        "storage.k8s.io",
+        "storageclasses",
+        json!({
+            "kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+            "metadata": { "name": "standard", "annotations": { volumes::DEFAULT_CLASS: "true" } },
+            "provisioner": volumes::PROVISIONER, "reclaimPolicy": "Delete",
+            "volumeBindingMode": "WaitForFirstConsumer",
         }),
     ));
     objects.extend(PRIORITIES.iter().map(|(name, value, description)| {

@@ -15,6 +15,7 @@ mod protobuf;
 mod quotas;
 mod rbac;
 mod socket;
+mod storage;
 mod subresources;
 mod usage;
 mod watches;

@@ -491,6 +491,8 @@ stores! {
     budgets: PodDisruptionBudget from k8s_openapi::api::policy::v1::PodDisruptionBudget, everything();
     autoscalers: HorizontalPodAutoscaler from k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler, everything();
     claims: PersistentVolumeClaim from k8s_openapi::api::core::v1::PersistentVolumeClaim, everything();
+    volumes: PersistentVolume from k8s_openapi::api::core::v1::PersistentVolume, everything();
+    storage_classes: StorageClass from k8s_openapi::api::storage::v1::StorageClass, everything();
     quotas: ResourceQuota from k8s_openapi::api::core::v1::ResourceQuota, everything();
     controller_revisions: ControllerRevision from k8s_openapi::api::apps::v1::ControllerRevision, everything();
     jobs: Job from k8s_openapi::api::batch::v1::Job, everything();

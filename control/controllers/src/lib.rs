@@ -14,6 +14,7 @@ mod autoscaler;
 mod backends;
 mod cache;
 mod certificate_signer;
+mod claim_protection;
 mod clusterrole_aggregation;
 mod cronjob;
 mod customresourcedefinition;
@@ -51,6 +52,8 @@ mod sign;
 mod statefulset;
 #[cfg(test)]
 mod testing;
+mod volume_binder;
+mod volume_reclaim;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -146,6 +149,9 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(deployment::Deployments);
     running.add(daemonset::DaemonSets);
     running.add(statefulset::StatefulSets);
+    running.add(volume_binder::VolumeBinder);
+    running.add(volume_reclaim::VolumeReclaim);
+    running.add(claim_protection::ClaimProtection);
     running.add(disruption::Budgets);
     running.add(autoscaler::Autoscalers::default());
     running.add(job::Jobs);

@@ -26,7 +26,7 @@ const BURST: usize = 500;
 
 /// What a parent asks for.
 #[derive(Debug)]
-struct Wanted {
+pub(crate) struct Wanted {
     replicas: i32,
     min_ready_seconds: i32,
     template: PodTemplateSpec,

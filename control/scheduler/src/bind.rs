@@ -1,8 +1,10 @@
 //! What the scheduler writes: bindings, and why a pod has none.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Binding, ObjectReference, Pod},
+    api::core::v1::{Binding, ObjectReference, PersistentVolumeClaim, Pod},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
@@ -12,7 +14,10 @@ use kube::{
 };
 use serde::Serialize;
 use tandem_api::TRACE_ANNOTATION;
-use tandem_client::events::{Note, Severity};
+use tandem_client::{
+    events::{Note, Severity},
+    volumes::SELECTED_NODE,
+};
 
 use crate::snapshot::PodInfo;
 
@@ -66,6 +71,27 @@ pub(crate) async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> Re
     let body = serde_json::to_vec(&binding)?;
     let request = Request::new(Pod::url_path(&(), Some(&pod.namespace)));
     client.request_text(request.create_subresource("binding", &pod.name, &PostParams::default(), body)?).await?;
+    Ok(())
+}
+
+#[derive(Debug, Serialize)]
+struct Selection<'a> {
+    metadata: SelectionMeta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct SelectionMeta<'a> {
+    annotations: BTreeMap<&'a str, &'a str>,
+}
+
+/// Tells claims which node their volumes are for.
+pub(crate) async fn select(client: &kube::Client, pod: &PodInfo, claims: &[String], node: &str) -> Result<(), Error> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &pod.namespace);
+    let annotations = BTreeMap::from([(SELECTED_NODE, node)]);
+    let selection = Selection { metadata: SelectionMeta { annotations } };
+    for claim in claims {
+        api.patch(claim, &PatchParams::default(), &Patch::Merge(&selection)).await?;
+    }
     Ok(())
 }
 

@@ -11,7 +11,10 @@ mod taint_toleration;
 
 use std::{fmt, sync::Arc};
 
-use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::{
+    snapshot::{NodeInfo, PodInfo, Snapshot},
+    storage::Needs,
+};
 
 pub(crate) use node_affinity::matches as term_matches;
 pub(crate) use pod_topology_spread::{count as count_spread, has_keys};
@@ -31,6 +34,10 @@ pub enum Reason {
     PodAffinity,
     PodAntiAffinity,
     ExistingAntiAffinity,
+    VolumeAffinity,
+    VolumeMissing,
+    NoVolume,
+    ExclusiveClaim,
 }
 
 impl fmt::Display for Reason {
@@ -52,6 +59,14 @@ impl fmt::Display for Reason {
             Reason::ExistingAntiAffinity => {
                 formatter.write_str("node(s) didn't satisfy existing pods anti-affinity rules")
             }
+            Reason::VolumeAffinity => formatter.write_str("node(s) had volume node affinity conflict"),
+            Reason::VolumeMissing => {
+                formatter.write_str("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
+            }
+            Reason::NoVolume => formatter.write_str("node(s) didn't find available persistent volumes to bind"),
+            Reason::ExclusiveClaim => formatter.write_str(
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
+            ),
         }
     }
 }
@@ -62,6 +77,7 @@ pub struct Cycle<'a> {
     pod: &'a PodInfo,
     affinity: inter_pod_affinity::Domains<'a>,
     spread: Vec<pod_topology_spread::Spread<'a>>,
+    volumes: Needs<'a>,
 }
 
 impl<'a> Cycle<'a> {
@@ -70,7 +86,13 @@ impl<'a> Cycle<'a> {
             pod,
             affinity: inter_pod_affinity::Domains::of(pod, snapshot),
             spread: pod_topology_spread::Spread::of(pod, snapshot),
+            volumes: Needs::of(pod, snapshot),
         }
+    }
+
+    /// Why the pod can go nowhere, whatever the node.
+    pub fn refusal(&self) -> Option<&str> {
+        self.volumes.refusal.as_deref()
     }
 }
 
@@ -89,6 +111,8 @@ pub const ALL: &[Filter] = &[
     Filter { name: "NodeAffinity", check: |cycle, node| node_affinity::check(cycle.pod, node) },
     Filter { name: "NodePorts", check: |cycle, node| node_ports::check(cycle.pod, node) },
     Filter { name: "NodeResourcesFit", check: |cycle, node| node_resources_fit::check(cycle.pod, node) },
+    Filter { name: "VolumeRestrictions", check: |cycle, _| cycle.volumes.restrict() },
+    Filter { name: "VolumeBinding", check: |cycle, node| cycle.volumes.check(node) },
     Filter { name: "PodTopologySpread", check: |cycle, node| pod_topology_spread::check(&cycle.spread, node) },
     Filter { name: "InterPodAffinity", check: |cycle, node| cycle.affinity.check(node) },
 ];

@@ -1,7 +1,7 @@
 //! The scheduler: gives every pod a node.
 //!
 //! ```text
-//!  nodes, pods, namespaces ─ informers ─> Snapshot ─┐
+//!  nodes, pods, namespaces, storage ─────> Snapshot ─┐
 //!                                                   ├─ schedule(pod, snapshot) ─> node ─> assume ─> bind ─> API
 //!  pods without a node ──────────────────> Queue ───┘         (pure)           └> Unschedulable ─> condition, event, wait
 //! ```
@@ -17,6 +17,7 @@ mod queue;
 mod run;
 pub mod scores;
 pub mod snapshot;
+mod storage;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -55,6 +56,8 @@ pub type NodeName = String;
 pub struct Unschedulable {
     pub nodes: usize,
     pub reasons: BTreeMap<Reason, usize>,
+    /// What holds whatever the node.
+    pub refusal: Option<String>,
 }
 
 impl fmt::Display for Unschedulable {
@@ -62,6 +65,9 @@ impl fmt::Display for Unschedulable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nodes == 0 {
             return formatter.write_str("no nodes available to schedule pods");
+        }
+        if let Some(why) = &self.refusal {
+            return write!(formatter, "0/{} nodes are available: {why}.", self.nodes);
         }
         let mut reasons: Vec<String> = self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         reasons.sort();
@@ -78,9 +84,13 @@ impl std::error::Error for Unschedulable {}
 pub fn schedule(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile, turn: usize) -> Result<NodeName, Unschedulable> {
     let nodes = snapshot.nodes();
     let begin = if nodes.is_empty() { 0 } else { turn % nodes.len() };
-    let mut refused = Unschedulable { nodes: nodes.len(), reasons: BTreeMap::new() };
+    let mut refused = Unschedulable { nodes: nodes.len(), ..Unschedulable::default() };
     let mut candidates = Vec::with_capacity(profile.enough.min(nodes.len()));
     let cycle = Cycle::new(pod, snapshot);
+    if let Some(why) = cycle.refusal() {
+        refused.refusal = Some(why.to_owned());
+        return Err(refused);
+    }
     for node in nodes[begin..].iter().chain(&nodes[..begin]) {
         let failing =
             profile.filters.iter().map(|filter| (filter.check)(&cycle, node)).find(|reasons| !reasons.is_empty());

@@ -67,7 +67,7 @@ pub(crate) struct Queue {
     woken: BTreeSet<Rank>,
     backoff: BTreeSet<(Instant, String)>,
     unschedulable: BTreeSet<(Instant, String)>,
-    /// The pods that fit or not because of others, wherever they wait.
+    /// The pods that fit or not because of other pods or of their claims, wherever they wait.
     minding: HashSet<String>,
     sequence: u64,
     wakes: u64,
@@ -85,7 +85,7 @@ impl Queue {
     /// A pod that needs a node, new or changed.
     pub(crate) fn put(&mut self, pod: PodInfo, now: Instant) {
         let uid = pod.uid.clone();
-        if pod.minds_others() {
+        if pod.minds_others() || pod.has_claims() {
             self.minding.insert(uid.clone());
         } else {
             self.minding.remove(&uid);

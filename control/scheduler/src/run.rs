@@ -1,9 +1,14 @@
 //! The loop that owns the queue and the snapshot: changes come in, pods go out to their nodes.
 
+mod waiting;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
+    storage::v1::StorageClass,
+};
 use kube::{
     Api,
     runtime::{
@@ -20,12 +25,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use waiting::{Held, Waiting};
+
 use crate::{
     Metrics, PROFILE, Profile,
     bind::{self, Error},
     queue::{Queue, Setback, Taken},
     schedule,
     snapshot::{PodInfo, Seen, Snapshot},
+    storage::Kept,
 };
 
 /// Writes under way at a time; nothing is scheduled while there are more.
@@ -53,6 +61,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         profile: Profile::default(),
         turn: 0,
         listed: Listed::default(),
+        waiting: Waiting::default(),
         recorder,
         context,
     };
@@ -91,7 +100,19 @@ impl Listed {
 
 /// How a write ended.
 enum Written {
-    Bound { taken: Box<Taken>, node: String, started: Instant, result: Result<(), Error> },
+    /// The claims of the pod were told its node.
+    Selected {
+        taken: Box<Taken>,
+        node: String,
+        started: Instant,
+        result: Result<(), Error>,
+    },
+    Bound {
+        taken: Box<Taken>,
+        node: String,
+        started: Instant,
+        result: Result<(), Error>,
+    },
     Explained(Result<(), Error>),
 }
 
@@ -103,6 +124,7 @@ struct Scheduler {
     profile: Profile,
     turn: usize,
     listed: Listed,
+    waiting: Waiting,
     recorder: Recorder,
 }
 
@@ -115,8 +137,11 @@ impl Scheduler {
             let mut pods: Changes<Pod> = changes(&self.context.client);
             let mut nodes: Changes<Node> = changes(&self.context.client);
             let mut namespaces: Changes<Namespace> = changes(&self.context.client);
+            let mut claims: Changes<PersistentVolumeClaim> = changes(&self.context.client);
+            let mut volumes: Changes<PersistentVolume> = changes(&self.context.client);
+            let mut classes: Changes<StorageClass> = changes(&self.context.client);
             loop {
-                let ready = leads && self.listed.is_complete() && self.writes.len() < WRITES;
+                let ready = leads && self.is_listed() && self.writes.len() < WRITES;
                 tokio::select! {
                     changed = leadership.changed() => {
                         if changed.is_err() {
@@ -132,6 +157,10 @@ impl Scheduler {
                     Some(change) = pods.next() => self.pod_changed(change),
                     Some(change) = nodes.next() => self.node_changed(change),
                     Some(change) = namespaces.next() => self.namespace_changed(change),
+                    Some(change) = claims.next() => self.storage_changed(change, |storage| &mut storage.claims),
+                    Some(change) = volumes.next() => self.storage_changed(change, |storage| &mut storage.volumes),
+                    Some(change) = classes.next() => self.storage_changed(change, |storage| &mut storage.classes),
+                    () = self.waiting.overdue() => self.give_up_waiting(),
                     () = due(&self.queue), if ready => self.schedule_batch(),
                 }
                 self.context.metrics.pending(self.queue.pending());
@@ -143,7 +172,9 @@ impl Scheduler {
         self.writes.shutdown().await;
         self.snapshot.forget_assumed();
         self.queue.land();
+        self.waiting = Waiting::default();
         self.listed = Listed::default();
+        self.snapshot.storage.unlist();
     }
 
     fn pod_changed(&mut self, change: watcher::Result<Event<Pod>>) {
@@ -184,11 +215,15 @@ impl Scheduler {
             self.queue.put(info, Instant::now());
         } else {
             self.queue.remove(uid);
+            if self.waiting.remove(uid).is_some() {
+                self.snapshot.forget(uid);
+            }
         }
     }
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.waiting.remove(uid);
         if self.snapshot.remove_pod(uid) {
             self.queue.wake();
         }
@@ -262,11 +297,12 @@ impl Scheduler {
             match decided {
                 Ok(node) => {
                     self.snapshot.assume(&taken.pod, &node);
-                    let client = self.context.client.clone();
-                    self.writes.spawn(async move {
-                        let result = within(bind::bind(&client, &taken.pod, &node)).await;
-                        Written::Bound { taken: Box::new(taken), node, started, result }
-                    });
+                    let held = Held { taken: Box::new(taken), node, started };
+                    if self.snapshot.storage.to_select(&held.taken.pod, &held.node).is_empty() {
+                        self.settle(held);
+                    } else {
+                        self.select(held);
+                    }
                 }
                 Err(refused) => {
                     self.context.metrics.attempted("unschedulable", started.elapsed().as_secs_f64());
@@ -286,6 +322,12 @@ impl Scheduler {
     fn written(&mut self, written: Written) {
         let (taken, node, started, result) = match written {
             Written::Bound { taken, node, started, result } => (taken, node, started, result),
+            Written::Selected { taken, node, started, result: Ok(()) } => {
+                return self.settle(Held { taken, node, started });
+            }
+            Written::Selected { taken, node, started, result: Err(error) } => {
+                return self.give_back(&Held { taken, node, started }, format!("binding volumes: {error}"));
+            }
             Written::Explained(Ok(())) => return,
             Written::Explained(Err(error)) => {
                 tracing::debug!(%error, "why a pod waits could not be written");

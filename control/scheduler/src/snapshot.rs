@@ -17,8 +17,9 @@ use k8s_openapi::{
 };
 
 use tandem_api::TRACE_ANNOTATION;
+use tandem_client::volumes;
 
-use crate::quantity;
+use crate::{quantity, storage::Storage};
 pub use terms::{AffinityTerm, SpreadConstraint, WeightedTerm};
 use terms::{Labels, Namespaces};
 
@@ -132,6 +133,8 @@ pub struct PodInfo {
     pub topology_spread: Arc<[SpreadConstraint]>,
     pub tolerations: Vec<Toleration>,
     pub ports: Vec<HostPort>,
+    /// The names of its claims.
+    pub claims: Arc<[String]>,
     /// The node that it names itself, or is bound to.
     pub node_name: Option<String>,
     /// The message of the condition that says why it waits.
@@ -166,6 +169,7 @@ impl PodInfo {
             topology_spread: spread.map(|constraint| SpreadConstraint::of(constraint, &labels)).collect(),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             ports: spec.containers.iter().chain(sidecars(spec)).flat_map(host_ports).collect(),
+            claims: volumes::claims_of(pod).map(str::to_owned).collect(),
             node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
             waiting_because: waiting_because(pod),
             trace: meta.annotations.as_ref().and_then(|all| all.get(TRACE_ANNOTATION)).cloned(),
@@ -178,6 +182,10 @@ impl PodInfo {
     pub(crate) fn minds_others(&self) -> bool {
         let spreads = || self.topology_spread.iter().any(|constraint| constraint.is_required);
         !self.pod_affinity.is_empty() || !self.pod_anti_affinity.is_empty() || spreads()
+    }
+
+    pub(crate) fn has_claims(&self) -> bool {
+        !self.claims.is_empty()
     }
 
     /// True when nothing has changed that decides where the pod fits.
@@ -347,6 +355,7 @@ pub(crate) struct Placed {
     requests: Resources,
     presumed: Resources,
     ports: Vec<HostPort>,
+    claims: Arc<[String]>,
     /// Decided here and not yet confirmed by the API.
     assumed: bool,
 }
@@ -364,6 +373,7 @@ impl Placed {
             requests: pod.requests.clone(),
             presumed: pod.presumed.clone(),
             ports: pod.ports.clone(),
+            claims: pod.claims.clone(),
             assumed,
         }
     }
@@ -391,6 +401,7 @@ pub struct Snapshot {
     /// The uids of the pods on each node, also of nodes that are not known.
     residents: HashMap<String, HashSet<String>>,
     namespaces: Namespaces,
+    pub(crate) storage: Storage,
     /// The uids of the placed pods that have required anti-affinity.
     repelling: HashSet<String>,
     /// The uids of the placed pods that have required affinity, or preferences for or against other pods.
@@ -423,6 +434,20 @@ impl Snapshot {
 
     pub(crate) fn node_of(&self, placed: &Placed) -> Option<&NodeInfo> {
         self.index.get(&placed.node).map(|index| &self.nodes[*index])
+    }
+
+    pub(crate) fn has_node(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.index.get(name).map(|index| &self.nodes[*index])
+    }
+
+    /// Whether another pod that has a node uses the claim of this one.
+    pub(crate) fn uses_claim(&self, pod: &PodInfo, claim: &str) -> bool {
+        let mut others = self.placed.iter().filter(|(uid, other)| **uid != pod.uid && other.namespace == pod.namespace);
+        others.any(|(_, other)| other.claims.iter().any(|name| name == claim))
     }
 
     /// Whether the term means a pod with these labels in this namespace.

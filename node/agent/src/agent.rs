@@ -18,6 +18,7 @@ use crate::{
     node::{NodeAgent, Registration},
     objects::Objects,
     observer::Observer,
+    reclaim,
     registry::Resolver,
     rotation,
     sandbox::NODE_ANNOTATION,
@@ -54,6 +55,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     drop(rustls::crypto::ring::default_provider().install_default());
     let directories = Directories::new(&config.directory);
     make_folder(&directories.pods())?;
+    make_folder(&directories.persistent())?;
     let listen = config.server.listen;
     let listener =
         TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen.to_string(), source })?;
@@ -77,6 +79,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(server::serve(listener, server, context.clone(), pods.clone(), shutdown.clone()));
     tasks.spawn(rotation::run(context.clone(), shutdown.clone()));
     tasks.spawn(image_gc::run(context.clone(), shutdown.clone()));
+    tasks.spawn(reclaim::run(context.clone(), shutdown.clone()));
     tasks.spawn(Supervisor::new(context, pods, shutdown.clone()).run());
     shutdown.cancelled().await;
     let all = async { while tasks.join_next().await.is_some() {} };
@@ -104,6 +107,8 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         .build()
         .map_err(Error::Http)?;
     let resolver = Resolver::new(config.registries);
+    let (client, clock) = (config.client.clone(), config.clock.clone());
+    let volumes = Volumes::new(directories.clone(), objects.clone(), client, &config.node_name, clock);
     Ok(Context {
         node_name: config.node_name,
         node_ip: config.node_ip,
@@ -115,7 +120,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         cgroup_root: config.cgroup_root,
         hierarchies: Hierarchies::of_machine(),
         images: Images::new(config.runtimes.clone(), resolver, objects.clone(), events.clone(), config.clock.clone()),
-        volumes: Volumes::new(directories.clone(), objects.clone(), config.client.clone(), config.clock.clone()),
+        volumes,
         runtimes: config.runtimes,
         client: config.client,
         clock: config.clock,

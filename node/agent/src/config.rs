@@ -78,6 +78,11 @@ impl Directories {
         self.pod(uid).join("volumes")
     }
 
+    /// The data of volumes that outlive pods.
+    pub(crate) fn persistent(&self) -> PathBuf {
+        self.node.join("volumes")
+    }
+
     /// Where a container leaves its termination message.
     pub(crate) fn last_words(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
         self.pod(uid).join("containers").join(container).join(format!("{attempt}.termination-log"))

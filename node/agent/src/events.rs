@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, Pod};
 use tandem_api::TRACE_ANNOTATION;
 use tandem_client::events::{Note, Recorder, Severity, reference};
 
@@ -41,6 +41,11 @@ impl Events {
 
     pub(crate) fn node_warning(&self, reason: &str, message: impl Into<String>) {
         self.recorder.record(Note::new(self.node.clone(), Severity::Warning, reason, message));
+    }
+
+    pub(crate) fn volume(&self, volume: &PersistentVolume, reason: &str, message: &str) {
+        tracing::warn!(volume = volume.metadata.name, reason, message, "event");
+        self.recorder.record(Note::new(reference(volume), Severity::Warning, reason, message));
     }
 
     fn record(&self, pod: &Pod, container: Option<&str>, severity: Severity, reason: &str, message: String) {

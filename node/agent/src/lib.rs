@@ -38,6 +38,7 @@ mod plan;
 mod pod;
 mod probes;
 mod quantity;
+mod reclaim;
 mod registry;
 mod report;
 mod resources;

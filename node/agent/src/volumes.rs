@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!  Pod.volumes ─> payload (pure) ─> atomic writer ─> pods/UID/volumes/NAME ─┐
-//!                 emptyDir, hostPath ──────────────────────────────────────┴─> Mount
+//!                 emptyDir, hostPath ──────────────────────────────────────┼─> Mount
+//!                 claim ─> its volume (API) ─> link to its folder ─────────┘
 //! ```
 //!
 //! A volume type that is not known is an error that the pod shows, never an empty folder.
 
 mod atomic;
+mod claims;
+mod group;
 mod host_path;
 mod payload;
 mod sub_path;
@@ -42,10 +45,13 @@ pub(crate) fn is_below(path: &str) -> bool {
     !path.is_empty() && !path.contains('\0') && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
+pub(crate) use claims::folder_of;
+
 pub(crate) struct Volumes {
     directories: Directories,
     objects: Arc<Objects>,
     tokens: token::Tokens,
+    claims: claims::Claims,
     clock: Arc<dyn Clock>,
 }
 
@@ -54,9 +60,11 @@ impl Volumes {
         directories: Directories,
         objects: Arc<Objects>,
         client: kube::Client,
+        node_name: &str,
         clock: Arc<dyn Clock>,
     ) -> Volumes {
-        Volumes { directories, objects, tokens: token::Tokens::new(client), clock }
+        let claims = claims::Claims::new(client.clone(), node_name.to_owned(), directories.clone());
+        Volumes { directories, objects, tokens: token::Tokens::new(client), claims, clock }
     }
 
     /// Makes every volume that a container of the pod mounts.
@@ -87,6 +95,9 @@ impl Volumes {
         let folder = self.folder(pod, &volume.name);
         if let Some(source) = &volume.host_path {
             return host_path::check(source);
+        }
+        if let Some(source) = &volume.persistent_volume_claim {
+            return self.claims.set_up(pod, source, &folder).await;
         }
         let group = pod::spec(pod).and_then(|spec| spec.security_context.as_ref()?.fs_group);
         if let Some(source) = &volume.empty_dir {
@@ -119,9 +130,12 @@ impl Volumes {
             if let Some(propagation) = mount.mount_propagation.as_deref().filter(|mode| *mode != "None") {
                 return Err(format!("mountPropagation {propagation} is not supported by this node"));
             }
-            let root = match &volume.host_path {
-                Some(source) => PathBuf::from(&source.path),
-                None => self.folder(pod, &volume.name),
+            let folder = self.folder(pod, &volume.name);
+            let root = match (&volume.host_path, &volume.persistent_volume_claim) {
+                (Some(source), _) => PathBuf::from(&source.path),
+                (None, Some(_)) => std::fs::read_link(&folder)
+                    .map_err(|error| format!("volume \"{}\" is not set up: {error}", volume.name))?,
+                (None, None) => folder,
             };
             let expression = mount.sub_path_expr.as_deref().filter(|path| !path.is_empty());
             let sub_path = match expression {
@@ -135,7 +149,10 @@ impl Volumes {
                     sub_path::bind(&root, &path, &place.join(index.to_string()), payload::is_projected(volume))?
                 }
             };
-            let read_only = mount.read_only.unwrap_or(false) || payload::is_projected(volume);
+            let claim = volume.persistent_volume_claim.as_ref();
+            let read_only = mount.read_only.unwrap_or(false)
+                || payload::is_projected(volume)
+                || claim.is_some_and(|claim| claim.read_only.unwrap_or(false));
             mounts.push(Mount { host, container: mount.mount_path.clone(), read_only });
         }
         Ok(mounts)

@@ -18,6 +18,7 @@ mod object;
 pub mod quantity;
 pub mod quota;
 mod settings;
+pub mod volumes;
 
 pub use environment::{Clock, Entropy, FixedClock, SeededEntropy, SystemClock, SystemEntropy};
 pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND};

@@ -6,6 +6,7 @@ pub mod events;
 mod kubeconfig;
 pub mod node_selector;
 pub mod tolerations;
+pub mod volumes;
 
 use std::{
     path::PathBuf,

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tandem_api::{ApiError, Object};
+use tandem_api::{ApiError, Object, volumes};
 
 use super::{Operation, Request};
 
@@ -38,6 +38,7 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
         return own_node(request, node, object, old);
     }
     match old {
+        Some(old) if request.is("", "persistentvolumes") => folder_removed(request, node, object, old),
         Some(old) if request.is("", "pods") && request.subresource == "status" => own_pod(request, node, object, old),
         _ => Ok(()),
     }
@@ -77,6 +78,25 @@ fn own_pod(request: &Request<'_>, node: &str, pod: &Object, old: &Object) -> Res
         return Err(request.forbidden(pod.name(), format!("node {node:?} cannot update labels through pod status")));
     }
     Ok(())
+}
+
+/// Of a volume a node says only that its folder is removed.
+fn folder_removed(request: &Request<'_>, node: &str, volume: &Object, old: &Object) -> Result<(), ApiError> {
+    let rest = |volume: &Object| {
+        let mut rest = volume.clone();
+        for key in ["finalizers", "managedFields", "resourceVersion"] {
+            rest.remove(&["metadata", key]);
+        }
+        rest
+    };
+    let mut wanted = old.finalizers();
+    wanted.retain(|finalizer| *finalizer != volumes::FOLDER_FINALIZER);
+    let said = old.deletion_timestamp().is_some() && request.subresource.is_empty() && volume.finalizers() == wanted;
+    if said && rest(volume) == rest(old) {
+        return Ok(());
+    }
+    let why = format!("node {node:?} can only remove the finalizer {} of a deleted volume", volumes::FOLDER_FINALIZER);
+    Err(request.forbidden(volume.name(), why))
 }
 
 /// The names of the labels that were added, changed or taken away.

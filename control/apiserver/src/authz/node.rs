@@ -1,7 +1,7 @@
 //! What a node may do: its own Node, lease and pods, and what those pods refer to.
 
 use serde_json::Value;
-use tandem_api::{ApiError, INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER, Key, Object};
+use tandem_api::{ApiError, INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER, Key, Object, volumes};
 use tandem_store::Consistency;
 
 use super::{Attributes, Decision};
@@ -16,8 +16,6 @@ const READABLE: &[(&str, &str)] = &[
     ("", "services"),
     ("", "endpoints"),
     ("", "namespaces"),
-    ("", "persistentvolumes"),
-    ("", "persistentvolumeclaims"),
     ("discovery.k8s.io", "endpointslices"),
     ("node.k8s.io", "runtimeclasses"),
     ("networking.k8s.io", "networkpolicies"),
@@ -48,6 +46,10 @@ enum Rule {
     OwnPod,
     /// If a pod on the node, or for Secrets an Ingress that all nodes serve, refers to the object of that name.
     Referenced,
+    /// If its folder is on the node, or the claim that has it is one of a pod on the node.
+    Volume,
+    /// If its folder is on the node.
+    OwnVolume,
     Denied,
 }
 
@@ -57,12 +59,15 @@ pub(super) async fn decide(core: &Core, node: &str, asked: &Attributes) -> Resul
         Rule::Denied => false,
         Rule::OwnPod => own_pod(core, node, asked).await?,
         Rule::Referenced => referenced(core, node, asked).await? || served(core, asked).await?,
+        Rule::Volume | Rule::OwnVolume => volume(core, node, asked).await?,
     };
     if allowed {
         return Ok(Decision::Allowed);
     }
     let why = match rule(node, asked) {
-        Rule::OwnPod | Rule::Referenced => format!("no relationship found between node '{node}' and this object"),
+        Rule::OwnPod | Rule::Referenced | Rule::Volume | Rule::OwnVolume => {
+            format!("no relationship found between node '{node}' and this object")
+        }
         Rule::Allowed | Rule::Denied => String::new(),
     };
     Ok(Decision::Denied(why))
@@ -94,6 +99,13 @@ fn rule(node: &str, asked: &Attributes) -> Rule {
         }
         ("create", ("", "pods/eviction")) => Rule::OwnPod,
         ("get" | "list" | "watch", ("", "configmaps" | "secrets")) if asked.name.is_some() => Rule::Referenced,
+        ("get", ("", "persistentvolumeclaims")) if asked.name.is_some() => Rule::Referenced,
+        ("get", ("", "persistentvolumes")) if asked.name.is_some() => Rule::Volume,
+        ("list" | "watch", ("", "persistentvolumes")) => {
+            when(asked.labels.as_deref() == Some(&format!("{}={node}", volumes::NODE_LABEL)))
+        }
+        // That only the finalizer of its folder goes is seen when the body is read: admission/node.rs.
+        ("patch", ("", "persistentvolumes")) if asked.name.is_some() => Rule::OwnVolume,
         ("get", ("", "serviceaccounts")) | ("create", ("", "serviceaccounts/token")) => Rule::Referenced,
         _ => Rule::Denied,
     }
@@ -105,6 +117,29 @@ async fn own_pod(core: &Core, node: &str, asked: &Attributes) -> Result<bool, Ap
     let found = core.objects.get(&pods, asked.namespace.as_deref(), name, Consistency::Any).await?;
     // A pod that is gone is told as 404 by the verb.
     Ok(found.is_none_or(|pod| pod.str_at(&["spec", "nodeName"]) == Some(node)))
+}
+
+/// Whether the volume's folder is on the node; to read it, a pod there with its claim is enough.
+async fn volume(core: &Core, node: &str, asked: &Attributes) -> Result<bool, ApiError> {
+    let Some(name) = &asked.name else { return Ok(false) };
+    let row = core.row("", "v1", "persistentvolumes")?;
+    // A volume that is gone is told as 404 by the verb.
+    let Some(volume) = core.objects.get(&row, None, name, Consistency::Any).await? else { return Ok(true) };
+    if is_home(&volume, node) {
+        return Ok(true);
+    }
+    if rule(node, asked) == Rule::OwnVolume {
+        return Ok(false);
+    }
+    let claim = |key: &str| volume.str_at(&["spec", "claimRef", key]).map(str::to_owned);
+    let (namespace, name) = (claim("namespace"), claim("name"));
+    let claim = Attributes::resource("get", "", "persistentvolumeclaims", namespace.as_deref(), name.as_deref());
+    referenced(core, node, &claim).await
+}
+
+fn is_home(volume: &Object, node: &str) -> bool {
+    volume.str_at(&["spec", "csi", "driver"]) == Some(volumes::PROVISIONER)
+        && volume.labels().any(|(key, value)| key == volumes::NODE_LABEL && value == node)
 }
 
 /// Whether a pod on the node, in the object's namespace, names the object.
@@ -165,11 +200,12 @@ fn mentions(value: &[u8], word: &str) -> bool {
     !word.is_empty() && value.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
-/// Whether a pod's spec names the ConfigMap, Secret or ServiceAccount.
+/// Whether a pod's spec names the ConfigMap, Secret, claim or ServiceAccount.
 fn refers(pod: &Object, resource: &str, name: &str) -> bool {
     let keys: &[&str] = match resource {
         "configmaps" => &["configMap", "configMapRef", "configMapKeyRef"],
         "secrets" => &["secret", "secretRef", "secretKeyRef", "imagePullSecrets", "nodePublishSecretRef"],
+        "persistentvolumeclaims" => &["persistentVolumeClaim"],
         _ => return pod.str_at(&["spec", "serviceAccountName"]).unwrap_or("default") == name,
     };
     pod.at(&["spec"]).is_some_and(|spec| names(spec, keys, name))
@@ -185,12 +221,12 @@ fn names(value: &Value, keys: &[&str], name: &str) -> bool {
     }
 }
 
-/// References carry the name as `name` or, in Secret volumes, as `secretName`; some stand in lists.
+/// References carry the name as `name` or, in volumes, as `secretName` or `claimName`; some stand in lists.
 fn is_called(reference: &Value, name: &str) -> bool {
     if let Value::Array(list) = reference {
         return list.iter().any(|reference| is_called(reference, name));
     }
-    ["name", "secretName"].iter().any(|key| reference.get(key).and_then(Value::as_str) == Some(name))
+    ["name", "secretName", "claimName"].iter().any(|key| reference.get(key).and_then(Value::as_str) == Some(name))
 }
 
 #[cfg(test)]
@@ -221,6 +257,23 @@ mod tests {
         check("watch", "discovery.k8s.io", "endpointslices", "", "", Rule::Allowed);
         check("create", "", "events", "a", "", Rule::Allowed);
         check("create", "apps", "deployments", "a", "", Rule::Denied);
+        check("get", "", "persistentvolumeclaims", "a", "c", Rule::Referenced);
+        check("list", "", "persistentvolumeclaims", "a", "", Rule::Denied);
+        check("get", "", "persistentvolumes", "", "v", Rule::Volume);
+        check("patch", "", "persistentvolumes", "", "v", Rule::OwnVolume);
+        check("delete", "", "persistentvolumes", "", "v", Rule::Denied);
+    }
+
+    #[test]
+    fn a_node_watches_the_volumes_with_its_folders() {
+        let asked = |labels: Option<&str>| Attributes {
+            labels: labels.map(str::to_owned),
+            ..Attributes::resource("watch", "", "persistentvolumes", None, None)
+        };
+        assert_eq!(rule("n1", &asked(Some("tandem.dev/node=n1"))), Rule::Allowed);
+        for other in [None, Some("tandem.dev/node=n2"), Some("tandem.dev/node"), Some("tandem.dev/node!=n1")] {
+            assert_eq!(rule("n1", &asked(other)), Rule::Denied, "{other:?}");
+        }
     }
 
     #[test]
@@ -229,6 +282,7 @@ mod tests {
             "imagePullSecrets": [{"name": "pull"}],
             "volumes": [
                 {"name": "a", "secret": {"secretName": "files"}},
+                {"name": "p", "persistentVolumeClaim": {"claimName": "data"}},
                 {"name": "b", "projected": {"sources": [{"configMap": {"name": "ca"}}]}},
             ],
             "containers": [{"name": "c", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "env", "key": "k"}}}]}],
@@ -239,6 +293,7 @@ mod tests {
         }
         assert!(!refers(&pod, "secrets", "ca") && !refers(&pod, "secrets", "a"));
         assert!(refers(&pod, "configmaps", "ca"));
+        assert!(refers(&pod, "persistentvolumeclaims", "data") && !refers(&pod, "persistentvolumeclaims", "files"));
         assert!(refers(&pod, "serviceaccounts/token", "default"));
         assert!(!refers(&pod, "serviceaccounts/token", "other"));
     }

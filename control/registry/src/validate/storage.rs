@@ -59,7 +59,8 @@ pub(crate) fn volume(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     } else {
         check_size(spec.child("capacity"), "spec.capacity[storage]", &mut problems);
     }
-    let policies = ["Delete", "Recycle", "Retain"];
+    // Recycle is deprecated, and not built.
+    let policies = ["Delete", "Retain"];
     problems.check_enum(&spec, "persistentVolumeReclaimPolicy", "spec", &policies, false);
     let sources: Vec<&String> = spec.keys().filter(|key| !NOT_A_SOURCE.contains(&key.as_str())).collect();
     match sources.as_slice() {
@@ -70,6 +71,7 @@ pub(crate) fn volume(object: &Object, old: Option<&Object>) -> Vec<Cause> {
             }
         }
     }
+    check_source(&spec, &mut problems);
     if spec.contains_key("local") && !spec.contains_key("nodeAffinity") {
         problems.required("spec.nodeAffinity", "Local volume requires node affinity");
     }
@@ -80,9 +82,30 @@ pub(crate) fn volume(object: &Object, old: Option<&Object>) -> Vec<Cause> {
             problems
                 .forbidden("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation");
         }
+        if before.contains_key("nodeAffinity") {
+            let (after, before) = (spec.get("nodeAffinity"), before.get("nodeAffinity"));
+            problems.check_immutable(after, before, "spec.nodeAffinity", super::IMMUTABLE);
+        }
         problems.check_immutable(spec.get("volumeMode"), before.get("volumeMode"), "spec.volumeMode", super::IMMUTABLE);
     }
     problems.into_causes()
+}
+
+fn check_source(spec: &Fields, problems: &mut Problems) {
+    for kind in ["hostPath", "local"] {
+        let Some(source) = spec.child(kind) else { continue };
+        let (path, field) = (source.text("path"), format!("spec.{kind}.path"));
+        if path.is_empty() {
+            problems.required(field, "");
+        } else if path.split('/').any(|part| part == "..") {
+            problems.invalid(field, path, "must not contain '..'");
+        }
+    }
+    if let Some(source) = spec.child("csi") {
+        for key in ["driver", "volumeHandle"].into_iter().filter(|key| source.text(key).is_empty()) {
+            problems.required(format!("spec.csi.{key}"), "");
+        }
+    }
 }
 
 pub(crate) fn claim(object: &Object, old: Option<&Object>) -> Vec<Cause> {

@@ -603,6 +603,22 @@ fn policies_and_storage() {
         json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
         expect!["spec: Required value: must specify a volume type"],
     );
+    create(
+        "",
+        "PersistentVolume",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/a/../b"},
+            "persistentVolumeReclaimPolicy": "Recycle"}}),
+        expect![[r#"
+            spec.persistentVolumeReclaimPolicy: Unsupported value: "Recycle": supported values: "Delete", "Retain"
+            spec.local.path: Invalid value: "/a/../b": must not contain '..'
+            spec.nodeAffinity: Required value: Local volume requires node affinity"#]],
+    );
+    create(
+        "",
+        "PersistentVolume",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "x.y"}}}),
+        expect!["spec.csi.volumeHandle: Required value"],
+    );
     create("storage.k8s.io", "StorageClass", json!({}), expect!["provisioner: Required value"]);
     create(
         "certificates.k8s.io",

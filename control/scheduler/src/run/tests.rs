@@ -24,6 +24,8 @@ const PODS: &str = r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceV
 const NAMESPACES: &str = r#"{"kind":"NamespaceList","apiVersion":"v1","metadata":{"resourceVersion":"5"},"items":[
     {"metadata":{"name":"a","uid":"a","resourceVersion":"1"}}]}"#;
 
+const EMPTY: &str = r#"{"metadata":{"resourceVersion":"5"},"items":[]}"#;
+
 /// Answers lists with the constants, keeps watches open, and hands on what is written.
 fn client(written: mpsc::Sender<String>) -> kube::Client {
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -39,6 +41,8 @@ fn client(written: mpsc::Sender<String>) -> kube::Client {
                 ("GET", "/api/v1/nodes") => NODES.to_owned(),
                 ("GET", "/api/v1/pods") => PODS.to_owned(),
                 ("GET", "/api/v1/namespaces") => NAMESPACES.to_owned(),
+                ("GET", "/api/v1/persistentvolumeclaims" | "/api/v1/persistentvolumes") => EMPTY.to_owned(),
+                ("GET", "/apis/storage.k8s.io/v1/storageclasses") => EMPTY.to_owned(),
                 (_, path) if path.ends_with("/events") => {
                     String::from_utf8(body.collect_bytes().await.unwrap().to_vec()).unwrap()
                 }

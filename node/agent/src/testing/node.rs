@@ -142,7 +142,7 @@ impl TestNode {
             cgroup_root: "/tandem-test".to_owned(),
             hierarchies: Hierarchies::none(),
             images: Images::new(runtimes, resolver, objects.clone(), events.clone(), clock.clone()),
-            volumes: Volumes::new(directories.clone(), objects.clone(), client.clone(), clock),
+            volumes: Volumes::new(directories.clone(), objects.clone(), client.clone(), "n1", clock),
             events,
             services,
             objects,

@@ -183,7 +183,6 @@ fn put(payload: &mut Payload, path: &str, content: Vec<u8>, mode: i32) -> Result
 /// The name of a volume's type as the API spells it.
 fn kind_name(volume: &Volume) -> &'static str {
     let kinds = [
-        (volume.persistent_volume_claim.is_some(), "persistentVolumeClaim"),
         (volume.csi.is_some(), "csi"),
         (volume.ephemeral.is_some(), "ephemeral"),
         (volume.image.is_some(), "image"),

@@ -123,3 +123,44 @@ fn folders_of_versions_are_named_by_time() {
     let link = fs::read_link(folder.path().join("..data")).unwrap();
     assert_eq!(link, Path::new("..2026_01_01_00_00_01.000000005"));
 }
+
+#[test]
+fn a_volume_of_a_claim_is_given_to_a_group_without_leaving_it() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (volume, outside) = (folder.path().join("volume"), folder.path().join("outside"));
+    fs::create_dir_all(volume.join("deep")).unwrap();
+    for file in [&outside, &volume.join("deep/file")] {
+        fs::write(file, "").unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    std::os::unix::fs::symlink(&outside, volume.join("deep/link")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), volume.join("folder")).unwrap();
+    group::give(&volume, 1234, false).expect("this test changes groups, so it needs root");
+    let seen = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.gid(), found.permissions().mode() & 0o7777)
+    };
+    assert_eq!(seen(&volume.join("deep/file")), (1234, 0o660));
+    assert_eq!(seen(&outside).1, 0o600, "what a link leads to is not touched");
+    assert_ne!(seen(&outside).0, 1234);
+    assert_eq!((seen(&volume).0, seen(&volume).1 & 0o2770), (1234, 0o2770));
+    fs::set_permissions(volume.join("deep/file"), fs::Permissions::from_mode(0o600)).unwrap();
+    group::give(&volume, 1234, true).unwrap();
+    assert_eq!(seen(&volume.join("deep/file")).1, 0o600, "the root tells that all is done");
+    group::give(&volume, 1234, false).unwrap();
+    assert_eq!(seen(&volume.join("deep/file")).1, 0o660);
+    assert!(group::give(&volume.join("folder"), 1234, false).is_err(), "the root is no link");
+    let deep = (0..200).fold(volume, |path, _| path.join("d"));
+    fs::create_dir_all(&deep).unwrap();
+    assert!(group::give(&folder.path().join("volume"), 1234, false).unwrap_err().contains("deeper"));
+}
+
+#[test]
+fn folders_of_volumes_are_named_by_their_volume() {
+    let directories = Directories::new(Path::new("/node"));
+    assert_eq!(folder_of(&directories, "pvc-1").unwrap(), Path::new("/node/volumes/pvc-1"));
+    for name in ["", ".", "..", "a/b", "/etc", "a\0"] {
+        assert!(folder_of(&directories, name).is_err(), "{name:?}");
+    }
+}

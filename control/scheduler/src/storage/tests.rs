@@ -1,0 +1,142 @@
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{Profile, schedule};
+
+fn read<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn class(name: &str, mode: &str, provisioner: &str) -> StorageClass {
+    read(json!({ "metadata": { "name": name }, "provisioner": provisioner, "volumeBindingMode": mode }))
+}
+
+fn claim(name: &str, class: &str, volume: &str, annotations: Value) -> PersistentVolumeClaim {
+    read(json!({
+        "metadata": { "name": name, "namespace": "ns", "annotations": annotations },
+        "spec": { "storageClassName": class, "volumeName": volume, "accessModes": ["ReadWriteOnce"],
+                  "resources": { "requests": { "storage": "1Gi" } } },
+    }))
+}
+
+fn volume(name: &str, class: &str, node: &str) -> PersistentVolume {
+    let term = json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": [node] }] });
+    read(json!({
+        "metadata": { "name": name },
+        "spec": { "storageClassName": class, "accessModes": ["ReadWriteOnce"], "capacity": { "storage": "1Gi" },
+                  "nodeAffinity": { "required": { "nodeSelectorTerms": [term] } } },
+    }))
+}
+
+fn cluster() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for name in ["n1", "n2"] {
+        snapshot.add_node(NodeInfo {
+            name: name.into(),
+            allocatable: crate::Resources { pods: 9, ..Default::default() },
+            ..NodeInfo::default()
+        });
+    }
+    let storage = &mut snapshot.storage;
+    for class in [
+        class("late", "WaitForFirstConsumer", volumes::PROVISIONER),
+        class("by-hand", "WaitForFirstConsumer", volumes::NO_PROVISIONER),
+        class("now", "Immediate", volumes::PROVISIONER),
+    ] {
+        storage.classes.take(Event::Apply(class));
+    }
+    snapshot
+}
+
+fn pod(uid: &str, claims: &[&str]) -> PodInfo {
+    let claims = claims.iter().map(ToString::to_string).collect();
+    PodInfo { uid: uid.into(), name: uid.into(), namespace: "ns".into(), claims, ..PodInfo::default() }
+}
+
+fn place(snapshot: &Snapshot, claims: &[&str]) -> String {
+    schedule(&pod("p", claims), snapshot, &Profile::default(), 0).unwrap_or_else(|refused| refused.to_string())
+}
+
+fn bound() -> Value {
+    json!({ volumes::BIND_COMPLETED: "yes" })
+}
+
+#[test]
+fn pods_say_in_kubernetes_words_why_their_claims_keep_them() {
+    let mut snapshot = cluster();
+    let of = |why: &str| format!("0/2 nodes are available: {why}.");
+    assert_eq!(place(&snapshot, &["c"]), of("persistentvolumeclaim \"c\" not found"));
+    snapshot.storage.claims.take(Event::Apply(claim("c", "now", "", json!({}))));
+    assert_eq!(place(&snapshot, &["c"]), of("pod has unbound immediate PersistentVolumeClaims"));
+    snapshot.storage.claims.take(Event::Apply(claim("c", "by-hand", "", json!({}))));
+    assert_eq!(place(&snapshot, &["c"]), of("2 node(s) didn't find available persistent volumes to bind"));
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "gone", bound())));
+    assert_eq!(
+        place(&snapshot, &["c"]),
+        of("2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
+    );
+    snapshot.storage.volumes.take(Event::Apply(volume("gone", "late", "n3")));
+    assert_eq!(place(&snapshot, &["c"]), of("2 node(s) had volume node affinity conflict"));
+}
+
+#[test]
+fn a_pod_goes_where_its_volumes_are_or_can_be() {
+    let mut snapshot = cluster();
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "", json!({}))));
+    assert_eq!(place(&snapshot, &["c"]), "n1", "anywhere");
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "", json!({ volumes::SELECTED_NODE: "n2" }))));
+    assert_eq!(place(&snapshot, &["c"]), "n2", "where its volume is being made");
+    snapshot.storage.claims.take(Event::Apply(claim("a", "by-hand", "", json!({}))));
+    snapshot.storage.claims.take(Event::Apply(claim("b", "by-hand", "", json!({}))));
+    snapshot.storage.volumes.take(Event::Apply(volume("v1", "by-hand", "n2")));
+    assert_eq!(place(&snapshot, &["a"]), "n2");
+    assert!(place(&snapshot, &["a", "b"]).contains("didn't find available"), "two claims need two volumes");
+    snapshot.storage.volumes.take(Event::Apply(volume("v2", "by-hand", "n2")));
+    assert_eq!(place(&snapshot, &["a", "b"]), "n2");
+}
+
+#[test]
+fn a_claim_for_one_pod_has_one() {
+    let mut snapshot = cluster();
+    let mut exclusive = claim("c", "late", "v", bound());
+    exclusive.spec.as_mut().unwrap().access_modes = Some(vec![volumes::READ_WRITE_ONCE_POD.to_owned()]);
+    snapshot.storage.claims.take(Event::Apply(exclusive));
+    snapshot.storage.volumes.take(Event::Apply(volume("v", "late", "n1")));
+    assert_eq!(place(&snapshot, &["c"]), "n1");
+    snapshot.assume(&pod("other", &["c"]), "n1");
+    assert_eq!(
+        place(&snapshot, &["c"]),
+        "0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod \
+         access mode."
+    );
+}
+
+#[test]
+fn a_pod_is_bound_after_its_claims() {
+    let mut snapshot = cluster();
+    let (pod, node) = (pod("p", &["c"]), snapshot.node("n1").cloned().unwrap());
+    let standing = |snapshot: &Snapshot| snapshot.storage.standing(&pod, &node);
+    assert_eq!(standing(&snapshot), Standing::Elsewhere, "it is gone");
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "", json!({}))));
+    assert_eq!(snapshot.storage.to_select(&pod, "n1"), ["c"]);
+    assert_eq!(standing(&snapshot), Standing::Waiting);
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "v", bound())));
+    assert!(snapshot.storage.to_select(&pod, "n1").is_empty());
+    assert_eq!(standing(&snapshot), Standing::Waiting, "the volume is not seen yet");
+    snapshot.storage.volumes.take(Event::Apply(volume("v", "late", "n1")));
+    assert_eq!(standing(&snapshot), Standing::Bound);
+    snapshot.storage.volumes.take(Event::Apply(volume("v", "late", "n2")));
+    assert_eq!(standing(&snapshot), Standing::Elsewhere);
+}
+
+#[test]
+fn a_list_says_what_is_gone() {
+    let mut storage = Storage::default();
+    storage.claims.take(Event::Apply(claim("a", "", "", json!({}))));
+    for event in [Event::Init, Event::InitApply(claim("b", "", "", json!({}))), Event::InitDone] {
+        storage.claims.take(event);
+    }
+    assert!(storage.claims.get("ns", "a").is_none() && storage.claims.get("ns", "b").is_some());
+    assert!(storage.claims.listed && !storage.is_listed());
+}
