@@ -21,7 +21,7 @@ use crate::{
     object,
 };
 
-pub use types::CustomResourceDefinition;
+pub(crate) use types::CustomResourceDefinition;
 use types::{Condition, ESTABLISHED, Status, TERMINATING, set};
 
 /// The finalizer that holds a definition until its objects are gone; the API server sets it when the deletion begins.
