@@ -1,7 +1,7 @@
 //! The functions of CEL and of Kubernetes' libraries, except those of text and of networks.
 
 use jiff::{SignedDuration, Timestamp};
-use tandem_api::quantity::Quantity;
+use tandem_api::{names, quantity::Quantity};
 
 use crate::{
     Error, Value, compare,
@@ -11,7 +11,7 @@ use crate::{
     strings,
 };
 
-const NAMESPACES: [&str; 5] = ["math", "sets", "optional", "ip", "strings"];
+const NAMESPACES: [&str; 6] = ["math", "sets", "optional", "ip", "strings", "format"];
 
 const KNOWN: &[&str] = &[
     "size",
@@ -76,8 +76,22 @@ pub(crate) fn is_namespace(name: &str) -> bool {
     NAMESPACES.contains(&name)
 }
 
+/// Formats that text can be held to.
+const FORMATS: [&str; 6] = [
+    "format.dns1123Label",
+    "format.dns1123Subdomain",
+    "format.dns1035Label",
+    "format.uri",
+    "format.date",
+    "format.datetime",
+];
+
 pub(crate) fn is_known(name: &str) -> bool {
-    KNOWN.contains(&name) || strings::KNOWN.contains(&name) || network::KNOWN.contains(&name)
+    name == "validate"
+        || FORMATS.contains(&name)
+        || KNOWN.contains(&name)
+        || strings::KNOWN.contains(&name)
+        || network::KNOWN.contains(&name)
 }
 
 pub(crate) fn type_named(name: &str) -> Option<&'static str> {
@@ -154,7 +168,8 @@ pub(crate) fn call<'a>(name: &str, method: bool, values: &[Value<'a>], budget: &
         return answer;
     }
     let answer = match values {
-        [] => (name == "optional.none").then_some(Value::Optional(None)),
+        [] if name == "optional.none" => Some(Value::Optional(None)),
+        [] => FORMATS.into_iter().find(|format| *format == name).map(Value::Format),
         [only] => match one(name, only) {
             Some(value) => Some(value),
             None => lists(name, only, budget)?,
@@ -364,9 +379,27 @@ fn two<'a>(name: &str, first: &Value<'a>, second: &Value<'a>, budget: &Budget) -
         ("orValue", Value::Optional(None), other) => Some(other.clone()),
         ("or", Value::Optional(Some(_)), _) => Some(first.clone()),
         ("or", Value::Optional(None), other) => Some(other.clone()),
+        ("validate", Value::Format(format), text) => text.as_text().map(|text| complaints(format, text)),
         (_, Value::Quantity(quantity), other) => of_quantity(name, *quantity, other),
         _ => None,
     })
+}
+
+/// What is wrong with a text of a format; an empty optional where nothing is.
+fn complaints<'a>(format: &str, text: &str) -> Value<'a> {
+    let unless = |sound: bool, why: &str| if sound { Vec::new() } else { vec![why.to_owned()] };
+    let found = match format {
+        "format.dns1123Label" => names::dns1123_label(text),
+        "format.dns1123Subdomain" => names::dns1123_subdomain(text),
+        "format.dns1035Label" => names::dns1035_label(text),
+        "format.uri" => unless(network::is_url(text), "invalid URI"),
+        "format.date" => unless(text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10, "invalid date"),
+        _ => unless(text.parse::<Timestamp>().is_ok(), "invalid datetime"),
+    };
+    if found.is_empty() {
+        return Value::Optional(None);
+    }
+    Value::Optional(Some(Value::list(found.into_iter().map(Value::text).collect()).into()))
 }
 
 fn of_quantity<'a>(name: &str, quantity: Quantity, other: &Value<'a>) -> Option<Value<'a>> {

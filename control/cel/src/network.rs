@@ -98,7 +98,7 @@ fn two<'a>(name: &str, first: &Value<'a>, second: &Value<'a>) -> Option<Value<'a
 }
 
 /// An absolute URL, or an absolute path.
-fn is_url(text: &str) -> bool {
+pub(crate) fn is_url(text: &str) -> bool {
     let sound = !text.chars().any(|letter| letter.is_control() || letter == ' ');
     sound && (text.starts_with('/') || scheme(text).is_some())
 }

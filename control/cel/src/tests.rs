@@ -50,6 +50,7 @@ fn holds() {
         "'a,b,c'.split(',').join('-') == 'a-b-c' && 'abc'.substring(1, 2) == 'b' && 'x'.replace('x', 'yy') == 'yy'",
         "sets.contains(self.hosts, ['a']) && sets.equivalent([1, 1], [1]) && math.greatest(1, 4, 2) == 4",
         "type(1) == int && string(1.5) == '1.5' && int('7') == 7 && dyn(1) == 1.0 && 1u + 2u == 3u",
+        "!format.dns1123Label().validate('web').hasValue() && format.dns1123Label().validate('W').value().size() == 1",
         "cel.bind(x, self.replicas, x * x) == 9",
         "self.rules.all(i, r, i < 2 && r.name != '')",
         "'%s has %d'.format([self.name, 3]) == 'web-1 has 3'",

@@ -30,6 +30,8 @@ pub enum Value<'a> {
     Ip(IpAddr),
     Cidr(IpNet),
     Url(Rc<str>),
+    /// A named format of text, by the name of the function that names it.
+    Format(&'static str),
 }
 
 impl<'a> Value<'a> {
@@ -159,6 +161,7 @@ impl<'a> Value<'a> {
             Value::Ip(_) => "net.IP",
             Value::Cidr(_) => "net.CIDR",
             Value::Url(_) => "kubernetes.URL",
+            Value::Format(_) => "kubernetes.NamedFormat",
         }
     }
 }

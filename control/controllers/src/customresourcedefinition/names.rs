@@ -33,31 +33,40 @@ pub(super) fn decide(
     let asked = &definition.spec.names;
     let mut accepted = definition.status.as_ref().map(|status| status.accepted_names.clone()).unwrap_or_default();
     let mut problem: Option<Condition> = None;
-    let mut refuse = |reason: &str, messages: Vec<String>| {
-        problem = Some(Condition::new(NAMES_ACCEPTED, "False", reason, messages.join(", ")));
+    // Of several, the last is told, as Kubernetes does.
+    let mut refuse = |reason: &str, names: &[&str]| {
+        let in_use: Vec<String> = names.iter().map(|name| format!("{name:?} is already in use")).collect();
+        problem = Some(Condition::new(NAMES_ACCEPTED, "False", reason, in_use.join(", ")));
     };
-    let in_use = |name: &str| format!("{name:?} is already in use");
-    let mut one = |taken: &BTreeSet<&str>, asked: &String, accepted: &mut String, reason: &str| {
-        if asked == accepted || !taken.contains(asked.as_str()) {
+    let is_free = |taken: &BTreeSet<&str>, asked: &str, accepted: &str| asked == accepted || !taken.contains(asked);
+    let resources = [
+        (&asked.plural, &mut accepted.plural, "PluralConflict"),
+        (&asked.singular, &mut accepted.singular, "SingularConflict"),
+    ];
+    for (asked, accepted, reason) in resources {
+        if is_free(&taken.resources, asked, accepted) {
             accepted.clone_from(asked);
         } else {
-            refuse(reason, vec![in_use(asked)]);
+            refuse(reason, &[asked]);
         }
-    };
-    one(&taken.resources, &asked.plural, &mut accepted.plural, "PluralConflict");
-    one(&taken.resources, &asked.singular, &mut accepted.singular, "SingularConflict");
-    let conflicts: Vec<String> = asked
-        .short_names
-        .iter()
-        .filter(|name| taken.resources.contains(name.as_str()) && !accepted.short_names.contains(name))
-        .map(|name| in_use(name))
-        .collect();
-    one(&taken.kinds, &asked.kind, &mut accepted.kind, "KindConflict");
-    one(&taken.kinds, &asked.list_kind, &mut accepted.list_kind, "ListKindConflict");
-    if conflicts.is_empty() {
+    }
+    let is_used = |name: &&str| taken.resources.contains(name) && !accepted.short_names.iter().any(|own| own == name);
+    let used: Vec<&str> = asked.short_names.iter().map(String::as_str).filter(is_used).collect();
+    if used.is_empty() {
         accepted.short_names.clone_from(&asked.short_names);
     } else {
-        refuse("ShortNamesConflict", conflicts);
+        refuse("ShortNamesConflict", &used);
+    }
+    let kinds = [
+        (&asked.kind, &mut accepted.kind, "KindConflict"),
+        (&asked.list_kind, &mut accepted.list_kind, "ListKindConflict"),
+    ];
+    for (asked, accepted, reason) in kinds {
+        if is_free(&taken.kinds, asked, accepted) {
+            accepted.clone_from(asked);
+        } else {
+            refuse(reason, &[asked]);
+        }
     }
     accepted.categories.clone_from(&asked.categories);
     let fine = || Condition::new(NAMES_ACCEPTED, "True", "NoConflicts", "no conflicts found");

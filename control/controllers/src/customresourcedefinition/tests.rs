@@ -60,8 +60,8 @@ fn the_first_gets_its_names_and_keeps_them() {
     check(
         &again,
         expect![[r#"
-            others  CronTab []
-            NamesAccepted False ShortNamesConflict: "ct" is already in use
+            others   []
+            NamesAccepted False ListKindConflict: "CronTabList" is already in use
             Established False NotAccepted: not all names are accepted
         "#]],
     );
