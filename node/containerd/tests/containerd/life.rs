@@ -26,10 +26,15 @@ fn process_with(word: &str) -> Option<Pid> {
     found.and_then(Pid::from_raw)
 }
 
+/// As [`process_with`], for a container that was started: runc's own process becomes the container's a moment later.
+async fn running(word: &str) -> Pid {
+    until("the container's program runs", || async { process_with(word) }).await
+}
+
 pub(crate) async fn is_adopted_with_its_pods() {
     let mut node = Node::start().await;
     let (sandbox, container) = node.pod("adopted", "sleep 1000111").await;
-    let (daemon, process) = (containerd_pid(&node), process_with("1000111").unwrap());
+    let (daemon, process) = (containerd_pid(&node), running("1000111").await);
     let before = node.sandbox(&sandbox).await;
 
     node.containerd = None;
@@ -57,12 +62,12 @@ pub(crate) async fn is_started_again_when_it_dies() {
     let node = Node::start().await;
     let (_, stays) = node.pod("stays", "sleep 1000222").await;
     let (_, ends) = node.pod("ends", "while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 7").await;
-    let (daemon, process) = (containerd_pid(&node), process_with("1000222").unwrap());
+    let (daemon, process) = (containerd_pid(&node), running("1000222").await);
     node.exec(&ends, "sleep 0.7; true").await.unwrap();
 
     kill_process(daemon, Signal::KILL).unwrap();
     // What ends while nobody looks is seen afterwards.
-    command(&format!("touch /proc/{}/root/tmp/go", process_with("/tmp/go").unwrap()));
+    command(&format!("touch /proc/{}/root/tmp/go", running("/tmp/go").await));
     until("containerd is back", || async { node.runtime().list().await.ok() }).await;
 
     assert_ne!(containerd_pid(&node), daemon);

@@ -65,7 +65,7 @@ async fn check(network: Network) {
     let fixture = InMemory { fake: fake.clone(), directory: tempfile::tempdir().unwrap(), network };
     let (passed, failures) = conformance::run(&fixture).await;
     assert_eq!(failures, []);
-    assert_eq!(passed, 36);
+    assert_eq!(passed, 37);
     assert_eq!(fake.sandboxes(), []);
 }
 
