@@ -51,6 +51,32 @@ fn a_second_node_joins_and_its_pods_are_reached() {
         let output = cluster.kubectl(&["exec", "container-two", "--", "sh", "-c", names]);
         if output.status.success() { Ok(()) } else { Err(output) }
     });
+    volumes_stay_on_their_node(&cluster, &second);
+}
+
+/// A claim's folder is on the node of its first pod: other pods go there or wait, and it is removed there.
+fn volumes_stay_on_their_node(cluster: &Daemon, second: &Daemon) {
+    let folders = std::path::Path::new(&second.data_dir()).join("node/volumes");
+    let count = || std::fs::read_dir(&folders).expect("the node's volumes").count();
+    cluster.read(&["apply", "-f", &root().join("tests/scripts/nodes-volumes.yaml").display().to_string()]);
+    cluster.read(&["wait", "--for=condition=Ready", "pod/keeper", "--timeout=60s"]);
+    assert_eq!(count(), 1, "the folder is on the second node");
+    cluster.read(&["delete", "pod", "keeper", "--timeout=60s"]);
+    cluster.read(&["label", "node", "one", "volumes=yes"]);
+    let wanted = "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, \
+                  1 node(s) had volume node affinity conflict.";
+    until("a pod for the other node says why it waits", DEADLINE, || {
+        let path = "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}";
+        match cluster.read(&["get", "pod", "elsewhere", "-o", path]) {
+            message if message == wanted => Ok(()),
+            message => Err(message),
+        }
+    });
+    cluster.read(&["delete", "pod/elsewhere", "persistentvolumeclaim/kept", "--timeout=60s"]);
+    until("the second node has removed the folder", DEADLINE, || match count() {
+        0 => Ok(()),
+        count => Err(count),
+    });
 }
 
 /// A node that falls silent is given up, and is as before when it is heard again, though nothing of it has changed.

@@ -60,16 +60,20 @@ impl Controller for VolumeBinder {
     }
 
     fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {
-        let waiting = |wanted: &dyn Fn(&PersistentVolumeClaim) -> bool| {
+        let waiting = |wanted: &dyn Fn(&PersistentVolumeClaim) -> bool| -> Vec<Key> {
             let claims = cache.claims.all().into_iter().filter(|claim| volumes::phase(claim) != BOUND && wanted(claim));
             claims.map(|claim| Key::of(&claim.metadata)).collect()
         };
         match change {
             Change::PersistentVolumeClaim(delta) => vec![delta.key()],
-            Change::PersistentVolume(delta) => match delta.versions().find_map(|volume| claim_key(volume)) {
-                Some(key) => vec![key],
-                None => waiting(&|_| true),
-            },
+            Change::PersistentVolume(delta) => {
+                let mut keys: Vec<Key> = delta.versions().filter_map(|volume| claim_key(volume)).collect();
+                // A volume that is free may be what any claim waits for.
+                if delta.new.as_ref().is_some_and(|volume| claim_key(volume).is_none()) {
+                    keys.extend(waiting(&|_| true));
+                }
+                keys
+            }
             Change::StorageClass(delta) => {
                 let name = delta.key().name;
                 waiting(&|claim| volumes::class_of(claim) == Some(name.as_str()))

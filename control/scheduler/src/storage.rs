@@ -105,7 +105,10 @@ impl Storage {
         for name in pod.claims.iter() {
             match self.claims.get(&pod.namespace, name) {
                 None => return Standing::Elsewhere,
-                Some(claim) if !volumes::is_bound(claim) => standing = Standing::Waiting,
+                // Its status comes last: a node that sees the pod before it would refuse to mount.
+                Some(claim) if !volumes::is_bound(claim) || volumes::phase(claim) != "Bound" => {
+                    standing = Standing::Waiting;
+                }
                 Some(claim) => match self.volume_of(claim) {
                     // The claim was seen before its volume.
                     None => standing = Standing::Waiting,

@@ -13,7 +13,9 @@ fn class(name: &str, mode: &str, provisioner: &str) -> StorageClass {
 }
 
 fn claim(name: &str, class: &str, volume: &str, annotations: Value) -> PersistentVolumeClaim {
+    let phase = if annotations.get(volumes::BIND_COMPLETED).is_some() { "Bound" } else { "Pending" };
     read(json!({
+        "status": { "phase": phase },
         "metadata": { "name": name, "namespace": "ns", "annotations": annotations },
         "spec": { "storageClassName": class, "volumeName": volume, "accessModes": ["ReadWriteOnce"],
                   "resources": { "requests": { "storage": "1Gi" } } },
@@ -123,6 +125,11 @@ fn a_pod_is_bound_after_its_claims() {
     assert_eq!(standing(&snapshot), Standing::Waiting);
     snapshot.storage.claims.take(Event::Apply(claim("c", "late", "v", bound())));
     assert!(snapshot.storage.to_select(&pod, "n1").is_empty());
+    let mut late = claim("c", "late", "v", bound());
+    late.status = None;
+    snapshot.storage.claims.take(Event::Apply(late));
+    assert_eq!(standing(&snapshot), Standing::Waiting, "its status is not written yet");
+    snapshot.storage.claims.take(Event::Apply(claim("c", "late", "v", bound())));
     assert_eq!(standing(&snapshot), Standing::Waiting, "the volume is not seen yet");
     snapshot.storage.volumes.take(Event::Apply(volume("v", "late", "n1")));
     assert_eq!(standing(&snapshot), Standing::Bound);
