@@ -241,20 +241,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 }
 
 /// What is known of a request's body while its answer is waited for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Progress {
     moved: Moment,
     stalled: AtomicBool,
+    answered: AtomicBool,
 }
 
 impl Progress {
     pub(crate) fn new() -> Arc<Progress> {
-        Arc::new(Progress { moved: Moment::default(), stalled: AtomicBool::new(false) })
+        Arc::new(Progress::default())
     }
 
     /// Whether the client stopped sending.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// The head of the answer is there: client and backend may be silent for as long as they want, as gRPC streams are.
+    pub(crate) fn set_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     /// Ends when nothing of the body has moved for so long.
@@ -271,9 +277,10 @@ impl Progress {
 
 /// The body of a client's request, on its way to a backend.
 #[derive(Debug)]
-pub(crate) struct Upload {
-    inner: Option<Incoming>,
+pub(crate) struct Upload<B = Incoming> {
+    inner: Option<B>,
     progress: Arc<Progress>,
+    stall_max: Duration,
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -288,15 +295,15 @@ pub(crate) enum UploadError {
 
 impl Upload {
     pub(crate) fn new(inner: Incoming, progress: Arc<Progress>) -> Upload {
-        Upload { inner: Some(inner), progress, stall: None }
+        Upload { inner: Some(inner), progress, stall_max: SENDER_STALL_MAX, stall: None }
     }
 
     pub(crate) fn empty(progress: Arc<Progress>) -> Upload {
-        Upload { inner: None, progress, stall: None }
+        Upload { inner: None, progress, stall_max: SENDER_STALL_MAX, stall: None }
     }
 }
 
-impl http_body::Body for Upload {
+impl<B: http_body::Body<Data = Bytes, Error = hyper::Error> + Unpin> http_body::Body for Upload<B> {
     type Data = Bytes;
     type Error = UploadError;
 
@@ -312,9 +319,9 @@ impl http_body::Body for Upload {
                 Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Broken)))
             }
             Poll::Pending => {
-                let until = || Box::pin(sleep_until(Instant::now() + SENDER_STALL_MAX));
-                let stalled = self.stall.get_or_insert_with(until).as_mut().poll(context).is_ready();
-                if !stalled {
+                let until = Instant::now() + self.stall_max;
+                let stall = self.stall.get_or_insert_with(|| Box::pin(sleep_until(until)));
+                if stall.as_mut().poll(context).is_pending() || self.progress.answered.load(Ordering::Relaxed) {
                     return Poll::Pending;
                 }
                 self.progress.stalled.store(true, Ordering::Relaxed);
@@ -324,16 +331,17 @@ impl http_body::Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
+        self.inner.as_ref().is_none_or(B::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), B::size_hint)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
@@ -399,6 +407,24 @@ mod tests {
         assert!(tokio::time::timeout(LONG * 3, patient.read_u8()).await.is_err(), "the backend is waited for");
         running.set_blocked(true);
         assert!(waits(&mut patient).await >= LONG / 2);
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_silent_once_the_answer_has_begun() {
+        let upload = |progress: &Arc<Progress>| {
+            let silent = futures::stream::pending::<Result<Frame<Bytes>, hyper::Error>>();
+            let inner = Some(http_body_util::StreamBody::new(silent));
+            Upload { inner, progress: progress.clone(), stall_max: SHORT, stall: None }
+        };
+        let progress = Progress::new();
+        let told = upload(&progress).frame().await.unwrap();
+        assert!(matches!(told, Err(UploadError::Stalled)) && progress.is_stalled());
+        let progress = Progress::new();
+        let mut body = upload(&progress);
+        let mut frame = std::pin::pin!(body.frame());
+        assert!(futures::poll!(frame.as_mut()).is_pending(), "the time runs");
+        progress.set_answered();
+        assert!(tokio::time::timeout(LONG, frame).await.is_err() && !progress.is_stalled());
     }
 
     #[tokio::test]

@@ -222,7 +222,10 @@ impl Sent<'_> {
                 }
             };
             match (answer, &repeat) {
-                (Ok(response), _) => return Ok((response, lent)),
+                (Ok(response), _) => {
+                    self.progress.set_answered();
+                    return Ok((response, lent));
+                }
                 (Err(Unsent::Returned(back, error)), _) => {
                     (request, fresh) = (*back, true);
                     why = Some(error.to_string());
