@@ -16,7 +16,9 @@ static long last(const char *path) {
 }
 
 static void keep(const char *path, long tick) {
-    FILE *file = path ? fopen(path, "w") : NULL;
+    /* Written over in one piece, and never shorter: whoever ends this between two steps leaves a number behind. */
+    FILE *file = path ? fopen(path, "r+") : NULL;
+    if (path && !file) file = fopen(path, "w");
     if (file) {
         fprintf(file, "%ld\n", tick);
         fclose(file);

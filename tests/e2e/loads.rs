@@ -19,7 +19,7 @@ const COMPONENTS: [(&str, &str); 4] = [
 ];
 
 /// Counts in a file, as the component does by itself.
-const COUNT: &str = r#"command: [sh, -c, "n=$(cat $TICK_FILE || echo 0); while true; do n=$((n+1)); echo $n > $TICK_FILE; echo tick $n; sleep 1; done"]"#;
+const COUNT: &str = r#"command: [sh, -c, "n=$(cat $TICK_FILE || echo 0); while true; do n=$((n+1)); echo $n > $TICK_FILE.new; mv $TICK_FILE.new $TICK_FILE; echo tick $n; sleep 1; done"]"#;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same session for a container image and for a component.

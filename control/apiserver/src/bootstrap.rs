@@ -31,8 +31,15 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 const API_PORT: u16 = 6443;
 
 /// Creates what is missing, through the same path as everything else. Safe to repeat, and to run on several members.
+///
+/// Default classes are for new clusters only: an administrator may have removed them, or have others.
 pub(crate) async fn ensure(core: &Core) -> Result<(), ApiError> {
-    for (group, resource, object) in objects(core) {
+    let namespaces = core.row("", "v1", "namespaces")?;
+    let at = tandem_store::Consistency::Linearizable;
+    let is_new = core.objects.get(&namespaces, None, NAMESPACES[0], at).await?.is_none();
+    // The namespaces come last of these: whoever was interrupted before them begins again.
+    let classes = if is_new { default_classes() } else { Vec::new() };
+    for (group, resource, object) in classes.into_iter().chain(objects(core)) {
         let def = core.row(group, "v1", resource)?;
         let object =
             Object::from_value(object).ok_or_else(|| ApiError::internal("a built-in object is not an object"))?;
@@ -57,6 +64,21 @@ async fn is_taken(core: &Core, target: &Target<'_>, error: &ApiError) -> Result<
         && core.objects.get(target.def, target.namespace, target.name, at).await?.is_some())
 }
 
+fn default_classes() -> Vec<(&'static str, &'static str, Value)> {
+    let ingress = json!({
+        "kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
+        "metadata": { "name": INGRESS_CLASS, "annotations": { DEFAULT_INGRESS_CLASS_ANNOTATION: "true" } },
+        "spec": { "controller": INGRESS_CONTROLLER },
+    });
+    let storage = json!({
+        "kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+        "metadata": { "name": "standard", "annotations": { volumes::DEFAULT_CLASS: "true" } },
+        "provisioner": volumes::PROVISIONER, "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    vec![("networking.k8s.io", "ingressclasses", ingress), ("storage.k8s.io", "storageclasses", storage)]
+}
+
 fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
     let mut objects: Vec<(&str, &str, Value)> = NAMESPACES
         .iter()
@@ -71,25 +93,6 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
         json!({
             "kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": { "name": WASM_RUNTIME_CLASS },
             "handler": WASM_RUNTIME_CLASS,
-        }),
-    ));
-    objects.push((
-        "networking.k8s.io",
-        "ingressclasses",
-        json!({
-            "kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
-            "metadata": { "name": INGRESS_CLASS, "annotations": { DEFAULT_INGRESS_CLASS_ANNOTATION: "true" } },
-            "spec": { "controller": INGRESS_CONTROLLER },
-        }),
-    ));
-    objects.push((
-        "storage.k8s.io",
-        "storageclasses",
-        json!({
-            "kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
-            "metadata": { "name": "standard", "annotations": { volumes::DEFAULT_CLASS: "true" } },
-            "provisioner": volumes::PROVISIONER, "reclaimPolicy": "Delete",
-            "volumeBindingMode": "WaitForFirstConsumer",
         }),
     ));
     objects.extend(PRIORITIES.iter().map(|(name, value, description)| {

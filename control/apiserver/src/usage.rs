@@ -32,7 +32,7 @@ use nodes::{Cpu, Memory, Pod, Summary};
 
 /// Whether objects of the row are measured, not stored.
 pub(crate) fn is_usage(def: &ResourceDef) -> bool {
-    def.group == "metrics.k8s.io"
+    def.group == "metrics.k8s.io" && def.custom.is_none()
 }
 
 pub(crate) async fn serve(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {

@@ -21,6 +21,7 @@ use crate::{
     managed::{self, Writer},
     objects::{self, Objects},
     options::WriteOptions,
+    request,
 };
 
 /// How often a change is tried anew when other writers are faster.
@@ -103,6 +104,19 @@ pub(crate) struct Change<'a> {
     pub(crate) change: &'a (dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync),
 }
 
+/// Whether the kind takes objects by what all members know now: its definition may have gone while the body came in, and
+/// what is made after its objects were removed would stay for ever.
+async fn still_defined(core: &Core, def: &ResourceDef) -> Result<(), ApiError> {
+    core.kinds.refresh(&core.objects).await?;
+    let now = core.registry().by_path(&def.group, &def.version, &def.plural);
+    let custom = now.as_ref().and_then(|def| def.custom.as_ref()).ok_or_else(request::not_found)?;
+    if custom.is_ending {
+        let message = "create not allowed while custom resource definition is terminating";
+        return Err(ApiError::new(Reason::MethodNotAllowed, message));
+    }
+    Ok(())
+}
+
 /// Creates the object; its `metadata.name` may still be empty for `generateName`.
 pub(crate) async fn create(
     core: &Core,
@@ -112,9 +126,8 @@ pub(crate) async fn create(
     ownership: Ownership,
 ) -> Result<Object, ApiError> {
     let def = target.def;
-    if def.custom.as_ref().is_some_and(|custom| custom.is_ending) {
-        let message = "create not allowed while custom resource definition is terminating";
-        return Err(ApiError::new(Reason::MethodNotAllowed, message));
+    if def.custom.is_some() {
+        still_defined(core, def).await?;
     }
     begin(core, target, &mut object)?;
     def.default(&mut object);

@@ -9,6 +9,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::{
     api::{ApiResource, DynamicObject, ListParams, ObjectMeta},
     core::Request,
@@ -102,6 +103,7 @@ fn resource(definition: &CustomResourceDefinition) -> Option<ApiResource> {
 
 #[derive(Deserialize)]
 struct Listed {
+    metadata: ListMeta,
     items: Vec<ListedObject>,
 }
 
@@ -110,11 +112,24 @@ struct ListedObject {
     metadata: ObjectMeta,
 }
 
+/// A burst of the objects that nobody deletes yet, or what is left where there are none: those that are held by others
+/// hold up nobody else.
 async fn list(client: &kube::Client, resource: &ApiResource) -> Result<Vec<ObjectMeta>, Error> {
     let path = <DynamicObject as kube::Resource>::url_path(resource, None);
-    let request = Request::new(path).list_metadata(&ListParams::default().limit(BURST))?;
-    let listed: Listed = client.request(request).await?;
-    Ok(listed.items.into_iter().map(|object| object.metadata).collect())
+    let (mut page, mut held) = (ListParams::default().limit(BURST), Vec::new());
+    loop {
+        let listed: Listed = client.request(Request::new(path.as_str()).list_metadata(&page)?).await?;
+        let found: Vec<ObjectMeta> = listed.items.into_iter().map(|object| object.metadata).collect();
+        let next = listed.metadata.continue_.filter(|next| !next.is_empty());
+        if found.iter().any(|meta| !object::is_deleting(meta)) {
+            return Ok(found);
+        }
+        held.extend(found.into_iter().take(1));
+        match next {
+            Some(next) => page = page.continue_token(&next),
+            None => return Ok(held),
+        }
+    }
 }
 
 /// Decides on the names and, once all of them are accepted, establishes the kind for good.

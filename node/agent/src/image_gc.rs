@@ -11,7 +11,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tandem_runtime::StoredImage;
+use tandem_runtime::{Runtime, StoredImage};
 use tokio_util::sync::CancellationToken;
 
 use crate::{context::Context, machine, observed::Kind};
@@ -134,43 +134,36 @@ async fn round(context: &Context, memory: &mut Memory, disk: Disk) {
     }
 }
 
-/// The images of all runtimes that answer.
+/// The images of all runtimes that answer. Where it is not known what runs, nothing may be removed.
 async fn found(context: &Context) -> Vec<Found> {
-    let used = used(context);
     let mut found = Vec::new();
     for (kind, runtime) in context.runtimes.all().filter(|(_, runtime)| runtime.capabilities().own_images) {
-        match runtime.images().await {
-            Ok(images) => found.extend(images.into_iter().map(|image| Found {
-                in_use: is_used(&image, kind, &used),
-                bytes: image.size_bytes,
-                name: (kind, image.id),
-            })),
-            Err(error) => tracing::warn!(runtime = runtime.name(), %error, "its images are not known"),
+        match of(runtime.as_ref(), kind).await {
+            Ok(images) => found.extend(images),
+            Err(error) => tracing::warn!(runtime = runtime.name(), %error, "its images and their use are not known"),
         }
     }
     found
 }
 
-/// What the containers that are there were made of, whether they run or not: they may be started again.
-fn used(context: &Context) -> BTreeSet<Name> {
+/// What is used is asked last: a container that was made meanwhile counts.
+async fn of(runtime: &dyn Runtime, kind: Kind) -> tandem_runtime::Result<Vec<Found>> {
+    let images = runtime.images().await?;
     let mut used = BTreeSet::new();
-    context.observer.visit(|seen| {
-        for container in &seen.sandbox.containers {
-            used.insert((seen.kind, container.image.clone()));
-            used.insert((seen.kind, container.image_digest.clone()));
-        }
-    });
-    used
-}
-
-fn is_used(image: &StoredImage, kind: Kind, used: &BTreeSet<Name>) -> bool {
-    image.names.iter().chain([&image.id]).any(|name| used.contains(&(kind, name.clone())))
+    // Whether they run or not: they may be started again.
+    for container in runtime.list().await?.into_iter().flat_map(|sandbox| sandbox.containers) {
+        used.extend([container.image, container.image_digest]);
+    }
+    let is_used = |image: &StoredImage| image.names.iter().chain([&image.id]).any(|name| used.contains(name));
+    let found = |image: StoredImage| Found { in_use: is_used(&image), bytes: image.size_bytes, name: (kind, image.id) };
+    Ok(images.into_iter().map(found).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
-    use tandem_runtime::{Program, Runtime};
+    use tandem_api::SystemClock;
+    use tandem_runtime::{Fake, Program};
 
     use super::*;
     use crate::testing::{
@@ -202,6 +195,16 @@ mod tests {
         let idle = |now| -> Vec<String> { memory.idle(&last, at(now)).iter().map(|one| one.name.1.clone()).collect() };
         assert_eq!(idle(600), ["never", "long-ago", "lately"]);
         assert_eq!(idle(720), ["never", "new", "long-ago", "lately"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_known_of_images_where_it_is_not_known_what_runs() {
+        let runtime = Fake::new("containerd", Arc::new(SystemClock));
+        runtime.offer("image/idle:1", Program::waits());
+        runtime.pull("image/idle:1", None).await.unwrap();
+        assert_eq!(of(&runtime, Kind::Container).await.unwrap().len(), 1);
+        runtime.fail_next("list", tandem_runtime::Error::Unsupported("list"));
+        assert!(of(&runtime, Kind::Container).await.is_err());
     }
 
     #[tokio::test]

@@ -39,6 +39,9 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
     }
     match old {
         Some(old) if request.is("", "persistentvolumes") => folder_removed(request, node, object, old),
+        None if request.is("", "persistentvolumes") => {
+            Err(request.forbidden(object.name(), format!("node {node:?} can not create volumes")))
+        }
         Some(old) if request.is("", "pods") && request.subresource == "status" => own_pod(request, node, object, old),
         _ => Ok(()),
     }

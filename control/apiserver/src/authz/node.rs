@@ -163,7 +163,8 @@ async fn referenced(core: &Core, node: &str, asked: &Attributes) -> Result<bool,
     Ok(false)
 }
 
-/// Whether an Ingress of the class that nodes serve names the Secret for TLS.
+/// Whether an Ingress of the class that nodes serve names the Secret for TLS, and it is for that: who may write
+/// Ingresses opens no other Secret to nodes. One that is not there yet may be waited for.
 async fn served(core: &Core, asked: &Attributes) -> Result<bool, ApiError> {
     let (Some(namespace), Some(name)) = (asked.namespace.as_deref(), asked.name.as_deref()) else { return Ok(false) };
     if asked.resource != "secrets" {
@@ -171,6 +172,11 @@ async fn served(core: &Core, asked: &Attributes) -> Result<bool, ApiError> {
     }
     let ingresses = core.row("networking.k8s.io", "v1", "ingresses")?;
     let classes = core.row("networking.k8s.io", "v1", "ingressclasses")?;
+    let secrets = core.row("", "v1", "secrets")?;
+    let secret = core.objects.get(&secrets, Some(namespace), name, Consistency::Any).await?;
+    if secret.is_some_and(|secret| secret.str_at(&["type"]) != Some("kubernetes.io/tls")) {
+        return Ok(false);
+    }
     let prefix = Key::prefix("networking.k8s.io", "ingresses", Some(namespace));
     for at in [Consistency::Any, Consistency::Linearizable] {
         let page = core.objects.page(&prefix, at, None, 0).await?;

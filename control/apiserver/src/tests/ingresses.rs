@@ -39,15 +39,20 @@ async fn nodes_read_the_certificates_of_ingresses_that_they_serve() {
     let server = Server::start().await;
     server.create(CLASSES, &json!({ "metadata": { "name": "other" }, "spec": { "controller": "x.y/z" } })).await;
     for name in ["ours", "theirs", "nobodys"] {
-        server.create(&in_default("secrets"), &json!({ "metadata": { "name": name } })).await;
+        let data = json!({ "tls.crt": "", "tls.key": "" });
+        let secret = json!({ "metadata": { "name": name }, "type": "kubernetes.io/tls", "data": data });
+        server.create(&in_default("secrets"), &secret).await;
     }
+    server.create(&in_default("secrets"), &json!({ "metadata": { "name": "password" } })).await;
     let tls = |secret: &str, class: &str| json!({ "ingressClassName": class, "tls": [{ "secretName": secret }] });
     server.create(INGRESSES, &ingress("ours", tls("ours", "tandem"))).await;
     server.create(INGRESSES, &ingress("theirs", tls("theirs", "other"))).await;
+    server.create(INGRESSES, &ingress("curious", tls("password", "tandem"))).await;
     let code = async |uri: &str| server.send(ask("GET", &in_default(uri)).by(Identity::node("n1"))).await.code;
     assert_eq!(code("secrets/ours").await, 200);
     assert_eq!(code("secrets?fieldSelector=metadata.name%3Dours").await, 200);
     assert_eq!(code("secrets/theirs").await, 403);
+    assert_eq!(code("secrets/password").await, 403, "it is no certificate");
     assert_eq!(code("secrets/nobodys").await, 403);
     assert_eq!(code("secrets").await, 403);
     assert_eq!(code("configmaps/ours").await, 403);

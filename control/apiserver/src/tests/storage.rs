@@ -111,3 +111,24 @@ async fn a_node_sees_the_storage_of_its_pods_and_lets_its_own_volumes_go() {
     assert_eq!(server.send(patch("n1", &more)).await.code, 403, "nothing else changes");
     assert_eq!(server.send(patch("n1", &freed)).await.code, 200);
 }
+
+#[tokio::test]
+async fn a_node_makes_no_volume_by_applying_one() {
+    let server = Server::start().await;
+    let stolen = json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "evil" }, "spec": {
+        "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "hostPath": { "path": "/" },
+        "claimRef": { "namespace": "default", "name": "data" },
+    } });
+    let applied = ask("PATCH", &format!("{VOLUMES}/evil?fieldManager=n1"))
+        .body("application/apply-patch+yaml", stolen.to_string());
+    assert_eq!(server.send(by("n1", applied)).await.code, 403);
+    assert_eq!(server.get(&format!("{VOLUMES}/evil")).await.code, 404);
+}
+
+#[tokio::test]
+async fn default_classes_that_were_removed_stay_away() {
+    let server = Server::start().await;
+    assert_eq!(server.delete(&format!("{CLASSES}/standard")).await.code, 200);
+    server.api.bootstrap().await.unwrap();
+    assert_eq!(server.get(&format!("{CLASSES}/standard")).await.code, 404);
+}

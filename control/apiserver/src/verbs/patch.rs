@@ -7,6 +7,7 @@ use tandem_registry::{ResourceDef, fields};
 use tandem_store::Consistency;
 
 use crate::{
+    authz::{self, Attributes},
     call::Call,
     core::Core,
     decode::{self, Expected},
@@ -196,6 +197,9 @@ async fn apply(
             let change = Change { scope, ownership: Ownership::Applied, change: &make };
             write::update(core, author, target, &change).await.map(|object| (StatusCode::OK, object))
         } else {
+            // Who may patch may not create for that reason.
+            let creation = Attributes::resource("create", &def.group, &def.plural, target.namespace, Some(target.name));
+            authz::authorize(core, author.identity, &creation).await?;
             let mut object = patch::apply::apply(&schema, &def.type_name, None, &applied, &writer, force)?;
             object.set(&["metadata", "name"], target.name);
             let created = write::create(core, author, target, object, Ownership::Applied).await;

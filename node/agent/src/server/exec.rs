@@ -15,9 +15,9 @@ use futures::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
 use serde::Deserialize;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tandem_runtime::{ContainerId, Error, ExecIo, ExecRequest, Runtime};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{ContainerPath, Refusal, Serving};
 use crate::life::Life;
@@ -34,6 +34,8 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 const MESSAGE_MAX: usize = 1 << 20;
+/// Input that no program takes.
+const INPUT_STALL_MAX: Duration = Duration::from_secs(300);
 /// Parts of a stream that wait for a slow end.
 const WAITING_MAX: usize = 16;
 
@@ -200,7 +202,8 @@ async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId,
     }
 }
 
-/// Passes on what the client sends, until it goes away.
+/// Passes on what the client sends, until it goes away. That it went is seen only behind what it sent before, so a
+/// program that takes nothing for `INPUT_STALL_MAX` ends the conversation, too.
 async fn read(
     mut source: SplitStream<WebSocket>,
     mut stdin: Option<mpsc::Sender<Bytes>>,
@@ -216,12 +219,12 @@ async fn read(
         let Some((channel, payload)) = bytes.split_first() else { continue };
         match *channel {
             STDIN => {
-                if let Some(sender) = &stdin
-                    && !payload.is_empty()
-                    && sender.send(bytes.slice(1..)).await.is_err()
-                {
+                let Some(sender) = stdin.as_ref().filter(|_| !payload.is_empty()) else { continue };
+                match timeout(INPUT_STALL_MAX, sender.send(bytes.slice(1..))).await {
+                    Ok(Ok(())) => {}
                     // The command reads no more; what it has to say is still to come.
-                    stdin = None;
+                    Ok(Err(_)) => stdin = None,
+                    Err(_) => return,
                 }
             }
             RESIZE => {

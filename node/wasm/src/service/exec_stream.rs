@@ -1,5 +1,5 @@
-//! The streams of `exec` and `attach` while they go on: a WebSocket on the node's loopback address, behind a path that only who asked
-//! for it knows.
+//! The streams of `exec` and `attach` while they go on: a WebSocket on the node's loopback address, behind a path that
+//! only who asked for it knows.
 
 use std::{
     collections::HashMap,
@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
+    time::timeout,
 };
 use tokio_tungstenite::tungstenite::{
     Message,
@@ -37,6 +38,10 @@ const STDERR: u8 = 2;
 const STATUS: u8 = 3;
 /// In version 5: the channel whose number follows has ended.
 const CLOSE: u8 = 255;
+
+/// A client that has gone is noticed behind what it sent before: a guest that takes nothing for so long ends the
+/// conversation.
+const INPUT_STALL_MAX: Duration = Duration::from_secs(300);
 
 /// What the streams are of.
 pub(super) enum Work {
@@ -111,7 +116,10 @@ impl ExecStreams {
             while let Some(Ok(message)) = source.next().await {
                 match message {
                     Message::Close(_) => break,
-                    Message::Binary(data) => feed(&mut input, &data).await,
+                    Message::Binary(data) => match timeout(INPUT_STALL_MAX, feed(&mut input, &data)).await {
+                        Ok(()) => {}
+                        Err(_) => break,
+                    },
                     _ => {}
                 }
             }
