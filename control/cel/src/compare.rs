@@ -44,7 +44,7 @@ fn equal_within(one: &Value<'_>, other: &Value<'_>, budget: &Budget, depth: usiz
                     true
                 }
             }
-            _ => order(one, other) == Some(Ordering::Equal),
+            _ => order(one, other, budget)? == Some(Ordering::Equal),
         },
     })
 }
@@ -82,7 +82,13 @@ fn time(value: &Value<'_>) -> Option<Timestamp> {
 }
 
 /// The order of two values; `None` where they have none. A time in JSON is text: beside a time it counts as one.
-pub(crate) fn order(one: &Value<'_>, other: &Value<'_>) -> Option<Ordering> {
+/// It costs what the shorter of them does.
+pub(crate) fn order(one: &Value<'_>, other: &Value<'_>, budget: &Budget) -> Result<Option<Ordering>, Error> {
+    budget.spend(one.weight().min(other.weight()))?;
+    Ok(ordering(one, other))
+}
+
+pub(crate) fn ordering(one: &Value<'_>, other: &Value<'_>) -> Option<Ordering> {
     match (one, other) {
         (Value::Bool(left), Value::Bool(right)) => Some(left.cmp(right)),
         (Value::Bytes(left), Value::Bytes(right)) => Some(left.cmp(right)),

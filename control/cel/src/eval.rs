@@ -106,8 +106,8 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             Expr::Optional { of, name, body, flat } => self.optional(of, name, body, *flat),
             Expr::Matches { of, pattern } => {
                 let of = self.eval(of)?;
-                self.budget.spend(of.weight())?;
                 let text = of.as_text().ok_or_else(|| no_overload("matches", &[&of]))?;
+                self.budget.spend(pattern.cost(text))?;
                 Ok(Value::Bool(pattern.is_match(text)))
             }
             Expr::Call { name, method, arguments } => {
@@ -279,7 +279,7 @@ impl<'a, 'b> Evaluation<'a, 'b> {
         let ordered = |holds: fn(Ordering) -> bool| {
             let not_a_number =
                 [&left, &right].iter().any(|value| matches!(value, Value::Double(number) if number.is_nan()));
-            match compare::order(&left, &right) {
+            match compare::order(&left, &right, self.budget)? {
                 Some(order) => Ok(Value::Bool(holds(order))),
                 None if not_a_number => Ok(Value::Bool(false)),
                 None => Err(no_overload("comparison", &[&left, &right])),

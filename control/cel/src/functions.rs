@@ -1,5 +1,7 @@
 //! The functions of CEL and of Kubernetes' libraries, except those of text and of networks.
 
+use std::cmp::Ordering;
+
 use jiff::{SignedDuration, Timestamp};
 use tandem_api::{names, quantity::Quantity};
 
@@ -170,15 +172,15 @@ pub(crate) fn call<'a>(name: &str, method: bool, values: &[Value<'a>], budget: &
     let answer = match values {
         [] if name == "optional.none" => Some(Value::Optional(None)),
         [] => FORMATS.into_iter().find(|format| *format == name).map(Value::Format),
-        [only] => match one(name, only) {
+        [only] => match lists(name, only, budget)? {
             Some(value) => Some(value),
-            None => lists(name, only, budget)?,
+            None => one(name, only),
         },
         [first, second] => match two(name, first, second, budget)? {
             Some(value) => Some(value),
-            None => several(name, values),
+            None => several(name, values, budget)?,
         },
-        _ => several(name, values),
+        _ => several(name, values, budget)?,
     };
     answer.ok_or_else(|| no_overload(name, &values.iter().collect::<Vec<_>>()))
 }
@@ -212,8 +214,6 @@ fn one<'a>(name: &str, value: &Value<'a>) -> Option<Value<'a>> {
         ("math.abs", Value::Int(number)) => Value::Int(number.checked_abs()?),
         ("math.abs", Value::Double(number)) => Value::Double(number.abs()),
         ("math.greatest" | "math.least", value) if value.items().is_none() => value.clone(),
-        ("math.greatest", value) => extreme(&value.items()?, std::cmp::Ordering::Greater)?,
-        ("math.least", value) => extreme(&value.items()?, std::cmp::Ordering::Less)?,
         ("optional.of", value) => Value::Optional(Some(value.clone().into())),
         ("optional.ofNonZeroValue", value) => Value::Optional((!is_zero(value)).then(|| value.clone().into())),
         ("hasValue", Value::Optional(inner)) => Value::Bool(inner.is_some()),
@@ -271,15 +271,60 @@ fn is_zero(value: &Value<'_>) -> bool {
     }
 }
 
-fn extreme<'a>(values: &[Value<'a>], wanted: std::cmp::Ordering) -> Option<Value<'a>> {
-    let (first, rest) = values.split_first()?;
+fn extreme<'a>(values: &[Value<'a>], wanted: Ordering, budget: &Budget) -> Result<Option<Value<'a>>, Error> {
+    let Some((first, rest)) = values.split_first() else { return Ok(None) };
     let mut best = first;
     for value in rest {
-        if compare::order(value, best)? == wanted {
-            best = value;
+        match compare::order(value, best, budget)? {
+            Some(order) if order == wanted => best = value,
+            Some(_) => {}
+            None => return Ok(None),
         }
     }
-    Some(best.clone())
+    Ok(Some(best.clone()))
+}
+
+/// `None` where values have no order, as a number that is none.
+fn is_sorted(items: &[Value<'_>], budget: &Budget) -> Result<Option<bool>, Error> {
+    let mut sorted = true;
+    for (one, other) in items.iter().zip(items.iter().skip(1)) {
+        match compare::order(one, other, budget)? {
+            Some(order) => sorted &= order.is_le(),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(sorted))
+}
+
+/// Whether each can be compared with each, and always with the same answer.
+fn is_ordered(items: &[Value<'_>]) -> bool {
+    let Some(first) = items.first() else { return true };
+    let is_number = |value: &Value<'_>| value.as_double().is_some_and(|number| !number.is_nan());
+    let alike = |value: &Value<'_>| {
+        if is_number(first) { is_number(value) } else { value.type_name() == first.type_name() }
+    };
+    compare::ordering(first, first).is_some() && items.iter().all(alike)
+}
+
+/// How many rounds a sort of few values takes beyond the logarithm of their count.
+const ROUNDS: u64 = 4;
+
+/// `None` where the values have no order among them.
+fn sorted<'a>(mut items: Vec<Value<'a>>, budget: &Budget) -> Result<Option<Vec<Value<'a>>>, Error> {
+    if !is_ordered(&items) {
+        return Ok(None);
+    }
+    // A merge reads each value about once in each of its rounds.
+    let rounds = ROUNDS + u64::from(items.len().checked_ilog2().unwrap_or_default());
+    budget.spend(items.iter().map(Value::weight).fold(0, u64::saturating_add).saturating_mul(rounds))?;
+    // Integers beside doubles are compared as such: else three of them could go round in a circle.
+    let doubles = items.iter().any(|value| matches!(value, Value::Double(_)));
+    items.sort_by(|one, other| {
+        let order =
+            if doubles { one.as_double().partial_cmp(&other.as_double()) } else { compare::ordering(one, other) };
+        order.unwrap_or(Ordering::Equal)
+    });
+    Ok(Some(items))
 }
 
 /// Functions of one list.
@@ -287,26 +332,19 @@ fn lists<'a>(name: &str, list: &Value<'a>, budget: &Budget) -> Result<Option<Val
     let Some(mut items) = list.items() else { return Ok(None) };
     budget.spend(list.weight())?;
     Ok(match name {
-        "isSorted" => {
-            let ordered = |pair: &[Value<'_>]| compare::order(&pair[0], &pair[1]).map(std::cmp::Ordering::is_le);
-            items.windows(2).try_fold(true, |sorted, pair| Some(sorted && ordered(pair)?)).map(Value::Bool)
-        }
+        "isSorted" => is_sorted(&items, budget)?.map(Value::Bool),
         "sum" => {
             let Some((first, rest)) = items.split_first() else { return Ok(Some(Value::Int(0))) };
             let sum = rest.iter().try_fold(first.clone(), |sum, value| arithmetic(Operator::Add, &sum, value))?;
             Some(sum)
         }
-        "min" => extreme(&items, std::cmp::Ordering::Less),
-        "max" => extreme(&items, std::cmp::Ordering::Greater),
+        "min" | "math.least" => extreme(&items, Ordering::Less, budget)?,
+        "max" | "math.greatest" => extreme(&items, Ordering::Greater, budget)?,
         "reverse" => {
             items.reverse();
             Some(Value::list(items))
         }
-        "sort" => {
-            budget.spend(list.weight().saturating_mul(8))?;
-            items.sort_by(|one, other| compare::order(one, other).unwrap_or(std::cmp::Ordering::Equal));
-            Some(Value::list(items))
-        }
+        "sort" => sorted(items, budget)?.map(Value::list),
         "flatten" => {
             let mut flat = Vec::new();
             for item in items {
@@ -418,17 +456,18 @@ fn of_quantity<'a>(name: &str, quantity: Quantity, other: &Value<'a>) -> Option<
     })
 }
 
-fn several<'a>(name: &str, values: &[Value<'a>]) -> Option<Value<'a>> {
+fn several<'a>(name: &str, values: &[Value<'a>], budget: &Budget) -> Result<Option<Value<'a>>, Error> {
     match (name, values) {
-        ("math.greatest", values) => extreme(values, std::cmp::Ordering::Greater),
-        ("math.least", values) => extreme(values, std::cmp::Ordering::Less),
-        ("slice", [list, from, to]) => {
-            let (items, from, to) =
-                (list.items()?, usize::try_from(from.as_int()?).ok()?, usize::try_from(to.as_int()?).ok()?);
-            Some(Value::list(items.get(from..to)?.to_vec()))
-        }
-        _ => None,
+        ("math.greatest", values) => extreme(values, Ordering::Greater, budget),
+        ("math.least", values) => extreme(values, Ordering::Less, budget),
+        ("slice", [list, from, to]) => Ok(slice(list, from, to)),
+        _ => Ok(None),
     }
+}
+
+fn slice<'a>(list: &Value<'a>, from: &Value<'a>, to: &Value<'a>) -> Option<Value<'a>> {
+    let (items, from, to) = (list.items()?, usize::try_from(from.as_int()?).ok()?, usize::try_from(to.as_int()?).ok()?);
+    Some(Value::list(items.get(from..to)?.to_vec()))
 }
 
 /// Of numbers, times and durations. JSON does not tell whole doubles from integers, so the two mix.

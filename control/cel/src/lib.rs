@@ -17,6 +17,7 @@ mod functions;
 mod lexer;
 mod network;
 mod parse;
+mod patterns;
 mod strings;
 mod value;
 
@@ -24,6 +25,7 @@ mod value;
 mod tests;
 
 pub use eval::Budget;
+pub use patterns::{Pattern, Patterns};
 pub use value::Value;
 
 use eval::Evaluation;
@@ -55,8 +57,9 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn compile(text: &str) -> Result<Program, Error> {
-        let (expr, names) = parse::parse(text)?;
+    /// The patterns that the expression names count among those given.
+    pub fn compile(text: &str, patterns: &mut Patterns) -> Result<Program, Error> {
+        let (expr, names) = parse::parse(text, patterns)?;
         Ok(Program { expr, names })
     }
 

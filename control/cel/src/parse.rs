@@ -1,7 +1,7 @@
-use regex::Regex;
+use std::sync::Arc;
 
 use crate::{
-    Error, functions,
+    Error, Pattern, Patterns, functions,
     lexer::{self, Token},
 };
 
@@ -9,8 +9,6 @@ use crate::{
 const NESTING_MAX: usize = 48;
 /// How deep the tree of an expression may be.
 const DEPTH_MAX: usize = 200;
-/// What one compiled pattern may take, in bytes.
-pub(crate) const PATTERN_MAX_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operator {
@@ -95,7 +93,7 @@ pub(crate) enum Expr {
     /// A pattern that is known beforehand.
     Matches {
         of: Box<Expr>,
-        pattern: Regex,
+        pattern: Arc<Pattern>,
     },
     /// The object of a method comes first.
     Call {
@@ -106,9 +104,9 @@ pub(crate) enum Expr {
 }
 
 /// The expression and the names that it reads.
-pub(crate) fn parse(text: &str) -> Result<(Expr, Vec<String>), Error> {
+pub(crate) fn parse(text: &str, patterns: &mut Patterns) -> Result<(Expr, Vec<String>), Error> {
     let tokens = lexer::tokens(text)?;
-    let mut parser = Parser { tokens, at: 0, nesting: 0, names: Vec::new() };
+    let mut parser = Parser { tokens, at: 0, nesting: 0, names: Vec::new(), patterns };
     let expr = parser.expr()?;
     if let Some(token) = parser.tokens.get(parser.at) {
         return Err(Error::Syntax(format!("extraneous input {token:?}")));
@@ -155,14 +153,15 @@ fn check_depth(expr: &Expr) -> Result<(), Error> {
     Ok(())
 }
 
-struct Parser {
+struct Parser<'p> {
     tokens: Vec<Token>,
     at: usize,
     nesting: usize,
     names: Vec<String>,
+    patterns: &'p mut Patterns,
 }
 
-impl Parser {
+impl Parser<'_> {
     fn takes(&mut self, sign: &str) -> bool {
         let found = matches!(self.tokens.get(self.at), Some(Token::Sign(mine)) if *mine == sign);
         self.at += usize::from(found);
@@ -358,7 +357,8 @@ impl Parser {
         if name == "matches"
             && let [Expr::Text(text)] = arguments.as_slice()
         {
-            return Ok(Expr::Matches { of: Box::new(of), pattern: pattern(text)? });
+            let pattern = self.patterns.compile(text).map_err(|why| unusable(text, &why))?;
+            return Ok(Expr::Matches { of: Box::new(of), pattern });
         }
         // `math.greatest`, `sets.contains` and the like: the object is a namespace.
         if let Expr::Name(namespace) = &of
@@ -412,7 +412,9 @@ impl Parser {
             Some(Token::Sign("[")) => self.list(false)?,
             Some(Token::Sign("[?")) => self.list(true)?,
             Some(Token::Sign("{")) => self.map()?,
-            Some(Token::Sign(".")) => return self.primary(),
+            Some(Token::Sign(".")) if matches!(self.tokens.get(self.at), Some(Token::Name(_))) => {
+                return self.primary();
+            }
             Some(token) => return Err(Error::Syntax(format!("mismatched input {token:?}"))),
             None => return Err(Error::Syntax("mismatched input '<EOF>'".to_owned())),
         })
@@ -457,9 +459,8 @@ fn one_or(mut terms: Vec<Expr>, many: fn(Vec<Expr>) -> Expr) -> Expr {
     }
 }
 
-pub(crate) fn pattern(text: &str) -> Result<Regex, Error> {
-    let built = regex::RegexBuilder::new(text).size_limit(PATTERN_MAX_BYTES).build();
-    built.map_err(|why| Error::Syntax(format!("the pattern {text:?} cannot be used: {why}")))
+pub(crate) fn unusable(pattern: &str, why: &str) -> Error {
+    Error::Syntax(format!("the pattern {pattern:?} cannot be used: {why}"))
 }
 
 fn variable(expr: Option<Expr>) -> Result<String, Error> {

@@ -1,7 +1,7 @@
 //! The functions of text. What they build is paid for before it is built.
 
 use crate::{
-    Error, Value,
+    Error, Pattern, Value,
     eval::{Budget, no_overload},
     functions, parse,
 };
@@ -29,6 +29,8 @@ pub(crate) const KNOWN: &[&str] = &[
 ];
 /// What a pattern that is made by an expression costs to compile, beside its length.
 const PATTERN_COST: u64 = 2_000;
+/// How many bytes of what it is compiled to cost a step.
+const PATTERN_BYTES_OF_STEP: u64 = 64;
 
 /// `None` where the function is not one of text, or not for these values.
 pub(crate) fn call<'a>(
@@ -88,10 +90,10 @@ fn of_text<'a>(name: &str, text: &str, rest: &[Value<'a>], budget: &Budget) -> R
             from.zip(to).and_then(|(from, to)| text.get(from..to)).map(Value::text)
         }
         ("replace", Some(old), 2 | 3) => replace(text, old, rest, budget)?,
-        ("split", Some(separator), 1) => Some(split(text, separator, usize::MAX)),
+        ("split", Some(separator), 1) => Some(split(text, separator, usize::MAX, budget)?),
         ("split", Some(separator), 2) => {
             let most = end.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
-            most.map(|most| if most == 0 { Value::list(Vec::new()) } else { split(text, separator, most) })
+            most.map(|most| split(text, separator, most, budget)).transpose()?
         }
         ("matches" | "find" | "findAll", Some(pattern), _) => Some(search(name, text, pattern, end, budget)?),
         _ => None,
@@ -118,16 +120,27 @@ fn replace<'a>(text: &str, old: &str, rest: &[Value<'a>], budget: &Budget) -> Re
     Ok(Some(Value::text(text.replacen(old, new, most))))
 }
 
-fn split<'a>(text: &str, separator: &str, most: usize) -> Value<'a> {
-    if separator.is_empty() {
-        return Value::list(text.chars().take(most).map(|letter| Value::text(letter.to_string())).collect());
+/// What one piece of a text costs beside its letters.
+const PIECE_COST: u64 = 4;
+
+fn split<'a>(text: &str, separator: &str, most: usize, budget: &Budget) -> Result<Value<'a>, Error> {
+    if most == 0 {
+        return Ok(Value::list(Vec::new()));
     }
-    Value::list(text.splitn(most, separator).map(Value::text).collect())
+    let pieces = if separator.is_empty() { text.chars().count() } else { text.matches(separator).count() + 1 };
+    budget.spend(u64::try_from(pieces.min(most)).unwrap_or(u64::MAX).saturating_mul(PIECE_COST))?;
+    if separator.is_empty() {
+        return Ok(Value::list(text.chars().take(most).map(|letter| Value::text(letter.to_string())).collect()));
+    }
+    Ok(Value::list(text.splitn(most, separator).map(Value::text).collect()))
 }
 
 fn search<'a>(name: &str, text: &str, pattern: &str, most: Option<i64>, budget: &Budget) -> Result<Value<'a>, Error> {
     budget.spend(PATTERN_COST.saturating_add(length(pattern).saturating_mul(20)))?;
-    let regex = parse::pattern(pattern)?;
+    let compiled = Pattern::compile(pattern).map_err(|why| parse::unusable(pattern, &why))?;
+    let bytes = u64::try_from(compiled.bytes()).unwrap_or(u64::MAX);
+    budget.spend((bytes / PATTERN_BYTES_OF_STEP).saturating_add(compiled.cost(text)))?;
+    let regex = compiled.regex();
     let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
     // Finding all may begin anew at each letter.
     let found = || regex.find_iter(text).take(most);

@@ -10,7 +10,8 @@ fn object() -> Json {
 }
 
 fn run(text: &str) -> Result<String, String> {
-    let program = Program::compile(text).map_err(|error| error.to_string())?;
+    let mut patterns = Patterns::new(1 << 20);
+    let program = Program::compile(text, &mut patterns).map_err(|error| error.to_string())?;
     let object = object();
     let budget = Budget::new(100_000);
     let value = program.evaluate(&[("self", Value::from_json(&object))], &budget).map_err(|error| error.to_string())?;
@@ -88,6 +89,80 @@ fn what_costs_too_much_ends() {
     assert!(run(&format!("self{}", ".a".repeat(2_000))).unwrap_err().contains("nested at most"));
     assert!(run(&"[".repeat(3_000)).is_err());
     assert!(run("'a'.matches('(a{1000}){1000}')").is_err());
+}
+
+#[test]
+fn dots_in_front_do_not_pile_up() {
+    assert_eq!(run(".self.replicas == 3"), Ok("true".to_owned()));
+    for text in ["..self".to_owned(), ". (1)".to_owned(), format!("{}self", ". ".repeat(4_990))] {
+        assert!(run(&text).unwrap_err().contains("mismatched input"), "{text:.20}");
+    }
+}
+
+#[test]
+fn deep_expressions_are_evaluated_and_dropped() {
+    let deep = [
+        format!("1{}", " + 1".repeat(190)),
+        format!("[1]{}.size()", ".map(x, x)".repeat(190)),
+        format!("{}1{}", "[".repeat(47), "]".repeat(47)),
+        format!("{}1{}", "cel.bind(x, 1, ".repeat(47), ")".repeat(47)),
+        format!("'a'{}", ".trim()".repeat(190)),
+    ];
+    for text in deep {
+        assert!(run(&text).is_ok(), "{text:.40}");
+    }
+}
+
+#[test]
+fn patterns_share_what_they_may_take() {
+    let mut patterns = Patterns::new(150 << 10);
+    let text = |from: usize, to: usize| {
+        let terms: Vec<String> = (from..to).map(|n| format!("'a'.matches('a{n}[a-z]{{300}}')")).collect();
+        terms.join(" || ")
+    };
+    assert!(Program::compile(&text(0, 2), &mut patterns).is_ok());
+    let refused = Program::compile(&text(1, 40), &mut patterns).unwrap_err().to_string();
+    assert!(refused.contains("at most 153600 bytes together"), "{refused}");
+    let same = "'a'.matches('^b$') || ".repeat(300) + "true";
+    assert!(Program::compile(&same, &mut Patterns::new(5 << 10)).is_ok());
+}
+
+/// What an expression over two long texts and a pattern costs.
+fn cost(text: &str) -> u64 {
+    let long = "x".repeat(80_000);
+    let object = json!({"one": format!("{long}a"), "other": format!("{long}b")});
+    let mut patterns = Patterns::new(1 << 20);
+    let program = Program::compile(text, &mut patterns).unwrap();
+    let budget = Budget::new(10_000_000);
+    program.evaluate(&[("self", Value::from_json(&object))], &budget).unwrap();
+    10_000_000 - budget.left()
+}
+
+#[test]
+fn long_texts_cost_their_length() {
+    for text in ["isSorted()", "min()", "max()", "sort()"] {
+        let found = cost(&format!("[self.one, self.other, self.one].{text}"));
+        assert!(found > 20_000, "{text} costs {found}");
+    }
+    for name in ["math.greatest", "math.least"] {
+        let found = cost(&format!("{name}([self.one, self.other, self.one])"));
+        assert!(found > 20_000, "{name} costs {found}");
+    }
+    let pieces = cost("self.one.split('').size() > 0");
+    assert!(pieces > 300_000, "split costs {pieces}");
+    let (small, large) = (cost("self.one.matches('a$')"), cost("self.one.matches('[a-f]{300}$')"));
+    assert!(large > 3 * small, "{small} and {large}");
+    let made = cost("self.one.matches('[a-f]' + '{300}$')");
+    assert!(made > large, "{large} and {made}");
+}
+
+#[test]
+fn values_without_order_are_not_sorted() {
+    check("[3, 1.5, 2].sort()[0]", expect!["1.5"]);
+    check("['b', 'a'].sort()[0]", expect!["a"]);
+    check("[1.0, double('NaN'), 2.0].sort()", expect!["error: no such overload: sort(list)"]);
+    check("[1, 'a'].sort()", expect!["error: no such overload: sort(list)"]);
+    check("[{}, {}].sort()", expect!["error: no such overload: sort(list)"]);
 }
 
 proptest! {

@@ -116,8 +116,16 @@ impl CustomType {
         dropped
     }
 
+    /// Fills in defaults. An object that they would make too large stays as it is: [`CustomType::validate`] refuses it.
     pub fn default(&self, object: &mut Object) {
-        shape::default(self.node(), &mut object.0, true);
+        let node = self.node();
+        // Nothing is added where there are no defaults: then only nulls go.
+        let before = node.has_defaults.then(|| object.0.clone());
+        if let (Err(shape::TooLarge), Some(before)) =
+            (shape::Growth::default().object(node, &mut object.0, true), before)
+        {
+            object.0 = before;
+        }
     }
 
     /// What is wrong with an object by its schema and its rules.
@@ -128,12 +136,15 @@ impl CustomType {
         let value = Value::Object(object.0.clone());
         let old = old.map(|old| Value::Object(old.0.clone()));
         let node = self.node();
-        let mut causes = by_schema(node, &value);
-        // What was wrong before, under an older schema, does not hold up a change of something else.
-        if let Some(old) = old.as_ref().filter(|_| !causes.is_empty()) {
-            let known = by_schema(node, old);
-            causes.retain(|cause| !known.contains(cause));
+        if node.has_defaults && shape::Growth::default().object(node, &mut object.0.clone(), true).is_err() {
+            return vec![values::cause(
+                "FieldValueInvalid",
+                "<nil>",
+                format!("Invalid value: \"\": {}", shape::TOO_LARGE),
+            )];
         }
+        let mut causes = values::validate(node, &value, old.as_ref(), "", &mut { values::STEPS_MAX });
+        values::duplicates(node, &value, old.as_ref(), "", &mut causes);
         if !node.has_rules {
             return causes;
         }
@@ -196,12 +207,6 @@ impl CustomType {
             refuse(why)
         })
     }
-}
-
-fn by_schema(node: &structure::Node, value: &Value) -> Vec<Cause> {
-    let mut causes = values::validate(node, value, "");
-    values::duplicates(node, value, "", &mut causes);
-    causes
 }
 
 /// A type of the table whose metadata is every object's.

@@ -32,14 +32,15 @@ impl Registry {
         Registry::from_rows(rows().collect(), Schema::builtin())
     }
 
-    /// The same rows, and after them those of kinds that are defined at run time. What is built in comes first, also
-    /// where a name is taken twice.
+    /// The same rows, and after them those of kinds that are defined at run time. A kind or a resource that is built in
+    /// is not defined again, in no version: objects of all versions are stored in one place.
     #[must_use]
     pub fn with_custom(&self, custom: Vec<Arc<ResourceDef>>) -> Registry {
         let mut defs: Vec<Arc<ResourceDef>> = self.defs.iter().filter(|def| def.custom.is_none()).cloned().collect();
         let free = |def: &&Arc<ResourceDef>| {
-            let taken = self.by_path(&def.group, &def.version, &def.plural);
-            taken.is_none_or(|taken| taken.custom.is_some())
+            let own = |own: &&Arc<ResourceDef>| own.custom.is_none() && own.group == def.group;
+            let taken = |own: &Arc<ResourceDef>| own.plural == def.plural || own.kind == def.kind;
+            !self.defs.iter().filter(own).any(taken)
         };
         let custom: Vec<Arc<ResourceDef>> = custom.iter().filter(free).cloned().collect();
         let schema = self.schema.with(&custom);
@@ -53,8 +54,11 @@ impl Registry {
 
     fn from_shared(defs: Vec<Arc<ResourceDef>>, schema: Schema) -> Registry {
         let key = |def: &ResourceDef, last: &str| (def.group.clone(), def.version.clone(), last.to_owned());
-        let by_path = defs.iter().map(|def| (key(def, &def.plural), def.clone())).collect();
-        let by_kind = defs.iter().map(|def| (key(def, &def.kind), def.clone())).collect();
+        let (mut by_path, mut by_kind) = (HashMap::new(), HashMap::new());
+        for def in &defs {
+            by_path.entry(key(def, &def.plural)).or_insert_with(|| def.clone());
+            by_kind.entry(key(def, &def.kind)).or_insert_with(|| def.clone());
+        }
         Registry { defs, by_path, by_kind, schema: Arc::new(schema) }
     }
 
@@ -125,6 +129,26 @@ const ALWAYS_BETA: [&str; 1] = ["metrics.k8s.io"];
 fn rows() -> impl Iterator<Item = ResourceDef> {
     let is_served = |def: &ResourceDef| is_stable(&def.version) || ALWAYS_BETA.contains(&def.group.as_str());
     TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(row).filter(is_served)
+}
+
+/// The plurals and kinds of a group in the table, whether they are served or not.
+fn own(group: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(move |line| {
+        let mut cells = line.split('\t');
+        let found = cells.next()? == group;
+        let (plural, kind) = (cells.nth(1)?, cells.next()?);
+        found.then_some((plural, kind))
+    })
+}
+
+/// Whether a resource is built in, in whatever version.
+pub(crate) fn is_builtin(group: &str, plural: &str) -> bool {
+    own(group).any(|(own, _)| own == plural)
+}
+
+/// Whether a kind, or that of lists of it, is built in, in whatever version.
+pub(crate) fn is_builtin_kind(group: &str, kind: &str) -> bool {
+    own(group).any(|(_, own)| own == kind || kind.strip_suffix("List") == Some(own))
 }
 
 fn list(text: &str) -> Vec<String> {

@@ -6,11 +6,12 @@ use tandem_api::{Cause, Object, names};
 use super::{columns, path::JsonPath, schema};
 use crate::{
     json::{Fields, FieldsExt},
+    registry::{is_builtin, is_builtin_kind},
     validate::{IMMUTABLE, Problems},
 };
 
-/// Groups of Kubernetes itself, in which a definition needs the project's word.
-const PROTECTED: [&str; 2] = ["k8s.io", "kubernetes.io"];
+/// Groups of Kubernetes itself and of this project, in which a definition needs the project's word.
+const PROTECTED: [&str; 3] = ["k8s.io", "kubernetes.io", "tandem.dev"];
 const APPROVED: &str = "api-approved.kubernetes.io";
 /// How many versions one definition may have.
 const VERSIONS_MAX: usize = 100;
@@ -58,6 +59,7 @@ pub(crate) fn validate(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     }
     problems.check_enum(&spec, "scope", "spec", &["Cluster", "Namespaced"], true);
     check_names(names, &mut problems);
+    check_free(group, names, old, &mut problems);
     check_conversion(&spec, &mut problems);
     check_versions(&spec, &mut problems);
     if spec.flag("preserveUnknownFields") {
@@ -68,6 +70,21 @@ pub(crate) fn validate(object: &Object, old: Option<&Object>) -> Vec<Cause> {
         check_change(object, &spec, old, &mut problems);
     }
     problems.into_causes()
+}
+
+/// What is built in is not defined again: the objects of all versions of a resource are stored in one place.
+fn check_free(group: &str, names: &Fields, old: Option<&Object>, problems: &mut Problems) {
+    let before = old.map(spec).unwrap_or_default();
+    let changed = |key: &str| before.child("names").map(|names| names.text(key)) != Some(names.text(key));
+    let taken = |problems: &mut Problems, key: &str, found: bool| {
+        if found && changed(key) {
+            let text = names.text(key);
+            problems.invalid(format!("spec.names.{key}"), text, format!("{text:?} is already in use"));
+        }
+    };
+    taken(problems, "plural", is_builtin(group, names.text("plural")));
+    taken(problems, "kind", is_builtin_kind(group, names.text("kind")));
+    taken(problems, "listKind", is_builtin_kind(group, names.text("listKind")));
 }
 
 fn check_change(object: &Object, spec: &Fields, old: &Object, problems: &mut Problems) {
@@ -170,7 +187,9 @@ fn check_version(spec: &Fields, version: &Fields, at: usize, problems: &mut Prob
     match version.child("schema").and_then(|schema| schema.child("openAPIV3Schema")) {
         None => problems.required(format!("spec.versions[{at}].schema.openAPIV3Schema"), "schemas are required"),
         Some(_) if repeated => {}
-        Some(schema) => schema::check(schema, &format!("{path}.openAPIV3Schema"), problems),
+        Some(schema) => {
+            schema::check(schema, &format!("{path}.openAPIV3Schema"), spec.each("versions").count(), problems)
+        }
     }
     let path = place(spec, at, "additionalPrinterColumns", "additionalPrinterColumns");
     if at == 0 || path != "spec.additionalPrinterColumns" {

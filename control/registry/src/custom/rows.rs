@@ -8,6 +8,7 @@ use crate::{
     Hooks, ResourceDef, StorageName, Subresource,
     def::{KindName, Scope},
     json::{Fields, FieldsExt},
+    registry::is_builtin,
 };
 
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
@@ -28,6 +29,10 @@ pub fn rows(definition: &Object) -> Vec<ResourceDef> {
     let none = Fields::new();
     let spec = definition.0.child("spec").unwrap_or(&none);
     if !condition(definition, "Established") {
+        return Vec::new();
+    }
+    // Its objects would be those of the built-in resource.
+    if is_builtin(spec.text("group"), spec.child("names").unwrap_or(&none).text("plural")) {
         return Vec::new();
     }
     let accepted = definition.0.child("status").and_then(|status| status.child("acceptedNames"));

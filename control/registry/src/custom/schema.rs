@@ -2,11 +2,11 @@
 //! defaulting and merging know every field.
 
 use serde_json::Value;
-use tandem_cel::Program;
+use tandem_cel::{Patterns, Program};
 
 use super::{
     shape,
-    structure::{self, DEPTH_MAX, JsonType, compile_pattern},
+    structure::{self, DEPTH_MAX, JsonType, PATTERNS_MAX_BYTES},
     values,
 };
 use crate::{
@@ -14,6 +14,8 @@ use crate::{
     validate::Problems,
 };
 
+/// What the patterns of a version may take at least, however many versions there are.
+const PATTERNS_MIN_BYTES: usize = 1 << 20;
 /// What is told of one schema.
 const PROBLEMS_MAX: usize = 50;
 /// Parts of JSON Schema that are not served.
@@ -46,21 +48,27 @@ enum Level {
     Item,
 }
 
-pub(crate) fn check(schema: &Fields, path: &str, problems: &mut Problems) {
+/// `versions` is how many of them share what patterns may take.
+pub(crate) fn check(schema: &Fields, path: &str, versions: usize, problems: &mut Problems) {
     let before = problems.len();
-    Checker { problems, most: before + PROBLEMS_MAX }.node(schema, path, Level::Root, 0);
+    let patterns = Patterns::new((PATTERNS_MAX_BYTES / versions.max(1)).max(PATTERNS_MIN_BYTES));
+    Checker { problems, most: before + PROBLEMS_MAX, patterns }.node(schema, path, Level::Root, 0);
     if problems.len() > before {
         return;
     }
     match structure::read(schema) {
         Err(why) => problems.invalid(path, "", why),
-        Ok(node) => defaults(&node, path, problems),
+        Ok(node) => {
+            let (mut growth, mut steps) = (shape::Growth::default(), values::STEPS_MAX);
+            defaults(&node, path, &mut growth, &mut steps, problems);
+        }
     }
 }
 
 struct Checker<'p> {
     problems: &'p mut Problems,
     most: usize,
+    patterns: Patterns,
 }
 
 impl Checker<'_> {
@@ -140,9 +148,12 @@ impl Checker<'_> {
         if schema.get("items").is_some_and(Value::is_array) {
             self.problems.forbidden(format!("{path}.items"), "items must be a schema object and not an array");
         }
-        if let Err(why) = compile_pattern(schema.text("pattern")) {
+        let pattern = schema.text("pattern");
+        if !pattern.is_empty()
+            && let Err(why) = self.patterns.compile(pattern)
+        {
             let why = format!("must be a valid regular expression, but isn't: {why}");
-            self.problems.invalid(format!("{path}.pattern"), schema.text("pattern"), why);
+            self.problems.invalid(format!("{path}.pattern"), pattern, why);
         }
     }
 
@@ -241,7 +252,7 @@ impl Checker<'_> {
     }
 
     fn expression(&mut self, text: &str, path: &str) {
-        if let Err(why) = Program::compile(text) {
+        if let Err(why) = Program::compile(text, &mut self.patterns) {
             self.problems.invalid(path, text, format!("compilation failed: {why}"));
         }
     }
@@ -282,7 +293,13 @@ impl Checker<'_> {
 }
 
 /// Defaults must be what they make others be.
-fn defaults(node: &structure::Node, path: &str, problems: &mut Problems) {
+fn defaults(
+    node: &structure::Node,
+    path: &str,
+    growth: &mut shape::Growth,
+    steps: &mut usize,
+    problems: &mut Problems,
+) {
     if !node.has_defaults || problems.len() >= PROBLEMS_MAX {
         return;
     }
@@ -296,18 +313,21 @@ fn defaults(node: &structure::Node, path: &str, problems: &mut Problems) {
         for name in dropped {
             problems.invalid(&at, default.clone(), format!("must not have unknown fields: {name}"));
         }
-        shape::default_value(node, &mut pruned);
-        for cause in values::validate(node, &pruned, &at) {
+        if growth.value(node, &mut pruned).is_err() {
+            problems.invalid(&at, "", shape::TOO_LARGE);
+            return;
+        }
+        for cause in values::validate(node, &pruned, None, &at, steps) {
             problems.add(cause);
         }
     }
     for (name, property) in &node.properties {
-        defaults(property, &format!("{path}.properties[{name}]"), problems);
+        defaults(property, &format!("{path}.properties[{name}]"), growth, steps, problems);
     }
     if let structure::Additional::Node(inner) = &node.additional {
-        defaults(inner, &format!("{path}.additionalProperties"), problems);
+        defaults(inner, &format!("{path}.additionalProperties"), growth, steps, problems);
     }
     if let Some(items) = &node.items {
-        defaults(items, &format!("{path}.items"), problems);
+        defaults(items, &format!("{path}.items"), growth, steps, problems);
     }
 }

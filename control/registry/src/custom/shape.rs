@@ -68,49 +68,111 @@ impl Pruning<'_> {
     }
 }
 
-/// Fills in defaults; drops nulls that the schema does not allow.
-pub(crate) fn default(node: &Node, object: &mut Map<String, Value>, resource: bool) {
-    object.retain(|key, value| {
-        !value.is_null()
-            || (resource && RESOURCE.contains(&key.as_str()))
-            || node.member(key).is_none_or(|member| member.nullable || member.default.is_some())
-    });
-    for (name, property) in &node.properties {
-        if resource && RESOURCE.contains(&name.as_str()) {
-            continue;
-        }
-        let Some(value) = &property.default else { continue };
-        let missing = object.get(name).is_none_or(|found| found.is_null() && !property.nullable);
-        if missing {
-            object.insert(name.clone(), value.clone());
-        }
-    }
-    for (name, value) in object.iter_mut() {
-        if resource && RESOURCE.contains(&name.as_str()) {
-            continue;
-        }
-        if let Some(member) = node.member(name) {
-            default_value(member, value);
-        }
+/// What defaults may add to one object, and those of one schema to each other, in bytes: more than any object may have.
+const GROWTH_MAX_BYTES: usize = 2 << 20;
+/// What a value takes at least.
+const VALUE_BYTES: usize = 8;
+pub(crate) const TOO_LARGE: &str = "the defaults of the schema make too large an object: they multiply each other";
+
+/// That defaults make an object too large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooLarge;
+
+/// Fills in defaults, as long as they are not too large: defaults within defaults multiply.
+pub(crate) struct Growth {
+    left: usize,
+}
+
+impl Default for Growth {
+    fn default() -> Growth {
+        Growth { left: GROWTH_MAX_BYTES }
     }
 }
 
-pub(crate) fn default_value(node: &Node, value: &mut Value) {
-    match value {
-        Value::Object(map) => default(node, map, node.embedded),
-        Value::Array(list) => {
-            if let Some(items) = &node.items {
+impl Growth {
+    /// A copy of a default, if there is room for it.
+    fn copy(&mut self, default: &Value) -> Result<Value, TooLarge> {
+        let mut rest = vec![default];
+        while let Some(value) = rest.pop() {
+            self.take(VALUE_BYTES)?;
+            match value {
+                Value::String(text) => self.take(text.len())?,
+                Value::Array(list) => rest.extend(list),
+                Value::Object(map) => {
+                    for (name, value) in map {
+                        self.take(name.len())?;
+                        rest.push(value);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(default.clone())
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), TooLarge> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(TooLarge),
+        }
+    }
+
+    /// Fills in defaults; drops nulls that the schema does not allow.
+    pub(crate) fn object(
+        &mut self,
+        node: &Node,
+        object: &mut Map<String, Value>,
+        resource: bool,
+    ) -> Result<(), TooLarge> {
+        object.retain(|key, value| {
+            !value.is_null()
+                || (resource && RESOURCE.contains(&key.as_str()))
+                || node.member(key).is_none_or(|member| member.nullable || member.default.is_some())
+        });
+        // Of many small objects each would else look at all properties.
+        let properties = node.has_defaults.then_some(&node.properties);
+        for (name, property) in properties.into_iter().flatten() {
+            if resource && RESOURCE.contains(&name.as_str()) {
+                continue;
+            }
+            let Some(value) = &property.default else { continue };
+            let missing = object.get(name).is_none_or(|found| found.is_null() && !property.nullable);
+            if missing {
+                self.take(name.len())?;
+                object.insert(name.clone(), self.copy(value)?);
+            }
+        }
+        for (name, value) in object.iter_mut() {
+            if resource && RESOURCE.contains(&name.as_str()) {
+                continue;
+            }
+            if let Some(member) = node.member(name) {
+                self.value(member, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn value(&mut self, node: &Node, value: &mut Value) -> Result<(), TooLarge> {
+        match value {
+            Value::Object(map) => self.object(node, map, node.embedded)?,
+            Value::Array(list) => {
+                let Some(items) = &node.items else { return Ok(()) };
                 for value in list {
                     if value.is_null()
                         && !items.nullable
                         && let Some(default) = &items.default
                     {
-                        *value = default.clone();
+                        *value = self.copy(default)?;
                     }
-                    default_value(items, value);
+                    self.value(items, value)?;
                 }
             }
+            _ => {}
         }
-        _ => {}
+        Ok(())
     }
 }

@@ -1,8 +1,7 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use regex::Regex;
 use serde_json::Value;
-use tandem_cel::Program;
+use tandem_cel::{Pattern, Patterns, Program};
 
 use crate::{
     json::{Fields, FieldsExt},
@@ -13,10 +12,8 @@ use crate::{
 pub(crate) const DEPTH_MAX: usize = 100;
 /// How many schemas, one within the other, one version of a kind may have.
 pub(crate) const NODES_MAX: usize = 100_000;
-/// What one compiled pattern may take, in bytes.
-const PATTERN_MAX_BYTES: usize = 1 << 20;
-/// How many different patterns one version of a kind may have.
-const PATTERNS_MAX: usize = 2_000;
+/// What the compiled patterns of one version of a kind may take together, those of its rules among them, in bytes.
+pub(crate) const PATTERNS_MAX_BYTES: usize = 10 << 20;
 
 /// A JSON type by its name in a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +60,6 @@ pub(crate) enum Additional {
     None,
     Any,
     Node(Box<Node>),
-}
-
-/// A pattern and how it was written.
-#[derive(Clone, Debug)]
-pub(crate) struct Pattern {
-    pub(crate) text: String,
-    pub(crate) regex: Regex,
 }
 
 /// What a single value must be like, beyond its type.
@@ -150,38 +140,18 @@ impl Node {
 
 /// Reads a schema. What is too large or cannot be read is an error in words.
 pub(crate) fn read(schema: &Fields) -> Result<Node, String> {
-    let mut reader = Reader::default();
+    let mut reader = Reader { nodes: 0, patterns: Patterns::new(PATTERNS_MAX_BYTES) };
     reader.node(schema, 0)
 }
 
-#[derive(Default)]
 struct Reader {
     nodes: usize,
-    patterns: BTreeMap<String, Arc<Pattern>>,
-}
-
-pub(crate) fn compile_pattern(text: &str) -> Result<Regex, String> {
-    regex::RegexBuilder::new(text).size_limit(PATTERN_MAX_BYTES).build().map_err(|why| last_line(&why.to_string()))
-}
-
-/// What is wrong, without the picture of where.
-fn last_line(why: &str) -> String {
-    let last = why.lines().last().unwrap_or_default();
-    last.strip_prefix("error: ").unwrap_or(last).to_owned()
+    patterns: Patterns,
 }
 
 impl Reader {
     fn pattern(&mut self, text: &str) -> Result<Arc<Pattern>, String> {
-        if let Some(known) = self.patterns.get(text) {
-            return Ok(known.clone());
-        }
-        if self.patterns.len() >= PATTERNS_MAX {
-            return Err(format!("a schema may have at most {PATTERNS_MAX} different patterns"));
-        }
-        let regex = compile_pattern(text).map_err(|why| format!("the pattern {text:?} cannot be used: {why}"))?;
-        let pattern = Arc::new(Pattern { text: text.to_owned(), regex });
-        self.patterns.insert(text.to_owned(), pattern.clone());
-        Ok(pattern)
+        self.patterns.compile(text).map_err(|why| format!("the pattern {text:?} cannot be used: {why}"))
     }
 
     fn node(&mut self, schema: &Fields, depth: usize) -> Result<Node, String> {
@@ -202,7 +172,7 @@ impl Reader {
             list_type: list_type(schema),
             list_keys: texts(schema, "x-kubernetes-list-map-keys").into_iter().map(Cow::Owned).collect(),
             limits: self.limits(schema)?,
-            rules: rules(schema)?,
+            rules: rules(schema, &mut self.patterns)?,
             ..Node::default()
         };
         for (name, property) in schema.child("properties").into_iter().flatten() {
@@ -278,10 +248,11 @@ fn list_type(schema: &Fields) -> ListType {
     }
 }
 
-fn rules(schema: &Fields) -> Result<Vec<Rule>, String> {
-    let compile =
-        |text: &str| Program::compile(text).map_err(|why| format!("the expression {text:?} cannot be used: {why}"));
-    let rule = |rule: &Fields| {
+fn rules(schema: &Fields, patterns: &mut Patterns) -> Result<Vec<Rule>, String> {
+    let mut compile = |text: &str| {
+        Program::compile(text, patterns).map_err(|why| format!("the expression {text:?} cannot be used: {why}"))
+    };
+    let mut rule = |rule: &Fields| {
         let text = rule.text("rule");
         let message_expression = match rule.text("messageExpression") {
             "" => None,
@@ -302,5 +273,5 @@ fn rules(schema: &Fields) -> Result<Vec<Rule>, String> {
             optional_old: rule.flag("optionalOldSelf"),
         })
     };
-    schema.each("x-kubernetes-validations").map(rule).collect()
+    schema.each("x-kubernetes-validations").map(&mut rule).collect()
 }

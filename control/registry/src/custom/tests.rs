@@ -161,6 +161,124 @@ fn what_was_wrong_before_does_not_hold_up_a_change() {
 }
 
 #[test]
+fn only_what_has_not_changed_is_excused() {
+    let custom = row(in_spec(json!({"a": {"type": "string", "maxLength": 5}, "b": {"type": "integer"},
+        "list": {"type": "array", "items": {"type": "integer", "maximum": 1}},
+        "keyed": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+            "items": {"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}, "v": {"type": "string", "maxLength": 1}}}}})))
+    .custom
+    .unwrap();
+    let show = |new: Value, old: Value| lines(&custom.validate(&object(new), Some(&object(old))));
+    expect!["spec.a: Too long: may not be more than 5 bytes\n"]
+        .assert_eq(&show(json!({"a": "zzzzzzzzz"}), json!({"a": "abcdefg"})));
+    let many = vec![7; 200];
+    expect!["spec.a: Too long: may not be more than 5 bytes\n"]
+        .assert_eq(&show(json!({"a": "zzzzzzzzz", "list": many}), json!({"list": many})));
+    let old = json!({"keyed": [{"k": "one", "v": "long"}]});
+    assert_eq!(show(json!({"keyed": [{"k": "two", "v": "x"}, {"k": "one", "v": "long"}]}), old.clone()), "");
+    expect!["spec.keyed[0].v: Too long: may not be more than 1 bytes\n"]
+        .assert_eq(&show(json!({"keyed": [{"k": "one", "v": "other"}]}), old));
+    let costly = json!({"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string", "anyOf": vec![json!({"pattern": "x$"}); 2_000]}}});
+    let custom = row(costly).custom.unwrap();
+    let whole = |b: i64| {
+        let mut object = object(json!({}));
+        object.set(&["a"], "y".repeat(1 << 20) + &b.to_string());
+        object
+    };
+    let found = lines(&custom.validate(&whole(2), Some(&whole(1))));
+    assert!(found.contains("takes too long"), "{found:.200}");
+}
+
+#[test]
+fn long_texts_are_not_searched_without_end() {
+    let custom = row(in_spec(json!({"a": {"type": "string", "anyOf": vec![json!({"pattern": "x$"}); 20_000]}})));
+    let begin = std::time::Instant::now();
+    let found = lines(&custom.custom.unwrap().validate(&object(json!({"a": "y".repeat(1 << 20)})), None));
+    assert!(found.contains("takes too long"), "{found:.200}");
+    // All alternatives would take minutes.
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30));
+}
+
+#[test]
+fn patterns_have_a_bound_together() {
+    let pattern = |n: usize| json!({"type": "string", "pattern": format!("a{n}[a-z]{{2000}}")});
+    let properties: Map<String, Value> = (0..100).map(|n| (format!("p{n}"), pattern(n))).collect();
+    let found = lines(&validate(&definition(in_spec(Value::Object(properties))), None));
+    assert!(found.contains("the patterns may take at most 10485760 bytes together"), "{found:.300}");
+    let terms: Vec<String> = (0..100).map(|n| format!("self.matches('a{n}[a-z]{{2000}}')")).collect();
+    let rules = json!([{"rule": terms.join(" || ")}]);
+    let ruled = in_spec(json!({"a": {"type": "string", "x-kubernetes-validations": rules}}));
+    let found = lines(&validate(&definition(ruled), None));
+    assert!(found.contains("the patterns may take at most 10485760 bytes together"), "{found:.300}");
+}
+
+#[test]
+fn defaults_that_multiply_are_refused() {
+    let mut schema = json!({"type": "string", "default": "x"});
+    for _ in 0..8 {
+        schema = json!({"type": "array", "default": vec![Value::Null; 100], "items": schema});
+    }
+    let found = lines(&validate(&definition(in_spec(json!({"a": schema}))), None));
+    assert!(found.contains(shape::TOO_LARGE), "{found:.300}");
+    // Sound by themselves, but not for each element of an object.
+    let large = json!({"type": "array", "items": {"type": "object", "properties": {"t": {"type": "string", "default": "x".repeat(10_000)}}}});
+    let definition = definition(in_spec(json!({"a": large})));
+    assert_eq!(lines(&validate(&definition, None)), "");
+    let row = rows(&definition).remove(0);
+    let mut object = object(json!({"a": vec![json!({}); 1_000]}));
+    row.default(&mut object);
+    let found = lines(&row.custom.unwrap().validate(&object, None));
+    assert!(found.contains(shape::TOO_LARGE), "{found:.300}");
+}
+
+#[test]
+fn what_is_built_in_is_not_defined_again() {
+    let take = |group: &str, plural: &str, kind: &str, list: &str| {
+        let mut definition = definition(in_spec(json!({})));
+        definition.set(&["metadata", "name"], format!("{plural}.{group}"));
+        definition.set(&["metadata", "annotations"], json!({"api-approved.kubernetes.io": "unapproved"}));
+        definition.set(&["spec", "group"], group);
+        definition
+            .set(&["spec", "names"], json!({"plural": plural, "singular": "tab", "kind": kind, "listKind": list}));
+        definition
+    };
+    let registry = Registry::builtin();
+    let plurals = [("tandem.dev", "images"), ("rbac.authorization.k8s.io", "clusterroles")];
+    for (group, plural) in plurals {
+        let definition = take(group, plural, "Tab", "TabList");
+        let found = lines(&validate(&definition, None));
+        assert!(found.contains(&format!("spec.names.plural: Invalid value: {plural:?}: {plural:?} is already in use")));
+        assert!(rows(&definition).is_empty());
+    }
+    let group = "coordination.k8s.io";
+    for (kind, list, path) in
+        [("Lease", "TabList", "kind"), ("Tab", "LeaseList", "listKind"), ("LeaseList", "X", "kind")]
+    {
+        let found = lines(&validate(&take(group, "leasez", kind, list), None));
+        assert!(
+            found.contains(&format!("spec.names.{path}: Invalid value")) && found.contains("is already in use"),
+            "{found}"
+        );
+    }
+    let mut stray = row(in_spec(json!({})));
+    (stray.group, stray.kind) = (group.to_owned(), "Lease".to_owned());
+    let mut other = row(in_spec(json!({})));
+    (other.group, other.plural, other.version) = (group.to_owned(), "leases".to_owned(), "v2".to_owned());
+    let registry = registry.with_custom(vec![stray.into(), other.into()]);
+    assert!(registry.by_kind(group, "v1", "Lease").unwrap().custom.is_none());
+    assert!(registry.by_path(group, "v1", "tabs").is_none() && registry.by_path(group, "v2", "leases").is_none());
+    let protected = lines(&validate(
+        &{
+            let mut definition = take("tandem.dev", "tabs", "Tab", "TabList");
+            definition.remove(&["metadata", "annotations"]);
+            definition
+        },
+        None,
+    ));
+    assert!(protected.contains("protected groups must have approval annotation"), "{protected}");
+}
+
+#[test]
 fn schemas_must_be_structural() {
     refused(
         json!({"type": "string", "properties": {"a": {}, "b": {"type": "text"}, "c": {"type": "array"}, "d": {"type": "object", "$ref": "#/x"},
@@ -176,7 +294,7 @@ fn schemas_must_be_structural() {
             spec.validation.openAPIV3Schema.properties[c].items: Required value: must be specified
             spec.validation.openAPIV3Schema.properties[d].$ref: Forbidden: $ref is not supported
             spec.validation.openAPIV3Schema.properties[e].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive
-            spec.validation.openAPIV3Schema.properties[f].pattern: Invalid value: "a{99999}{99999}": must be a valid regular expression, but isn't: Compiled regex exceeds size limit of 1048576 bytes.
+            spec.validation.openAPIV3Schema.properties[f].pattern: Invalid value: "a{99999}{99999}": must be a valid regular expression, but isn't: Compiled regex exceeds size limit of 262144 bytes.
             spec.validation.openAPIV3Schema.properties[g].anyOf[0].type: Forbidden: must be empty to be structural
             spec.validation.openAPIV3Schema.properties[h].uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes quadratic
             spec.validation.openAPIV3Schema.properties[h].x-kubernetes-list-map-keys: Required value: must not be empty if x-kubernetes-list-type is map

@@ -1,5 +1,7 @@
 //! Whether a value is as its schema says, in the words of Kubernetes' validator (kube-openapi).
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 use tandem_api::Cause;
 
@@ -7,16 +9,21 @@ use super::{
     formats,
     structure::{Additional, JsonType, Limits, Node},
 };
+use crate::schema::ListType;
 
 /// How much is told of one object.
 const CAUSES_MAX: usize = 100;
 /// How many single checks one object may cost: alternatives within alternatives multiply.
-const STEPS_MAX: usize = 4_000_000;
+pub(crate) const STEPS_MAX: usize = 4_000_000;
+/// How many bytes of a text are looked at in one step.
+const BYTES_OF_STEP: usize = 64;
 
-/// What is wrong with an object. `path` is where it stands; empty for a whole one.
-pub(crate) fn validate(node: &Node, value: &Value, path: &str) -> Vec<Cause> {
-    let mut check = Check { causes: Vec::new(), steps: STEPS_MAX, counting: false, wrong: 0 };
-    check.value(node, value, path);
+/// What is wrong with an object. `path` is where it stands; empty for a whole one. What has not changed since `old` is
+/// not looked at: what was wrong before, under an older schema, does not hold up a change of something else.
+pub(crate) fn validate(node: &Node, value: &Value, old: Option<&Value>, path: &str, steps: &mut usize) -> Vec<Cause> {
+    let mut check = Check { causes: Vec::new(), steps: *steps, counting: false, wrong: 0 };
+    check.value(node, value, old, path);
+    *steps = check.steps;
     if check.steps == 0 {
         check.causes = vec![cause(
             "FieldValueInvalid",
@@ -91,12 +98,20 @@ impl Check {
     }
 
     fn invalid(&mut self, path: &str, value: &Value, why: &str) {
+        if self.counting {
+            self.wrong += 1;
+            return;
+        }
         self.say("FieldValueInvalid", path, format!("Invalid value: {value}: {path} in body {why}"));
     }
 
-    fn value(&mut self, node: &Node, value: &Value, path: &str) {
-        self.steps = self.steps.saturating_sub(1);
-        if self.steps == 0 || (value.is_null() && node.nullable) {
+    fn spend(&mut self, steps: usize) {
+        self.steps = self.steps.saturating_sub(steps);
+    }
+
+    fn value(&mut self, node: &Node, value: &Value, old: Option<&Value>, path: &str) {
+        self.spend(1);
+        if self.steps == 0 || (value.is_null() && node.nullable) || old == Some(value) {
             return;
         }
         if let Some(wanted) = self.wrong_type(node, value) {
@@ -107,8 +122,8 @@ impl Check {
         }
         self.scalar(&node.limits, value, path);
         match value {
-            Value::Object(map) => self.object(node, map, path),
-            Value::Array(list) => self.list(node, list, path),
+            Value::Object(map) => self.object(node, map, old, path),
+            Value::Array(list) => self.list(node, list, old, path),
             _ => {}
         }
         self.logic(node, value, path);
@@ -125,11 +140,15 @@ impl Check {
 
     fn scalar(&mut self, limits: &Limits, value: &Value, path: &str) {
         if let Some(allowed) = &limits.allowed {
-            self.steps = self.steps.saturating_sub(allowed.len());
+            self.spend(allowed.len());
         }
         if let Some(allowed) = &limits.allowed
             && !allowed.iter().any(|one| same(one, value))
         {
+            if self.counting {
+                self.wrong += 1;
+                return;
+            }
             let texts: Vec<String> = allowed
                 .iter()
                 .map(|one| one.as_str().map_or_else(|| format!("{:?}", one.to_string()), |text| format!("{text:?}")))
@@ -145,6 +164,11 @@ impl Check {
     }
 
     fn text(&mut self, limits: &Limits, text: &str, value: &Value, path: &str) {
+        let pattern = limits.pattern.as_ref().map_or(0, |pattern| pattern.cost(text));
+        self.spend((text.len() / BYTES_OF_STEP + 1).saturating_add(usize::try_from(pattern).unwrap_or(usize::MAX)));
+        if self.steps == 0 {
+            return;
+        }
         let length = text.chars().count();
         if let Some(most) = limits.max_length.filter(|most| length > *most) {
             let message = format!("Too long: may not be more than {most} bytes");
@@ -154,9 +178,9 @@ impl Check {
             self.invalid(path, value, &format!("should be at least {least} chars long"));
         }
         if let Some(pattern) = &limits.pattern
-            && !pattern.regex.is_match(text)
+            && !pattern.is_match(text)
         {
-            self.invalid(path, value, &format!("should match '{}'", pattern.text));
+            self.invalid(path, value, &format!("should match '{}'", pattern.text()));
         }
         if let Some(format) = limits.format.as_deref().filter(|format| !formats::matches(format, text)) {
             let message = format!("Invalid value: {value}: {path} in body must be of type {format}: {value}");
@@ -211,7 +235,7 @@ impl Check {
         }
     }
 
-    fn object(&mut self, node: &Node, map: &Map<String, Value>, path: &str) {
+    fn object(&mut self, node: &Node, map: &Map<String, Value>, old: Option<&Value>, path: &str) {
         let limits = &node.limits;
         self.count(path, map.len(), (limits.min_properties, limits.max_properties), "properties");
         for name in limits.required.iter().filter(|name| !map.contains_key(*name)) {
@@ -222,24 +246,29 @@ impl Check {
         }
         for (name, value) in map {
             if let Some(member) = node.member(name) {
-                self.value(member, value, &join(path, name));
+                let old = old.and_then(|old| old.get(name));
+                self.value(member, value, old, &join(path, name));
             }
         }
     }
 
-    fn list(&mut self, node: &Node, list: &[Value], path: &str) {
+    fn list(&mut self, node: &Node, list: &[Value], old: Option<&Value>, path: &str) {
         let limits = &node.limits;
         self.count(path, list.len(), (limits.min_items, limits.max_items), "items");
         let Some(items) = &node.items else { return };
+        let old = old.and_then(Value::as_array);
+        let known = old.filter(|_| node.list_type == ListType::Map).map(|old| by_key(node, old)).unwrap_or_default();
         for (at, value) in list.iter().enumerate() {
-            self.value(items, value, &format!("{path}[{at}]"));
+            let key = if known.is_empty() { None } else { element_key(node, value) };
+            let old = key.and_then(|key| known.get(&key.to_string()).copied());
+            self.value(items, value, old, &format!("{path}[{at}]"));
         }
     }
 
     /// How much is wrong with the value under an alternative.
     fn attempt(&mut self, node: &Node, value: &Value, path: &str) -> usize {
         let (counting, wrong) = (std::mem::replace(&mut self.counting, true), std::mem::take(&mut self.wrong));
-        self.value(node, value, path);
+        self.value(node, value, None, path);
         self.counting = counting;
         std::mem::replace(&mut self.wrong, wrong)
     }
@@ -266,7 +295,7 @@ impl Check {
         }
         let before = self.wrong;
         for inner in &node.all_of {
-            self.value(inner, value, path);
+            self.value(inner, value, None, path);
         }
         if self.wrong > before {
             say(self, "must validate all the schemas (allOf)".to_owned());
@@ -294,7 +323,7 @@ impl Check {
         }
         let nearest = wrong.iter().enumerate().min_by_key(|(_, wrong)| **wrong).map(|(at, _)| &nodes[at]);
         if let Some(nearest) = nearest.filter(|_| sound == 0 && !self.counting) {
-            self.value(nearest, value, path);
+            self.value(nearest, value, None, path);
         }
         false
     }
@@ -308,13 +337,22 @@ pub(crate) fn same(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// Elements that a set or keyed list has twice.
-pub(crate) fn duplicates(node: &Node, value: &Value, path: &str, causes: &mut Vec<Cause>) {
+/// The elements of a keyed list by their keys.
+fn by_key<'v>(node: &Node, list: &'v [Value]) -> HashMap<String, &'v Value> {
+    list.iter().filter_map(|element| Some((element_key(node, element)?.to_string(), element))).collect()
+}
+
+/// Elements that a set or keyed list has twice, unless it has not changed since `old`.
+pub(crate) fn duplicates(node: &Node, value: &Value, old: Option<&Value>, path: &str, causes: &mut Vec<Cause>) {
+    if old == Some(value) {
+        return;
+    }
     match value {
         Value::Object(map) => {
             for (name, value) in map {
                 if let Some(member) = node.member(name) {
-                    duplicates(member, value, &join(path, name), causes);
+                    let old = old.and_then(|old| old.get(name));
+                    duplicates(member, value, old, &join(path, name), causes);
                 }
             }
         }
@@ -329,7 +367,8 @@ pub(crate) fn duplicates(node: &Node, value: &Value, path: &str, causes: &mut Ve
             }
             if let Some(items) = &node.items {
                 for (at, element) in list.iter().enumerate() {
-                    duplicates(items, element, &format!("{path}[{at}]"), causes);
+                    let old = old.and_then(|old| old.get(at));
+                    duplicates(items, element, old, &format!("{path}[{at}]"), causes);
                 }
             }
         }
