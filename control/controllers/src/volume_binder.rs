@@ -78,6 +78,14 @@ impl Controller for VolumeBinder {
                 let name = delta.key().name;
                 waiting(&|claim| volumes::class_of(claim) == Some(name.as_str()))
             }
+            // A claim may be told a node before it is seen here, and its labels say what it reaches.
+            Change::Node(delta) => match &delta.new {
+                Some(node) if delta.old.as_ref().is_none_or(|old| old.metadata.labels != node.metadata.labels) => {
+                    let name = object::name(&node.metadata);
+                    waiting(&|claim| object::annotation(&claim.metadata, volumes::SELECTED_NODE) == Some(name))
+                }
+                _ => Vec::new(),
+            },
             _ => Vec::new(),
         }
     }

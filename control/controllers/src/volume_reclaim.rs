@@ -93,11 +93,18 @@ async fn claim(
 ) -> Result<Option<Arc<PersistentVolumeClaim>>, Error> {
     let uid = promised_uid(volume);
     let is_meant = |claim: &Arc<PersistentVolumeClaim>| uid.is_none() || uid == claim.metadata.uid.as_deref();
-    if let Some(claim) = input.cache.claims.get(key).filter(is_meant) {
+    // That the claim of a volume under deletion does not name it yet is such a word too.
+    let counts = |claim: &Arc<PersistentVolumeClaim>| !object::is_deleting(&volume.metadata) || names(claim, volume);
+    if let Some(claim) = input.cache.claims.get(key).filter(is_meant).filter(counts) {
         return Ok(Some(claim));
     }
     let api: Api<PersistentVolumeClaim> = Api::namespaced(input.client.clone(), &key.namespace);
     Ok(api.get_opt(&key.name).await?.map(Arc::new).filter(is_meant))
+}
+
+/// The claim has, or wants, just this volume.
+fn names(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    volumes::volume_name(claim).is_some_and(|name| name == object::name(&volume.metadata))
 }
 
 fn promised_uid(volume: &PersistentVolume) -> Option<&str> {
@@ -199,7 +206,9 @@ fn finalizers<'a>(view: &View, has: &[&'a str], phase: &str) -> Vec<&'a str> {
         }
         return wanted;
     }
-    if phase != "Bound" {
+    // A claim that was not bound yet never will be: what is being deleted is no claim's choice.
+    let is_had = phase == "Bound" && view.claim.as_ref().is_some_and(|claim| names(claim, volume));
+    if !is_had {
         wanted.retain(|finalizer| *finalizer != volumes::VOLUME_PROTECTION);
     }
     let nobody_removes = volumes::home(volume).is_none() || view.node_is_gone;
@@ -325,6 +334,15 @@ mod tests {
     #[test]
     fn the_object_stays_until_its_claim_and_then_its_folder_are_gone() {
         check(deleting("Bound", |_| ()), claim("v"), false, expect![[""]]);
+        // It was promised to the claim, and deleted before that was bound.
+        check(
+            deleting("Bound", |_| ()),
+            claim(""),
+            false,
+            expect![[r#"
+                patch PersistentVolume v {"metadata":{"uid":"v","resourceVersion":null,"finalizers":["tandem.dev/local-volume"]}}
+            "#]],
+        );
         check(
             deleting("Released", |_| ()),
             None,

@@ -76,7 +76,7 @@ pub(crate) struct Storage {
 pub(crate) enum Standing {
     Bound,
     Waiting,
-    /// A claim got a volume that the node does not reach, or is gone.
+    /// A claim is gone, got a volume that the node does not reach, or can have none there.
     Elsewhere,
 }
 
@@ -105,6 +105,7 @@ impl Storage {
         for name in pod.claims.iter() {
             match self.claims.get(&pod.namespace, name) {
                 None => return Standing::Elsewhere,
+                Some(claim) if self.has_lost(claim, node) => return Standing::Elsewhere,
                 // Its status comes last: a node that sees the pod before it would refuse to mount.
                 Some(claim) if !volumes::is_bound(claim) || volumes::phase(claim) != "Bound" => {
                     standing = Standing::Waiting;
@@ -112,12 +113,19 @@ impl Storage {
                 Some(claim) => match self.volume_of(claim) {
                     // The claim was seen before its volume.
                     None => standing = Standing::Waiting,
-                    Some(volume) if !volumes::reaches(volume, &node.name, &node.labels) => return Standing::Elsewhere,
+                    Some(volume) if !reaches(volume, node) => return Standing::Elsewhere,
                     Some(_) => {}
                 },
             }
         }
         standing
+    }
+
+    /// Nobody makes volumes for the claim, and those that the node reaches went to others.
+    fn has_lost(&self, claim: &PersistentVolumeClaim, node: &NodeInfo) -> bool {
+        let class = volumes::class_of(claim).and_then(|class| self.classes.get("", class));
+        let is_open = volumes::volume_name(claim).is_none() && class.is_some_and(|class| !is_provisioned(class));
+        is_open && volumes::find(claim, self.volumes.all.values(), |volume| reaches(volume, node)).is_none()
     }
 
     fn volume_of(&self, claim: &PersistentVolumeClaim) -> Option<&Arc<PersistentVolume>> {
@@ -129,6 +137,14 @@ fn selected(claim: &PersistentVolumeClaim) -> Option<&str> {
     claim.metadata.annotations.as_ref()?.get(volumes::SELECTED_NODE).map(String::as_str)
 }
 
+fn is_provisioned(class: &StorageClass) -> bool {
+    class.provisioner != volumes::NO_PROVISIONER
+}
+
+fn reaches(volume: &PersistentVolume, node: &NodeInfo) -> bool {
+    volumes::reaches(volume, &node.name, &node.labels)
+}
+
 /// One claim of a pod.
 #[derive(Debug)]
 enum Need<'a> {
@@ -137,6 +153,8 @@ enum Need<'a> {
     Unbound {
         claim: &'a PersistentVolumeClaim,
         class: &'a StorageClass,
+        /// What it can have, wherever that is, the best first.
+        candidates: Vec<&'a Arc<PersistentVolume>>,
     },
 }
 
@@ -186,7 +204,10 @@ impl<'a> Needs<'a> {
         let waits =
             |class: &&Arc<StorageClass>| class.volume_binding_mode.as_deref() == Some(volumes::WAIT_FOR_FIRST_CONSUMER);
         match class.filter(waits) {
-            Some(class) if volumes::volume_name(claim).is_none() => Ok(Need::Unbound { claim, class }),
+            Some(class) if volumes::volume_name(claim).is_none() => {
+                let candidates = volumes::candidates(claim, storage.volumes.all.values());
+                Ok(Need::Unbound { claim, class, candidates })
+            }
             _ => Err("pod has unbound immediate PersistentVolumeClaims".to_owned()),
         }
     }
@@ -202,9 +223,9 @@ impl<'a> Needs<'a> {
         for need in &self.needs {
             let reason = match need {
                 Need::Bound(None) => Some(Reason::VolumeMissing),
-                Need::Bound(Some(volume)) if volumes::reaches(volume, &node.name, &node.labels) => None,
+                Need::Bound(Some(volume)) if reaches(volume, node) => None,
                 Need::Bound(Some(_)) => Some(Reason::VolumeAffinity),
-                Need::Unbound { claim, class } => self.place(claim, class, node, &mut taken),
+                Need::Unbound { claim, class, candidates } => self.place(claim, class, candidates, node, &mut taken),
             };
             if let Some(reason) = reason {
                 return vec![reason];
@@ -217,21 +238,23 @@ impl<'a> Needs<'a> {
         &self,
         claim: &PersistentVolumeClaim,
         class: &StorageClass,
+        candidates: &[&'a Arc<PersistentVolume>],
         node: &NodeInfo,
         taken: &mut HashSet<Option<&'a str>>,
     ) -> Option<Reason> {
-        // Its volume may be under way on the node that was told first.
-        if selected(claim).is_some_and(|other| other != node.name && self.snapshot.has_node(other)) {
+        // Its volume may be being made on the node that was told first. Volumes that are made by hand are free until
+        // they are bound: if another claim was faster there, this one looks elsewhere.
+        if is_provisioned(class)
+            && selected(claim).is_some_and(|other| other != node.name && self.snapshot.has_node(other))
+        {
             return Some(Reason::VolumeAffinity);
         }
-        let free =
-            self.snapshot.storage.volumes.all.values().filter(|one| !taken.contains(&one.metadata.name.as_deref()));
-        let found = volumes::find(claim, free, |volume| volumes::reaches(volume, &node.name, &node.labels));
-        if let Some(volume) = found {
+        let mut free = candidates.iter().filter(|one| !taken.contains(&one.metadata.name.as_deref()));
+        if let Some(volume) = free.find(|volume| reaches(volume, node)) {
             taken.insert(volume.metadata.name.as_deref());
             return None;
         }
-        let is_made = class.provisioner != volumes::NO_PROVISIONER && volumes::allows(class, &node.labels);
+        let is_made = is_provisioned(class) && volumes::allows(class, &node.labels);
         (!is_made).then_some(Reason::NoVolume)
     }
 }

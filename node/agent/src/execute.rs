@@ -1,6 +1,6 @@
 //! Takes the steps of plans. Nothing is decided here: a step that fails is told, and the next plan goes on.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     core::v1::{Container as Spec, Pod},
@@ -48,7 +48,8 @@ pub(crate) enum Done {
     /// Look at the runtime again.
     Changed(Kind),
     Resolved(String, ImageKind),
-    Mounted,
+    /// The volumes of these names.
+    Mounted(BTreeSet<String>),
     SandboxStopped(Kind, SandboxId),
     Stopped(Kind, ContainerId, StopReason),
     Cleaned,
@@ -107,10 +108,10 @@ impl Context {
     }
 
     async fn mount(&self, job: &Job) -> Result<Done, Fault> {
-        self.volumes.set_up(&job.pod, &self.placement(&job.seen)).await.inspect_err(|fault| {
+        let made = self.volumes.set_up(&job.pod, &self.placement(&job.seen)).await.inspect_err(|fault| {
             self.events.warning(&job.pod, None, "FailedMount", fault.message.clone());
         })?;
-        Ok(Done::Mounted)
+        Ok(Done::Mounted(made))
     }
 
     async fn create_sandbox(

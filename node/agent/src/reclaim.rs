@@ -5,7 +5,7 @@
 //! ```
 //! A node that is away finds the object, and its folder, when it is back. What failed is tried again.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::PersistentVolume;
@@ -60,7 +60,7 @@ pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
         }
         let mut left = BTreeMap::new();
         for (name, volume) in waiting {
-            if let Err(why) = reclaim(&context, &api, &name, &volume).await {
+            if let Err(why) = reclaim(&context.directories, &context.node_name, &api, &name, &volume).await {
                 context.events.volume(&volume, "VolumeFailedDelete", &why);
                 left.insert(name, volume);
             }
@@ -88,13 +88,19 @@ fn must_go(volume: &PersistentVolume, node: &str) -> bool {
     words::waits_for_its_folder(volume) && !words::is_kept(volume) && words::home(volume) == Some(node)
 }
 
+/// `noted` may be long behind: only what the API says now counts for the end of data.
 async fn reclaim(
-    context: &Context,
+    directories: &Directories,
+    node: &str,
     api: &Api<PersistentVolume>,
     name: &str,
-    volume: &PersistentVolume,
+    noted: &PersistentVolume,
 ) -> Result<(), String> {
-    let (directories, removed) = (context.directories.clone(), name.to_owned());
+    let found = api.get_opt(name).await.map_err(|error| format!("cannot read persistentvolume \"{name}\": {error}"))?;
+    let is_meant = |volume: &PersistentVolume| volume.metadata.uid == noted.metadata.uid && must_go(volume, node);
+    // If not, the watch says what is to be done.
+    let Some(volume) = found.filter(is_meant) else { return Ok(()) };
+    let (directories, removed) = (directories.clone(), name.to_owned());
     let removal = tokio::task::spawn_blocking(move || remove(&directories, &removed)).await;
     removal.map_err(|error| error.to_string()).flatten()?;
     tracing::info!(volume = name, "removed the folder of a deleted volume");
@@ -116,11 +122,12 @@ async fn reclaim(
 
 fn remove(directories: &Directories, name: &str) -> Result<(), String> {
     let folder = volumes::folder_of(directories, name)?;
-    if let Some(pod) = user(directories, &folder) {
+    let told = |error: io::Error| format!("cannot tell whether a pod still has {}: {error}", folder.display());
+    if let Some(pod) = user(directories, &folder).map_err(told)? {
         return Err(format!("pod {pod} on this node still has it"));
     }
     match std::fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(format!("cannot remove {}: {error}", folder.display()))
         }
         _ => Ok(()),
@@ -128,13 +135,30 @@ fn remove(directories: &Directories, name: &str) -> Result<(), String> {
 }
 
 /// The uid of a pod whose remains on this node lead to the folder: one that was deleted by force may still run.
-fn user(directories: &Directories, folder: &Path) -> Option<String> {
-    let pods = std::fs::read_dir(directories.pods()).ok()?;
-    let mut uids = pods.flatten().filter_map(|pod| pod.file_name().into_string().ok());
-    uids.find(|uid| {
-        let links = std::fs::read_dir(directories.volumes(uid)).ok().into_iter().flatten().flatten();
-        links.into_iter().any(|link| std::fs::read_link(link.path()).is_ok_and(|target| target == folder))
-    })
+/// What cannot be read may be one.
+fn user(directories: &Directories, folder: &Path) -> io::Result<Option<String>> {
+    let Some(folder) = present(std::fs::canonicalize(folder))? else { return Ok(None) };
+    let Some(pods) = present(std::fs::read_dir(directories.pods()))? else { return Ok(None) };
+    for pod in pods {
+        let uid = pod?.file_name().into_string().map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))?;
+        let Some(volumes) = present(std::fs::read_dir(directories.volumes(&uid)))? else { continue };
+        for volume in volumes {
+            let target = present(std::fs::canonicalize(volume?.path()))?;
+            if target.is_some_and(|target| target.starts_with(&folder)) {
+                return Ok(Some(uid));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Only what is not there counts as absent.
+fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -144,22 +168,96 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::testing::canned::Canned;
+
+    fn volume(deleted: bool, finalizers: &[&str], policy: &str, node: &str) -> PersistentVolume {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "v", "uid": "u", "finalizers": finalizers, "labels": { words::NODE_LABEL: node },
+                "deletionTimestamp": deleted.then_some("2026-01-01T00:00:00Z"),
+            },
+            "spec": {
+                "persistentVolumeReclaimPolicy": policy,
+                "csi": { "driver": words::PROVISIONER, "volumeHandle": "v" },
+            },
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_api_is_asked_before_anything_goes() {
+        const PATH: &str = "/api/v1/persistentvolumes/v";
+        let node = tempfile::tempdir().unwrap();
+        let directories = Directories::new(node.path());
+        let folder = directories.persistent().join("v");
+        std::fs::create_dir_all(&folder).unwrap();
+        let finalizers = [words::FOLDER_FINALIZER];
+        let noted = volume(true, &finalizers, "Delete", "n1");
+        let meanwhile = |change: &dyn Fn(&mut PersistentVolume)| {
+            let mut changed = noted.clone();
+            change(&mut changed);
+            (200, serde_json::to_value(changed).unwrap())
+        };
+        let status = |code: u16, reason: &str| {
+            (code, json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": code }))
+        };
+        let cases = [
+            ("retained", meanwhile(&|changed| *changed = volume(true, &finalizers, "Retain", "n1")), true),
+            ("made anew", meanwhile(&|volume| volume.metadata.uid = Some("other".to_owned())), true),
+            (
+                "in use",
+                meanwhile(&|volume| {
+                    volume.metadata.finalizers.as_mut().unwrap().push(words::VOLUME_PROTECTION.to_owned())
+                }),
+                true,
+            ),
+            ("gone", status(404, "NotFound"), true),
+            ("unknown", status(503, "ServiceUnavailable"), false),
+            ("not to be seen", status(403, "Forbidden"), false),
+        ];
+        for (case, (code, body), is_settled) in cases {
+            let api = Canned::default();
+            api.answer(PATH, code, body);
+            let done = reclaim(&directories, "n1", &Api::all(api.client()), "v", &noted).await;
+            assert_eq!(done.is_ok(), is_settled, "{case}: {done:?}");
+            assert!(folder.exists(), "{case}");
+            assert_eq!(api.asked(), [format!("GET {PATH}")], "{case}");
+        }
+        let (code, body) = meanwhile(&|_| ());
+        let api = Canned::default();
+        api.answer(PATH, code, body);
+        assert_eq!(reclaim(&directories, "n1", &Api::all(api.client()), "v", &noted).await, Ok(()));
+        assert!(!folder.exists());
+        assert_eq!(api.asked(), [format!("GET {PATH}"), format!("PATCH {PATH}")]);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_into_may_use_the_folder() {
+        let node = tempfile::tempdir().unwrap();
+        let directories = Directories::new(node.path());
+        let folder = directories.persistent().join("v");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(directories.pod("uid")).unwrap();
+        // Not a folder: reading it fails, and not because nothing is there.
+        std::fs::write(directories.volumes("uid"), "").unwrap();
+        assert!(remove(&directories, "v").unwrap_err().contains("cannot tell"));
+        std::fs::remove_file(directories.volumes("uid")).unwrap();
+        std::fs::create_dir_all(directories.volumes("uid")).unwrap();
+        // The same folder by another path, and what is in it.
+        symlink(node.path(), node.path().join("alias")).unwrap();
+        let link = directories.volumes("uid").join("data");
+        for target in ["alias/volumes/v", "alias/pods/../volumes/v"] {
+            symlink(node.path().join(target), &link).unwrap();
+            assert_eq!(remove(&directories, "v"), Err("pod uid on this node still has it".to_owned()), "{target}");
+            std::fs::remove_file(&link).unwrap();
+        }
+        symlink("/nowhere/at/all", &link).unwrap();
+        assert_eq!(remove(&directories, "v"), Ok(()), "a link to nothing uses nothing");
+        assert!(!folder.exists());
+    }
 
     #[test]
     fn only_what_is_deleted_unused_and_here_goes() {
-        let volume = |deleted: bool, finalizers: &[&str], policy: &str, node: &str| -> PersistentVolume {
-            serde_json::from_value(json!({
-                "metadata": {
-                    "name": "v", "finalizers": finalizers, "labels": { words::NODE_LABEL: node },
-                    "deletionTimestamp": deleted.then_some("2026-01-01T00:00:00Z"),
-                },
-                "spec": {
-                    "persistentVolumeReclaimPolicy": policy,
-                    "csi": { "driver": words::PROVISIONER, "volumeHandle": "v" },
-                },
-            }))
-            .unwrap()
-        };
         let folder = [words::FOLDER_FINALIZER];
         let both = [words::FOLDER_FINALIZER, words::VOLUME_PROTECTION];
         assert!(must_go(&volume(true, &folder, "Delete", "n1"), "n1"));

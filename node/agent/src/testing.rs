@@ -1,6 +1,7 @@
 //! Pods and observations in few words, for the tests of decisions.
 
 pub(crate) mod api;
+pub(crate) mod canned;
 pub(crate) mod node;
 
 use std::net::Ipv4Addr;

@@ -17,6 +17,7 @@ mod sub_path;
 mod token;
 
 use std::{
+    collections::BTreeSet,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -67,8 +68,8 @@ impl Volumes {
         Volumes { directories, objects, tokens: token::Tokens::new(client), claims, clock }
     }
 
-    /// Makes every volume that a container of the pod mounts.
-    pub(crate) async fn set_up(&self, pod: &Pod, place: &Placement<'_>) -> Result<(), Fault> {
+    /// Makes every volume that a container of the pod mounts, and gives their names.
+    pub(crate) async fn set_up(&self, pod: &Pod, place: &Placement<'_>) -> Result<BTreeSet<String>, Fault> {
         let folder = self.directories.pod(pod::uid(pod));
         make_folder(&folder, POD_FOLDER_MODE).map_err(|error| Fault::new("FailedMount", error))?;
         for volume in used(pod) {
@@ -77,7 +78,7 @@ impl Volumes {
                 Fault::new("FailedMount", message)
             })?;
         }
-        Ok(())
+        Ok(used(pod).map(|volume| volume.name.clone()).collect())
     }
 
     /// Brings volumes made of objects and tokens up to date; the first problem is told, the others are still tried.
@@ -197,6 +198,11 @@ fn used(pod: &Pod) -> impl Iterator<Item = &Volume> {
         pod::all_containers(pod)
             .any(|(_, container)| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
     })
+}
+
+/// Whether every volume that any container mounts is among those that were made. An ephemeral container may bring more.
+pub(crate) fn are_made(pod: &Pod, made: &BTreeSet<String>) -> bool {
+    used(pod).all(|volume| made.contains(&volume.name))
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), String> {

@@ -4,7 +4,7 @@
 //! disk too, or only saves time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -32,6 +32,7 @@ use crate::{
     probes::ProbeSet,
     report::{differs, merged},
     status::{PULL_ERROR_SHOWN_SECONDS, pod_status},
+    volumes,
 };
 
 /// Volumes made of objects follow them within this time, and half as much again so that pods don't go together.
@@ -67,6 +68,8 @@ pub(crate) struct Worker {
     api: Arc<Pod>,
     status: Option<PodStatus>,
     seen: Observed,
+    /// The names of the volumes that were made.
+    mounted: Option<BTreeSet<String>>,
     tasks: JoinSet<Outcome>,
     subjects: HashMap<Id, Option<Subject>>,
     handles: BTreeMap<Subject, AbortHandle>,
@@ -109,6 +112,7 @@ impl Worker {
             first_seen: Instant::now(),
             started: false,
             status: None,
+            mounted: None,
             tasks: JoinSet::new(),
             subjects: HashMap::new(),
             handles: BTreeMap::new(),
@@ -186,6 +190,7 @@ impl Worker {
         }
         self.read_last_words(&pod);
         let pod = Arc::new(pod);
+        self.seen.volumes_ready = self.mounted.as_ref().is_some_and(|made| volumes::are_made(&pod, made));
         self.probes.follow(&pod, &self.seen);
         let plan = plan_pod(&pod, &self.seen, self.probes.states(), now);
         if plan.done {
@@ -297,7 +302,7 @@ impl Worker {
             Done::Nothing => {}
             Done::Changed(kind) => self.look_again(kind),
             Done::Resolved(name, kind) => drop(self.seen.images.insert(name, kind)),
-            Done::Mounted => self.seen.volumes_ready = true,
+            Done::Mounted(made) => self.mounted = Some(made),
             Done::SandboxStopped(kind, id) => {
                 self.seen.stopped.insert(id);
                 self.look_again(kind);

@@ -131,28 +131,40 @@ pub fn mismatch(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Opt
     }
 }
 
-/// The volume for a claim that names none: one that is promised to it, else the smallest that is free, has what the
-/// claim asks for and is where `reaches` says.
+/// The volume for a claim that names none: the first candidate that is where `reaches` says.
 pub fn find<'a, V: AsRef<PersistentVolume>>(
     claim: &PersistentVolumeClaim,
     volumes: impl Iterator<Item = &'a V>,
     reaches: impl Fn(&PersistentVolume) -> bool,
 ) -> Option<&'a V> {
+    candidates(claim, volumes).into_iter().find(|volume| reaches((*volume).as_ref()))
+}
+
+/// The volumes that a claim that names none can have, wherever they are, the best first: those that are promised to
+/// it, then those that are free and have what it asks for by their size.
+pub fn candidates<'a, V: AsRef<PersistentVolume>>(
+    claim: &PersistentVolumeClaim,
+    volumes: impl Iterator<Item = &'a V>,
+) -> Vec<&'a V> {
     let selector = claim_spec(claim).and_then(|spec| spec.selector.clone());
     let selector = match selector.map(Selector::try_from) {
         None => None,
         Some(Ok(selector)) => Some(selector),
-        Some(Err(_)) => return None,
+        Some(Err(_)) => return Vec::new(),
     };
     let none = BTreeMap::new();
-    let mut best: Option<(Quantity, &str, &V)> = None;
+    let mut found: Vec<(bool, Quantity, &str, &V)> = Vec::new();
     for one in volumes {
         let volume = one.as_ref();
-        if volume.metadata.deletion_timestamp.is_some() || mismatch(claim, volume).is_some() || !reaches(volume) {
+        if volume.metadata.deletion_timestamp.is_some() || mismatch(claim, volume).is_some() {
             continue;
         }
+        let (size, name) = (capacity(volume), volume.metadata.name.as_deref().unwrap_or_default());
         match promised(volume, claim) {
-            Promise::This => return Some(one),
+            Promise::This => {
+                found.push((false, size, name, one));
+                continue;
+            }
             Promise::Other => continue,
             Promise::Nobody => {}
         }
@@ -164,12 +176,10 @@ pub fn find<'a, V: AsRef<PersistentVolume>>(
         if matches!(phase, Some("Released" | "Failed")) {
             continue;
         }
-        let (size, name) = (capacity(volume), volume.metadata.name.as_deref().unwrap_or_default());
-        if best.as_ref().is_none_or(|(least, first, _)| (&size, name) < (least, first)) {
-            best = Some((size, name, one));
-        }
+        found.push((true, size, name, one));
     }
-    best.map(|(_, _, volume)| volume)
+    found.sort_by(|(free, size, name, _), (other, least, first, _)| (free, size, name).cmp(&(other, least, first)));
+    found.into_iter().map(|(_, _, _, volume)| volume).collect()
 }
 
 fn terms(volume: &PersistentVolume) -> Option<&[NodeSelectorTerm]> {
@@ -271,6 +281,10 @@ mod tests {
         let volumes = [volume("small", "1Gi", ""), volume("mine", "5Gi", &promise("c"))];
         check(SMALL, &volumes, Some("mine"));
         check(SMALL, &[volume("other", "1Gi", &promise("d"))], None);
+        let volumes = [volume("b", "2Gi", ""), volume("a", "2Gi", ""), volume("mine", "5Gi", &promise("c"))];
+        let found: Vec<_> = candidates(&claim(SMALL), volumes.iter());
+        let names: Vec<_> = found.iter().filter_map(|volume| volume.metadata.name.as_deref()).collect();
+        assert_eq!(names, ["mine", "a", "b"], "the best first");
         let before = ", claimRef: {name: c, namespace: ns, uid: earlier}";
         check(SMALL, &[volume("released", "1Gi", before)], None);
     }

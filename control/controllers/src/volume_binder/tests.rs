@@ -223,3 +223,25 @@ fn a_claim_that_nobody_serves_says_so() {
     "#]],
     );
 }
+
+#[test]
+fn a_node_that_appears_wakes_the_claims_that_were_told_it() {
+    let cache = Cache::default();
+    let told = |name: &str, node: &str, phase: &str| {
+        claim(|claim| {
+            claim["metadata"]["name"] = name.into();
+            claim["metadata"]["annotations"] = json!({ volumes::SELECTED_NODE: node });
+            claim["status"]["phase"] = phase.into();
+        })
+    };
+    for claim in [told("waits", "n1", "Pending"), told("has", "n1", BOUND), told("other", "n2", "Pending")] {
+        cache.claims.apply(claim);
+    }
+    let wakes = |node: &Node| VolumeBinder.wakes(&cache, &Change::Node(cache.nodes.apply(node.clone())));
+    let mut node = node().unwrap().as_ref().clone();
+    assert_eq!(wakes(&node), [Key::new("ns", "waits")]);
+    assert_eq!(wakes(&node), [], "its heartbeat");
+    node.metadata.labels.get_or_insert_default().insert("zone".to_owned(), "z".to_owned());
+    assert_eq!(wakes(&node), [Key::new("ns", "waits")], "its labels");
+    assert_eq!(VolumeBinder.wakes(&cache, &Change::Node(cache.nodes.remove(&node))), []);
+}

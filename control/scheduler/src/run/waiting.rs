@@ -103,7 +103,7 @@ impl Scheduler {
             }
             Standing::Waiting => self.waiting.insert(held, deadline),
             Standing::Elsewhere => {
-                self.give_back(&held, "binding volumes: a claim is bound to a volume of another node".to_owned());
+                self.give_back(&held, "binding volumes: the volume of a claim is not on the chosen node".to_owned());
             }
         }
     }

@@ -137,6 +137,34 @@ fn a_pod_is_bound_after_its_claims() {
     assert_eq!(standing(&snapshot), Standing::Elsewhere);
 }
 
+/// The volume with its promise to a claim.
+fn promised(mut volume: PersistentVolume, claim: &str) -> PersistentVolume {
+    volume.spec.as_mut().unwrap().claim_ref = Some(read(json!({ "namespace": "ns", "name": claim })));
+    volume
+}
+
+#[test]
+fn a_pod_whose_volume_went_to_another_looks_on_other_nodes() {
+    let mut snapshot = cluster();
+    let told = || json!({ volumes::SELECTED_NODE: "n1" });
+    for event in [claim("c1", "by-hand", "", told()), claim("c2", "by-hand", "", told())] {
+        snapshot.storage.claims.take(Event::Apply(event));
+    }
+    let on = |name: &str, node: &str| volume(name, "by-hand", node);
+    let (pod, node) = (pod("p2", &["c2"]), snapshot.node("n1").cloned().unwrap());
+    snapshot.storage.volumes.take(Event::Apply(on("pv-a", "n1")));
+    assert_eq!(snapshot.storage.standing(&pod, &node), Standing::Waiting, "it may get it");
+    snapshot.storage.volumes.take(Event::Apply(promised(on("pv-a", "n1"), "c2")));
+    assert_eq!(snapshot.storage.standing(&pod, &node), Standing::Waiting, "it gets it");
+    snapshot.storage.volumes.take(Event::Apply(promised(on("pv-a", "n1"), "c1")));
+    assert_eq!(snapshot.storage.standing(&pod, &node), Standing::Elsewhere);
+    assert!(place(&snapshot, &["c2"]).contains("2 node(s) didn't find available"), "there is none");
+    snapshot.storage.volumes.take(Event::Apply(on("pv-b", "n2")));
+    assert_eq!(place(&snapshot, &["c2"]), "n2", "whatever the claim was told before");
+    assert_eq!(snapshot.storage.to_select(&pod, "n2"), ["c2"], "and it is told anew");
+    assert_eq!(snapshot.storage.standing(&pod, snapshot.node("n2").unwrap()), Standing::Waiting);
+}
+
 #[test]
 fn a_list_says_what_is_gone() {
     let mut storage = Storage::default();

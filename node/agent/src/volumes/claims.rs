@@ -57,15 +57,16 @@ impl Claims {
             Err(Trouble::Unknown(_)) if known.is_some() => return Ok(()),
             Err(Trouble::Unknown(why) | Trouble::Refused(why)) => return Err(why),
         };
+        // What was set up before is in use, and its files are those of the pod.
+        if known.as_ref() == Some(&place.path) {
+            return Ok(());
+        }
         let security = pod::spec(pod).and_then(|spec| spec.security_context.as_ref());
         if let Some(wanted) = security.and_then(|security| security.fs_group).filter(|_| place.grouped) {
             let lazily = security.and_then(|security| security.fs_group_change_policy.as_deref());
             let (path, lazily) = (place.path.clone(), lazily == Some("OnRootMismatch"));
             let given = tokio::task::spawn_blocking(move || group::give(&path, wanted, lazily)).await;
             given.map_err(|error| error.to_string()).flatten().map_err(|why| format!("cannot set fsGroup: {why}"))?;
-        }
-        if known.as_ref() == Some(&place.path) {
-            return Ok(());
         }
         lead(link, &place.path).map_err(|error| format!("cannot link {}: {error}", link.display()))
     }
@@ -158,9 +159,11 @@ pub(crate) fn folder_of(directories: &Directories, volume: &str) -> Result<PathB
     Ok(directories.persistent().join(volume))
 }
 
+/// Only that the object is not there, or not this node's to read, is the API's word; all else is trouble of its own.
 fn unknown(kind: &str, name: &str, error: &kube::Error) -> Trouble {
     let why = format!("cannot read {kind} \"{name}\": {error}");
-    if matches!(error, kube::Error::Api(_)) { Trouble::Refused(why) } else { Trouble::Unknown(why) }
+    let refused = matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404));
+    if refused { Trouble::Refused(why) } else { Trouble::Unknown(why) }
 }
 
 fn local(source: &LocalVolumeSource) -> Result<Place, String> {
@@ -188,3 +191,6 @@ fn lead(link: &Path, target: &Path) -> std::io::Result<()> {
     symlink(target, &next)?;
     std::fs::rename(&next, link)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
-use k8s_openapi::api::core::v1::{ConfigMapEnvSource, EnvFromSource, Probe};
+use k8s_openapi::api::core::v1::{
+    ConfigMapEnvSource, EmptyDirVolumeSource, EnvFromSource, EphemeralContainer, Probe, Volume, VolumeMount,
+};
 use tandem_runtime::{Act, ContainerId, ExecOutput, Network, Program, Runtime, Sandbox};
 
 use super::*;
@@ -228,6 +230,33 @@ async fn a_notice_becomes_an_event_of_the_pod() {
     agent.end().await;
 }
 
+#[tokio::test]
+async fn an_ephemeral_container_gets_a_volume_that_no_other_mounts() {
+    let node = node().await;
+    node.offer("debugger", Program::waits());
+    node.api.put_pod(with_spec(fresh(&["a"]), |spec| {
+        let scratch = EmptyDirVolumeSource::default();
+        let volume = Volume { name: "scratch".to_owned(), empty_dir: Some(scratch), ..Volume::default() };
+        spec.volumes = Some(vec![volume]);
+    }));
+    let agent = node.start();
+    node.until_pod("a ready pod", is_ready).await;
+    let folder = agent.context.directories.volumes("uid-1").join("scratch");
+    assert!(!folder.exists(), "nobody mounts it yet");
+    node.api.change_pod("web", |pod| {
+        let mount = VolumeMount { name: "scratch".to_owned(), mount_path: "/s".to_owned(), ..VolumeMount::default() };
+        let added = EphemeralContainer { volume_mounts: Some(vec![mount]), ..crate::testing::added("debugger", "") };
+        pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![added]);
+    });
+    let runs = |node: &TestNode| {
+        let sandboxes = node.sandboxes();
+        sandboxes.iter().flat_map(|sandbox| &sandbox.containers).any(|container| container.name == "debugger")
+    };
+    node.until("the debugger", runs).await;
+    assert!(folder.is_dir());
+    agent.end().await;
+}
+
 /// Takes one step at a time and forgets everything after step `forget`: what is left must still come to its end.
 async fn converges(pod: Pod, forget: usize, node: &TestNode) -> (usize, Vec<Sandbox>) {
     let context = node.context();
@@ -246,7 +275,7 @@ async fn converges(pod: Pod, forget: usize, node: &TestNode) -> (usize, Vec<Sand
         let Some(step) = plan.steps.first() else { return (taken, node.sandboxes()) };
         let job = Job { pod: pod.clone(), seen: Arc::new(seen.clone()) };
         match context.execute(step, &job).await.unwrap() {
-            Done::Mounted => seen.volumes_ready = true,
+            Done::Mounted(_) => seen.volumes_ready = true,
             Done::Resolved(name, kind) => drop(seen.images.insert(name, kind)),
             Done::SandboxStopped(_, id) => drop(seen.stopped.insert(id)),
             Done::Cleaned => seen.cleaned = true,
