@@ -187,7 +187,7 @@ pub(crate) struct Client {
 }
 
 /// Makes of a client's request the one that a backend gets. `upgrade` is what its connection shall become.
-pub(crate) fn prepare<B>(
+pub(crate) fn prepare<B: http_body::Body>(
     request: Request<B>,
     asked: &Asked,
     client: Client,
@@ -228,6 +228,11 @@ pub(crate) fn prepare<B>(
         Protocol::Http1 => Version::HTTP_11,
         Protocol::Http2 => Version::HTTP_2,
     };
+    // Without this, hyper takes a GET whose body has no known length for one without a body.
+    if protocol == Protocol::Http1 && !body.is_end_stream() && body.size_hint().exact().is_none() {
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if let Some(to) = upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, to.clone());
@@ -318,7 +323,8 @@ mod tests {
         let (parts, ()) = request.into_parts();
         let asked = asked(&parts).unwrap_or_else(|refusal| panic!("{}", refusal.status));
         let client = Client { address: "192.0.2.7".parse().unwrap(), scheme: "https" };
-        let sent = prepare(Request::from_parts(parts, ()), &asked, client, protocol, upgrade.as_ref());
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let sent = prepare(Request::from_parts(parts, body), &asked, client, protocol, upgrade.as_ref());
         let sent = sent.unwrap_or_else(|refusal| panic!("{}", refusal.status));
         let mut lines: Vec<String> =
             sent.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
