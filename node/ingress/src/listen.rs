@@ -26,7 +26,7 @@ use crate::{
 
 /// Connections of clients on one port, where the process may have files enough, and of one address among them.
 const CONNECTIONS_MAX: usize = 10_000;
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 1_000;
+const CONNECTIONS_PER_ADDRESS_MAX: usize = if cfg!(test) { 50 } else { 1_000 };
 /// What a failing accept waits before the next one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests may take that still run at shutdown.

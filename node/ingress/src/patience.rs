@@ -1,6 +1,7 @@
 //! How long a client may take: for its first request, for the rest of one, between two, and to read what it asked for.
 
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
@@ -14,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -42,10 +44,9 @@ pub(crate) struct Activity {
     begun: AtomicU64,
     /// HTTP/2, where bytes between requests are no head that has begun.
     multiplexed: AtomicBool,
-    /// Answers of which more is there than the client takes.
-    blocked: AtomicUsize,
-    /// When the client last took something of an answer.
-    taken: Moment,
+    /// Requests of whose answer more is there than the client takes, and when it last took something of it: what it
+    /// takes of one says nothing about another.
+    blocked: Mutex<HashMap<u64, Instant>>,
 }
 
 /// A point in time that threads share.
@@ -76,34 +77,34 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct Running {
     activity: Arc<Activity>,
+    number: u64,
     blocked: bool,
 }
 
 impl Activity {
     pub(crate) fn begin(self: &Arc<Self>, multiplexed: bool) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
         if multiplexed {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
-        Running { activity: self.clone(), blocked: false }
+        Running { activity: self.clone(), number, blocked: false }
     }
 
-    /// Whether there is something for the client that it has not taken for so long. Over HTTP/2 it says itself how much
+    /// Whether there is something of an answer for the client that it has not taken for so long. Over HTTP/2 it says itself how much
     /// it takes, and nothing is written that could stall.
     fn is_stalled(&self, time: Duration) -> bool {
-        self.blocked.load(Ordering::Relaxed) > 0 && self.taken.get().elapsed() >= time
+        self.blocked.lock().values().any(|since| since.elapsed() >= time)
     }
 }
 
 impl Running {
     /// Says whether the client has to take what is there before more of the answer is asked for.
     pub(crate) fn set_blocked(&mut self, blocked: bool) {
-        self.activity.taken.set_now();
         match (self.blocked, blocked) {
-            (false, true) => drop(self.activity.blocked.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(self.activity.blocked.fetch_sub(1, Ordering::Relaxed)),
-            _ => {}
+            (_, true) => drop(self.activity.blocked.lock().insert(self.number, Instant::now())),
+            (true, false) => drop(self.activity.blocked.lock().remove(&self.number)),
+            (false, false) => {}
         }
         self.blocked = blocked;
     }
@@ -405,8 +406,14 @@ mod tests {
         running.set_blocked(true);
         running.set_blocked(false);
         assert!(tokio::time::timeout(LONG * 3, patient.read_u8()).await.is_err(), "the backend is waited for");
+        let begun = Instant::now();
         running.set_blocked(true);
-        assert!(waits(&mut patient).await >= LONG / 2);
+        // That it takes all of another answer does not help.
+        let mut other = activity.begin(true);
+        other.set_blocked(true);
+        drop(other);
+        waits(&mut patient).await;
+        assert!(begun.elapsed() >= LONG);
     }
 
     #[tokio::test]

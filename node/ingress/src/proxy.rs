@@ -204,6 +204,7 @@ impl Sent<'_> {
         let turns = self.addresses.iter().cycle().skip(first).take(ATTEMPTS_MAX);
         let mut fresh = repeat.is_none();
         let mut why = None;
+        let mut full = false;
         for address in turns {
             if why.is_some() {
                 self.proxy.metrics.retried();
@@ -211,6 +212,7 @@ impl Sent<'_> {
             let mut lent = match self.proxy.pool.lend(*address, self.protocol, fresh).await {
                 Ok(lent) => lent,
                 Err(error) => {
+                    full |= error.kind() == std::io::ErrorKind::QuotaExceeded;
                     why = Some(error.to_string());
                     continue;
                 }
@@ -239,6 +241,10 @@ impl Sent<'_> {
             }
         }
         tracing::debug!(why, "no endpoint takes the request");
+        if full {
+            let why = "the endpoints of the backend have as many requests as they take";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+        }
         Err(Refusal::new(StatusCode::BAD_GATEWAY, "no endpoint of the backend takes the connection"))
     }
 

@@ -24,7 +24,7 @@ use rustls::{
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
     time::timeout,
 };
@@ -33,6 +33,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     Metrics, certificates,
     listen::{self, Scheme},
+    pool,
     proxy::Proxy,
     routes::{self, Backend, Protocol, Reach, Snapshot, Table},
 };
@@ -188,6 +189,13 @@ async fn nothing_is_smuggled() {
     }
 }
 
+/// An address that refuses connections for as long as the socket is held, which nobody else can have meanwhile.
+fn closed() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap(), socket)
+}
+
 #[tokio::test]
 async fn refusals_are_told_shortly() {
     let check = async |serving: &Serving, target: &str, expected: &str| {
@@ -202,9 +210,7 @@ async fn refusals_are_told_shortly() {
     check(&nowhere, "/", "503 why\n").await;
     nowhere.publish.send_replace(Arc::new(Table::empty(certificates::self_signed().unwrap())));
     check(&nowhere, "/", "404 no Ingress has this host and path\n").await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = listener.local_addr().unwrap();
-    drop(listener);
+    let (closed, _held) = closed();
     check(&proxy_to(&[closed]).await, "/", "502 no endpoint of the backend takes the connection\n").await;
     let (hangs_up, _seen) = scripted("").await;
     let large = format!("/{}", "x".repeat(70_000));
@@ -216,9 +222,7 @@ async fn refusals_are_told_shortly() {
 
 #[tokio::test]
 async fn an_endpoint_that_refuses_connections_costs_no_request() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = listener.local_addr().unwrap();
-    drop(listener);
+    let (closed, _held) = closed();
     let (backend, seen) = scripted(OK).await;
     let serving = proxy_to(&[closed, backend]).await;
     for method in ["GET", "POST"] {
@@ -287,13 +291,30 @@ async fn an_upgraded_connection_carries_bytes_both_ways() {
     }
 }
 
+/// Searches are GETs with a body to some servers.
+#[tokio::test]
+async fn a_body_of_unknown_length_is_passed_on_whatever_the_method() {
+    let (backend, seen) = scripted(OK).await;
+    let serving = proxy_to(&[backend]).await;
+    for method in ["GET", "DELETE", "POST"] {
+        let sent =
+            format!("{method} / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n");
+        let answer = converse(serving.address, &sent, "\r\n\r\nok").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    for request in seen.borrow().iter() {
+        assert!(request.contains("transfer-encoding: chunked\r\n") && request.contains("\r\nquery\r\n"), "{request}");
+    }
+    assert_eq!(seen.borrow().len(), 3);
+}
+
 /// An HTTP/2 server without TLS that answers each frame of a body with one, and ends with trailers, as gRPC does.
-async fn echo_h2(streams: Arc<AtomicUsize>) -> SocketAddr {
+async fn echo_h2(connections: Arc<AtomicUsize>, streams_max: u32) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            streams.fetch_add(1, Ordering::SeqCst);
+            connections.fetch_add(1, Ordering::SeqCst);
             let service = service_fn(|request: Request<Incoming>| async move {
                 assert_eq!(request.headers()["te"], "trailers");
                 let frames = futures::stream::unfold(Some(request.into_body()), |body| async {
@@ -308,7 +329,8 @@ async fn echo_h2(streams: Arc<AtomicUsize>) -> SocketAddr {
                 });
                 Ok::<_, hyper::Error>(Response::new(StreamBody::new(frames)))
             });
-            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(streams_max);
             tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
         }
     });
@@ -318,7 +340,7 @@ async fn echo_h2(streams: Arc<AtomicUsize>) -> SocketAddr {
 #[tokio::test]
 async fn streams_go_both_ways_at_once_over_http2_with_trailers() {
     let connections = Arc::new(AtomicUsize::new(0));
-    let backend = echo_h2(connections.clone()).await;
+    let backend = echo_h2(connections.clone(), 200).await;
     let serving = proxy(Reach::Endpoints(vec![backend], Protocol::Http2), true).await;
     let stream = tls(serving.address, "a.test", &["h2"]).await;
     let (mut send, connection) =
@@ -340,6 +362,67 @@ async fn streams_go_both_ways_at_once_over_http2_with_trailers() {
         assert_eq!(trailers["grpc-status"], "0");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 1, "streams share a connection");
+}
+
+/// Streams that last neither keep others waiting, where a server takes few on a connection, nor open connections
+/// without end.
+#[tokio::test]
+async fn streams_that_last_have_as_many_connections_as_they_need_up_to_a_bound() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let backend = echo_h2(connections.clone(), 2).await;
+    let serving = proxy(Reach::Endpoints(vec![backend], Protocol::Http2), true).await;
+    let stream = tls(serving.address, "a.test", &["h2"]).await;
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut lasting = Vec::new();
+    let mut ask = async || {
+        let (upload, body) = futures::channel::mpsc::channel::<Result<http_body::Frame<Bytes>, hyper::Error>>(1);
+        let request = Request::post("https://a.test/x").header("te", "trailers").body(StreamBody::new(body)).unwrap();
+        let answer = timeout(DEADLINE, send.send_request(request)).await.unwrap().unwrap();
+        (answer.status(), upload, answer)
+    };
+    let bound = 2 * pool::SHARED_PER_ADDRESS_MAX;
+    for count in 1..=bound {
+        let answer = ask().await;
+        assert_eq!(answer.0, StatusCode::OK);
+        lasting.push(answer);
+        assert_eq!(connections.load(Ordering::SeqCst), count.div_ceil(2));
+    }
+    assert_eq!(ask().await.0, StatusCode::SERVICE_UNAVAILABLE);
+    lasting.pop();
+    let again = timeout(DEADLINE, async { while ask().await.0 != StatusCode::OK {} }).await;
+    assert!(again.is_ok(), "there is room again");
+    assert_eq!(connections.load(Ordering::SeqCst), pool::SHARED_PER_ADDRESS_MAX);
+}
+
+/// Answers that nobody reads leave room for others on the connection to their backend.
+#[tokio::test]
+async fn answers_that_are_not_read_do_not_stall_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let size = if request.uri().path() == "/large" { 64 << 20 } else { 2 };
+                Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(vec![b'x'; size]))))
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let serving = proxy(Reach::Endpoints(vec![backend], Protocol::Http2), false).await;
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(serving.address).await.unwrap();
+        stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
+        unread.push(stream);
+    }
+    for _ in 0..20 {
+        let answer = converse(serving.address, "GET /small HTTP/1.1\r\nHost: a\r\n\r\n", "\r\n\r\nxx").await;
+        assert!(answer.ends_with("xx"), "{answer}");
+    }
 }
 
 /// Trusts everybody; says what it was shown.
@@ -444,21 +527,35 @@ async fn an_upload_waits_for_its_backend() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = listener.local_addr().unwrap();
     let serving = proxy_to(&[backend]).await;
-    let stream = TcpStream::connect(serving.address).await.unwrap();
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let large = Bytes::from(vec![b'x'; 64 << 20]);
-    let request = Request::post("/").header("host", "a").body(Full::new(large)).unwrap();
-    let sending = tokio::spawn(async move { send.send_request(request).await });
+    let (mut reader, mut writer) = TcpStream::connect(serving.address).await.unwrap().into_split();
+    let size = 256 << 20;
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
+    writer.write_all(head.as_bytes()).await.unwrap();
+    let part = vec![b'x'; 1 << 20];
+    let mut sent = 0;
+    // Nothing more is taken once all buffers are full.
+    while let Ok(written) = timeout(Duration::from_secs(1), writer.write(&part)).await {
+        sent += written.unwrap();
+        assert!(sent < size / 2, "{sent} bytes were taken that nobody has read");
+    }
+    let sending = tokio::spawn(async move {
+        while sent < size {
+            sent += writer.write(&part[..part.len().min(size - sent)]).await.unwrap();
+        }
+        writer
+    });
     let (mut stream, _) = listener.accept().await.unwrap();
-    read_until(&mut stream, "\r\n\r\n").await;
-    assert!(!sending.is_finished(), "nobody has read the body");
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    let mut taken = head.len() - head.find("\r\n\r\n").unwrap() - 4;
     let mut buffer = vec![0; 1 << 20];
-    let mut left = 62 << 20;
-    while left > 0 {
-        left -= left.min(timeout(DEADLINE, stream.read(&mut buffer)).await.unwrap().unwrap());
+    while taken < size {
+        let count = timeout(DEADLINE, stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(count > 0, "the body ended after {taken} bytes");
+        taken += count;
     }
     stream.write_all(OK.as_bytes()).await.unwrap();
-    let answer = timeout(DEADLINE, sending).await.unwrap().unwrap();
-    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    let mut answer = [0; 12];
+    timeout(DEADLINE, reader.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    drop(timeout(DEADLINE, sending).await.unwrap().unwrap());
 }
