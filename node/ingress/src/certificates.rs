@@ -44,6 +44,15 @@ pub(crate) struct Certificate {
     pub(crate) names: Vec<String>,
 }
 
+impl Certificate {
+    /// Whether the host, which may be a wildcard itself, is among its names.
+    pub(crate) fn is_for(&self, host: &str) -> bool {
+        let covers =
+            |name: &str| name == host || name.strip_prefix("*.").is_some_and(|rest| routes::parent(host) == Some(rest));
+        self.names.iter().any(|name| covers(name))
+    }
+}
+
 /// The certificate in a Secret of type `kubernetes.io/tls`.
 pub(crate) fn of_secret(secret: &Secret) -> Result<Certificate, Unusable> {
     let kind = secret.type_.as_deref().unwrap_or_default();

@@ -29,7 +29,7 @@ use rustls::sign::CertifiedKey;
 use tandem_client::events::{self, Note, Recorder, Severity};
 use tokio::{
     sync::watch,
-    time::{sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::StreamMap;
 use tokio_util::sync::CancellationToken;
@@ -42,8 +42,11 @@ use crate::{
 
 /// Changes that come this close together become one table.
 const SETTLE: Duration = Duration::from_millis(10);
-/// Secrets that are watched; Ingresses beyond get the default certificate.
-const SECRETS_MAX: usize = 512;
+/// What replaces a Secret by deletion and creation does both within this time.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Certificates that are shown until new ones are known.
+const FORMER_MAX: usize = 512;
 
 /// What is told of a Secret.
 enum Told {
@@ -63,8 +66,13 @@ struct Follower {
     /// Secrets of which nothing was told yet.
     awaited: BTreeSet<Name>,
     certificates: BTreeMap<Name, Arc<Certificate>>,
+    /// Secrets that are gone, and until when their certificate is still shown.
+    leaving: BTreeMap<Name, Instant>,
+    /// Certificates that no Ingress names any more, while new Secrets are awaited.
+    former: BTreeMap<Name, Arc<Certificate>>,
     recorder: Recorder,
     metrics: Metrics,
+    all_watched: bool,
 }
 
 /// Publishes a table after each change until shutdown.
@@ -107,14 +115,22 @@ impl Follower {
             secrets: StreamMap::new(),
             awaited: BTreeSet::new(),
             certificates: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            former: BTreeMap::new(),
             recorder,
             metrics,
+            all_watched: true,
         }
     }
 
     /// Waits for a change of anything; false when there will be none.
     async fn change(&mut self) -> bool {
+        let leaves = self.leaving.values().min().copied();
         tokio::select! {
+            () = sleep_until(leaves.unwrap_or_else(Instant::now)), if leaves.is_some() => {
+                self.leave(Instant::now());
+                true
+            }
             change = self.changes.next() => change.is_some(),
             Some((name, told)) = self.secrets.next(), if !self.secrets.is_empty() => {
                 self.take(name, told);
@@ -125,7 +141,7 @@ impl Follower {
 
     /// Waits until nothing new arrives for a moment, or for ten such moments at most.
     async fn settle(&mut self) {
-        let deadline = tokio::time::Instant::now() + SETTLE * 10;
+        let deadline = Instant::now() + SETTLE * 10;
         loop {
             tokio::select! {
                 more = self.change() => if !more { return },
@@ -135,17 +151,29 @@ impl Follower {
         }
     }
 
+    fn leave(&mut self, now: Instant) {
+        let left: Vec<Name> =
+            self.leaving.iter().filter(|(_, until)| **until <= now).map(|(name, _)| name.clone()).collect();
+        for name in left {
+            self.leaving.remove(&name);
+            self.certificates.remove(&name);
+        }
+    }
+
     /// A Secret that cannot be used keeps the certificate that it had: a mistake must not end what works.
     fn take(&mut self, name: Name, told: Told) {
         self.awaited.remove(&name);
         let secret = match told {
             Told::There(secret) => secret,
             Told::Gone => {
-                self.certificates.remove(&name);
+                if self.certificates.contains_key(&name) {
+                    self.leaving.entry(name.clone()).or_insert_with(|| Instant::now() + REPLACED_WITHIN);
+                }
                 return self.complain(&name, "it is not there");
             }
             Told::Unknown => return,
         };
+        self.leaving.remove(&name);
         match certificates::of_secret(&secret) {
             Ok(certificate) => {
                 self.certificates.insert(name, Arc::new(certificate));
@@ -175,13 +203,15 @@ impl Follower {
         let (ingresses, classes) = (self.ingresses.state(), self.classes.state());
         let served = routes::served(&ingresses, &classes);
         self.metrics.set_ingresses(served.len());
-        self.follow_secrets(routes::secrets(&served));
+        self.follow_secrets(&served);
         if served.is_empty() {
             return Some(Snapshot::default());
         }
         let (services, slices) = self.backends();
         let (services, slices) = (services.filter(is_ready)?.state(), slices.filter(is_ready)?.state());
-        Some(Snapshot { ingresses: served, classes, services, slices, certificates: self.certificates.clone() })
+        let certificates = self.certificates.clone();
+        let (awaited, former) = (self.awaited.clone(), self.former.clone());
+        Some(Snapshot { ingresses: served, classes, services, slices, certificates, awaited, former })
     }
 
     fn backends(&mut self) -> (Option<Store<Service>>, Option<Store<EndpointSlice>>) {
@@ -195,22 +225,32 @@ impl Follower {
         self.backends.clone().unzip()
     }
 
-    fn follow_secrets(&mut self, named: BTreeSet<Name>) {
-        if named.len() > SECRETS_MAX && self.secrets.len() < SECRETS_MAX {
-            tracing::warn!(named = named.len(), max = SECRETS_MAX, "Ingresses name more Secrets than are watched");
+    fn follow_secrets(&mut self, served: &[Arc<Ingress>]) {
+        let (named, all) = routes::watched(served);
+        if !all && self.all_watched {
+            tracing::warn!(watched = named.len(), "Ingresses name more Secrets than are watched");
         }
+        self.all_watched = all;
         let gone: Vec<Name> = self.secrets.keys().filter(|name| !named.contains(name)).cloned().collect();
         for name in gone {
             self.secrets.remove(&name);
             self.awaited.remove(&name);
-            self.certificates.remove(&name);
+            self.leaving.remove(&name);
+            if let Some(certificate) = self.certificates.remove(&name)
+                && self.former.len() < FORMER_MAX
+            {
+                self.former.insert(name, certificate);
+            }
         }
         for name in named {
-            if self.secrets.len() < SECRETS_MAX && !self.secrets.contains_key(&name) {
+            if !self.secrets.contains_key(&name) {
                 let secret = secret(self.client.clone(), &name);
                 self.awaited.insert(name.clone());
                 self.secrets.insert(name, secret);
             }
+        }
+        if self.awaited.is_empty() {
+            self.former.clear();
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use rustls::sign::CertifiedKey;
 
-pub(crate) use build::{Name, Snapshot, build, secrets, served};
+pub(crate) use build::{Name, Snapshot, build, secrets, served, watched};
 
 use crate::certificates::Certificates;
 use paths::Paths;
@@ -61,14 +61,15 @@ impl Table {
         }
     }
 
-    /// The backend of a request: by exact host, then by wildcard, then by rules for all hosts, within each an exact path
-    /// before the longest prefix; then the default backend of the Ingress of the host, then that of all.
+    /// The backend of a request: by exact host, then by wildcard, within each an exact path before the longest prefix;
+    /// then the default backend of the Ingress of the host; then rules for all hosts, then the default of all.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Backend>> {
         let exact = self.hosts.get(host);
         let wildcard = parent(host).and_then(|parent| self.wildcards.get(parent));
-        let named = [exact, wildcard];
-        let paths = || named.into_iter().flatten().chain([&self.any]);
-        paths().find_map(|paths| paths.find(path)).or_else(|| paths().find_map(|paths| paths.default.as_ref()))
+        let named = || [exact, wildcard].into_iter().flatten();
+        let of_host = named().find_map(|paths| paths.find(path));
+        let of_host = of_host.or_else(|| named().find_map(|paths| paths.default.as_ref()));
+        of_host.or_else(|| self.any.find(path)).or(self.any.default.as_ref())
     }
 
     /// Leads every path to one backend.

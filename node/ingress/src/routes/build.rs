@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::{
     core::v1::{Service, ServicePort},
     discovery::v1::EndpointSlice,
-    networking::v1::{HTTPIngressPath, Ingress, IngressBackend, IngressClass, IngressRule},
+    networking::v1::{HTTPIngressPath, Ingress, IngressBackend, IngressClass, IngressRule, IngressSpec, IngressTLS},
 };
 use kube::ResourceExt as _;
 use rustls::sign::CertifiedKey;
@@ -37,6 +37,10 @@ pub(crate) struct Snapshot {
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
     pub(crate) certificates: BTreeMap<Name, Arc<Certificate>>,
+    /// Secrets of which nothing was told yet.
+    pub(crate) awaited: BTreeSet<Name>,
+    /// Certificates that no Ingress names any more, for hosts whose new Secret is awaited.
+    pub(crate) former: BTreeMap<Name, Arc<Certificate>>,
 }
 
 /// The class that an Ingress is of: its field, else the annotation that was there before it.
@@ -65,8 +69,33 @@ pub(crate) fn served(ingresses: &[Arc<Ingress>], classes: &[Arc<IngressClass>]) 
     served
 }
 
-/// The Secrets that Ingresses name for TLS.
-pub(crate) fn secrets(served: &[Arc<Ingress>]) -> BTreeSet<Name> {
+/// Secrets that are watched, and of one namespace among them: none takes the places of all.
+const SECRETS_MAX: usize = 512;
+const SECRETS_PER_NAMESPACE_MAX: usize = 64;
+
+/// The Secrets that Ingresses name for TLS and that are watched, once each: those of the oldest Ingresses. And whether
+/// these are all.
+pub(crate) fn watched(served: &[Arc<Ingress>]) -> (BTreeSet<Name>, bool) {
+    let mut watched = BTreeSet::new();
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let mut all = true;
+    for name in secrets(served) {
+        if watched.contains(&name) {
+            continue;
+        }
+        let count = counts.entry(name.0.clone()).or_default();
+        if *count >= SECRETS_PER_NAMESPACE_MAX || watched.len() >= SECRETS_MAX {
+            all = false;
+            continue;
+        }
+        *count += 1;
+        watched.insert(name);
+    }
+    (watched, all)
+}
+
+/// The Secrets that Ingresses name for TLS, in the order of these.
+pub(crate) fn secrets(served: &[Arc<Ingress>]) -> Vec<Name> {
     let of = |ingress: &Arc<Ingress>| {
         let namespace = ingress.namespace().unwrap_or_default();
         let tls = ingress.spec.as_ref().and_then(|spec| spec.tls.clone()).unwrap_or_default();
@@ -92,12 +121,29 @@ pub(crate) fn build(snapshot: &Snapshot, default: &Arc<CertifiedKey>) -> Table {
         }
         for tls in spec.tls.iter().flatten() {
             let secret = (namespace.clone(), tls.secret_name.clone().unwrap_or_default());
-            let Some(certificate) = snapshot.certificates.get(&secret) else { continue };
+            let Some(certificate) = snapshot.certificates.get(&secret) else {
+                if snapshot.awaited.contains(&secret) {
+                    add_former(&mut table, snapshot, &namespace, tls, spec);
+                }
+                continue;
+            };
             let hosts = tls.hosts.as_ref().filter(|hosts| !hosts.is_empty()).unwrap_or(&certificate.names);
             hosts.iter().for_each(|host| table.certificates.add(&normal_host(host), &certificate.key));
         }
     }
     table
+}
+
+/// Shows what the namespace had for these hosts until their Secret is known.
+fn add_former(table: &mut Table, snapshot: &Snapshot, namespace: &str, tls: &IngressTLS, spec: &IngressSpec) {
+    let of_rules = || spec.rules.iter().flatten().filter_map(|rule| rule.host.clone()).collect();
+    let hosts: Vec<String> = tls.hosts.clone().filter(|hosts| !hosts.is_empty()).unwrap_or_else(of_rules);
+    let former = || snapshot.former.iter().filter(|((of, _), _)| of == namespace).map(|(_, certificate)| certificate);
+    for host in hosts.iter().map(|host| normal_host(host)) {
+        if let Some(certificate) = former().find(|certificate| certificate.is_for(&host)) {
+            table.certificates.add(&host, &certificate.key);
+        }
+    }
 }
 
 fn add_rule(
@@ -121,8 +167,15 @@ fn add_rule(
     }
 }
 
+/// Bytes of a rule's path; a longer one matches nothing. Each request looks up as many of its own, so often as it has
+/// slashes in them.
+const PATH_BYTES_MAX: usize = 4096;
+
 fn add_path(paths: &mut Paths, route: &HTTPIngressPath, backend: &Arc<Backend>) {
     let path = route.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    if path.len() > PATH_BYTES_MAX {
+        return tracing::debug!(length = path.len(), max = PATH_BYTES_MAX, "the path of an Ingress is too long");
+    }
     let path = crate::request::normal_path(path);
     match route.path_type.as_str() {
         "Exact" => paths.add_exact(&path, backend),

@@ -120,6 +120,15 @@ fn default_backends_take_what_no_rule_matches() {
     check(&table, "own.test", "/x", "x");
     check(&table, "own.test", "/y", "own");
     check(&table, "other.test", "/y", "all");
+    let table = super::tests::table(vec![
+        ingress(1, &["- Prefix / everything"]),
+        with_default(2, "own", json!([{"host": "own.test"}, {"host": "*.wild.test"}])),
+        ingress(3, &["none.test Prefix /x x"]),
+    ]);
+    check(&table, "own.test", "/y", "own");
+    check(&table, "a.wild.test", "/y", "own");
+    check(&table, "none.test", "/y", "everything");
+    check(&table, "other.test", "/y", "everything");
 }
 
 #[test]
@@ -180,6 +189,61 @@ fn only_ready_endpoints_of_the_port_are_asked() {
 }
 
 #[test]
+fn a_path_that_is_too_long_costs_no_request_anything() {
+    let long = |length: usize| format!("a Prefix /{} long", "/".repeat(length));
+    check(&table(vec![ingress(1, &[&long(4000)])]), "a", &"/".repeat(5000), "long");
+    check(&table(vec![ingress(1, &[&long(4096)])]), "a", &"/".repeat(5000), "-");
+}
+
+/// An Ingress with TLS for the host `a.test`.
+fn with_tls(namespace: &str, age: u8, secrets: &[String]) -> Arc<Ingress> {
+    let tls: Vec<Value> = secrets.iter().map(|name| json!({"secretName": name, "hosts": ["a.test"]})).collect();
+    object(json!({
+        "metadata": {"name": "i", "namespace": namespace, "creationTimestamp": format!("2026-01-01T00:00:{age:02}Z")},
+        "spec": {"ingressClassName": "tandem", "tls": tls},
+    }))
+}
+
+#[test]
+fn no_namespace_takes_the_places_of_all_secrets() {
+    let names = |count: usize| (0..count).map(|name| name.to_string()).collect::<Vec<_>>();
+    let mut ingresses = vec![with_tls("aaa", 9, &names(1000)), with_tls("zzz", 1, &names(1))];
+    let served_of = |ingresses: &[Arc<Ingress>]| served(ingresses, &[class("tandem", "tandem.dev/ingress")]);
+    let (watched_now, all) = watched(&served_of(&ingresses));
+    assert!(!all && watched_now.len() == 65 && watched_now.contains(&("zzz".to_owned(), "0".to_owned())));
+    ingresses.extend((0..20).map(|count| with_tls(&format!("b{count}"), 5, &names(60))));
+    let (watched_now, all) = watched(&served_of(&ingresses));
+    let of = |namespace: &str| watched_now.iter().filter(|(of, _)| of == namespace).count();
+    assert!(!all && watched_now.len() == 512);
+    assert_eq!((of("zzz"), of("b0"), of("aaa")), (1, 60, 0), "the oldest come first");
+    assert!(watched(&served_of(&[with_tls("ns", 1, &names(64))])).1);
+}
+
+#[test]
+fn a_host_keeps_its_certificate_until_its_new_secret_is_known() {
+    let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    let secret = json!({"type": "kubernetes.io/tls"});
+    let mut secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(secret).unwrap();
+    let data = [("tls.crt", made.cert.pem()), ("tls.key", made.signing_key.serialize_pem())];
+    let data = data.map(|(name, text)| (name.to_owned(), k8s_openapi::ByteString(text.into_bytes())));
+    secret.data = Some(data.into_iter().collect());
+    let old = Arc::new(crate::certificates::of_secret(&secret).unwrap());
+    let name = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+    let shows_old = |awaited: &[Name], former: Name| {
+        let table = table_of(Snapshot {
+            ingresses: vec![with_tls("ns", 1, &["new".to_owned()])],
+            awaited: awaited.iter().cloned().collect(),
+            former: [(former, old.clone())].into(),
+            ..Snapshot::default()
+        });
+        Arc::ptr_eq(table.certificates.of("a.test"), &old.key)
+    };
+    assert!(shows_old(&[name("ns", "new")], name("ns", "old")));
+    assert!(!shows_old(&[], name("ns", "old")), "the Secret is known to give none");
+    assert!(!shows_old(&[name("ns", "new")], name("other", "old")), "certificates stay in their namespace");
+}
+
+#[test]
 fn secrets_of_our_ingresses_are_named_once() {
     let of = |name: &str, class: &str| {
         object::<Ingress>(json!({"metadata": {"name": name, "namespace": "ns"},
@@ -187,5 +251,5 @@ fn secrets_of_our_ingresses_are_named_once() {
     };
     let classes = [class("tandem", "tandem.dev/ingress")];
     let served = served(&[of("a", "tandem"), of("b", "tandem"), of("c", "else")], &classes);
-    assert_eq!(secrets(&served).into_iter().collect::<Vec<_>>(), [("ns".to_owned(), "cert".to_owned())]);
+    assert_eq!(watched(&served).0.into_iter().collect::<Vec<_>>(), [("ns".to_owned(), "cert".to_owned())]);
 }
