@@ -32,7 +32,7 @@ use tandem_client::events::Recorder;
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -53,6 +53,10 @@ pub enum Error {
     DefaultCertificate(#[from] Unusable),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("a part of the ingress proxy ended before the node's shutdown")]
+    Ended,
+    #[error("a part of the ingress proxy failed: {0}")]
+    Failed(#[from] JoinError),
 }
 
 /// The sockets that clients from outside connect to; each may be missing.
@@ -98,8 +102,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(follow::run(config.client, recorder, config.metrics, default, publish, shutdown.clone()));
     // Who comes before the routes are known waits: he would be told that there are none.
     let mut known = table.clone();
-    if !matches!(shutdown.run_until_cancelled(known.changed()).await, Some(Ok(()))) {
-        return Ok(());
+    match shutdown.run_until_cancelled(known.changed()).await {
+        Some(Ok(())) => {}
+        Some(Err(_)) => return ended(tasks, &shutdown).await,
+        None => return Ok(()),
     }
     if let Some(listener) = http {
         tasks.spawn(listen::serve(listener, Scheme::Http, proxy.clone(), shutdown.clone()));
@@ -108,10 +114,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         let scheme = Scheme::Https(certificates::acceptor(table)?);
         tasks.spawn(listen::serve(listener, scheme, proxy.clone(), shutdown.clone()));
     }
-    tasks.spawn(pool::tend(proxy, shutdown));
+    tasks.spawn(pool::tend(proxy, shutdown.clone()));
+    ended(tasks, &shutdown).await
+}
+
+/// Waits for all to end, which each must do at shutdown only.
+async fn ended(mut tasks: JoinSet<()>, shutdown: &CancellationToken) -> Result<(), Error> {
     while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "a part of the ingress proxy ended");
+        ended?;
+        if !shutdown.is_cancelled() {
+            return Err(Error::Ended);
         }
     }
     Ok(())
