@@ -169,7 +169,7 @@ fn add_rule(
 
 /// Bytes of a rule's path; a longer one matches nothing. Each request looks up as many of its own, so often as it has
 /// slashes in them.
-const PATH_BYTES_MAX: usize = 4096;
+const PATH_BYTES_MAX: usize = 1024;
 
 fn add_path(paths: &mut Paths, route: &HTTPIngressPath, backend: &Arc<Backend>) {
     let path = route.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");

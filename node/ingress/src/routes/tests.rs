@@ -191,8 +191,8 @@ fn only_ready_endpoints_of_the_port_are_asked() {
 #[test]
 fn a_path_that_is_too_long_costs_no_request_anything() {
     let long = |length: usize| format!("a Prefix /{} long", "/".repeat(length));
-    check(&table(vec![ingress(1, &[&long(4000)])]), "a", &"/".repeat(5000), "long");
-    check(&table(vec![ingress(1, &[&long(4096)])]), "a", &"/".repeat(5000), "-");
+    check(&table(vec![ingress(1, &[&long(1000)])]), "a", &"/".repeat(5000), "long");
+    check(&table(vec![ingress(1, &[&long(1024)])]), "a", &"/".repeat(5000), "-");
 }
 
 /// An Ingress with TLS for the host `a.test`.
