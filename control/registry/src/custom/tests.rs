@@ -190,6 +190,19 @@ fn only_what_has_not_changed_is_excused() {
 }
 
 #[test]
+fn the_nearest_alternative_is_told() {
+    check(
+        json!({"a": {"type": "string", "anyOf": [{"enum": ["long enough"], "minLength": 5}, {"pattern": "^c"}]}}),
+        json!({"a": "b"}),
+        expect![[r#"
+            {"a":"b"}
+            spec.a: Invalid value: "b": spec.a in body should match '^c'
+            <nil>: Invalid value: "": "spec.a" must validate at least one schema (anyOf)
+        "#]],
+    );
+}
+
+#[test]
 fn long_texts_are_not_searched_without_end() {
     let custom = row(in_spec(json!({"a": {"type": "string", "anyOf": vec![json!({"pattern": "x$"}); 20_000]}})));
     let begin = std::time::Instant::now();

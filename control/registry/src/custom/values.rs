@@ -141,26 +141,28 @@ impl Check {
     fn scalar(&mut self, limits: &Limits, value: &Value, path: &str) {
         if let Some(allowed) = &limits.allowed {
             self.spend(allowed.len());
-        }
-        if let Some(allowed) = &limits.allowed
-            && !allowed.iter().any(|one| same(one, value))
-        {
-            if self.counting {
-                self.wrong += 1;
-                return;
+            if !allowed.iter().any(|one| same(one, value)) {
+                self.unsupported(allowed, value, path);
             }
-            let texts: Vec<String> = allowed
-                .iter()
-                .map(|one| one.as_str().map_or_else(|| format!("{:?}", one.to_string()), |text| format!("{text:?}")))
-                .collect();
-            let message = format!("Unsupported value: {value}: supported values: {}", texts.join(", "));
-            self.say("FieldValueNotSupported", path, message);
         }
         match value {
             Value::String(text) => self.text(limits, text, value, path),
             Value::Number(_) => self.number(limits, value.as_f64().unwrap_or_default(), value, path),
             _ => {}
         }
+    }
+
+    fn unsupported(&mut self, allowed: &[Value], value: &Value, path: &str) {
+        if self.counting {
+            self.wrong += 1;
+            return;
+        }
+        let texts: Vec<String> = allowed
+            .iter()
+            .map(|one| one.as_str().map_or_else(|| format!("{:?}", one.to_string()), |text| format!("{text:?}")))
+            .collect();
+        let message = format!("Unsupported value: {value}: supported values: {}", texts.join(", "));
+        self.say("FieldValueNotSupported", path, message);
     }
 
     fn text(&mut self, limits: &Limits, text: &str, value: &Value, path: &str) {
