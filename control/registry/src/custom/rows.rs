@@ -31,12 +31,12 @@ pub fn rows(definition: &Object) -> Vec<ResourceDef> {
     if !condition(definition, "Established") {
         return Vec::new();
     }
-    // Its objects would be those of the built-in resource.
-    if is_builtin(spec.text("group"), spec.child("names").unwrap_or(&none).text("plural")) {
-        return Vec::new();
-    }
     let accepted = definition.0.child("status").and_then(|status| status.child("acceptedNames"));
     let names = accepted.or_else(|| spec.child("names")).unwrap_or(&none);
+    // Its objects would be those of the built-in resource.
+    if is_builtin(spec.text("group"), names.text("plural")) {
+        return Vec::new();
+    }
     let stored = spec.each("versions").find(|version| version.flag("storage")).map(|version| version.text("name"));
     let Some(stored) = stored else { return Vec::new() };
     let is_ending = definition.deletion_timestamp().is_some();

@@ -264,6 +264,9 @@ fn what_is_built_in_is_not_defined_again() {
         assert!(rows(&definition).is_empty());
     }
     let group = "coordination.k8s.io";
+    let mut accepted = take(group, "leasez", "Tab", "TabList");
+    accepted.set(&["status", "acceptedNames"], json!({"plural": "leases", "kind": "Tab"}));
+    assert!(rows(&accepted).is_empty());
     for (kind, list, path) in
         [("Lease", "TabList", "kind"), ("Tab", "LeaseList", "listKind"), ("LeaseList", "X", "kind")]
     {
