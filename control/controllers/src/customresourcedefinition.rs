@@ -96,8 +96,9 @@ fn resource(definition: &CustomResourceDefinition) -> Option<ApiResource> {
         group: spec.group.clone(),
         api_version: format!("{}/{version}", spec.group),
         version,
-        kind: status.accepted_names.kind.clone(),
-        plural: status.accepted_names.plural.clone(),
+        // Of the spec, which cannot change: whoever writes the status must not choose what is deleted.
+        kind: spec.names.kind.clone(),
+        plural: spec.names.plural.clone(),
     })
 }
 
