@@ -52,6 +52,8 @@ const FORMER_MAX: usize = 512;
 enum Told {
     There(Box<Secret>),
     Gone,
+    /// The API server shows nodes only Secrets of the type for TLS.
+    Forbidden,
     /// The API server does not say.
     Unknown,
 }
@@ -162,7 +164,7 @@ impl Follower {
 
     /// A Secret that cannot be used keeps the certificate that it had: a mistake must not end what works.
     fn take(&mut self, name: Name, told: Told) {
-        self.awaited.remove(&name);
+        let is_first = self.awaited.remove(&name);
         let secret = match told {
             Told::There(secret) => secret,
             Told::Gone => {
@@ -171,7 +173,10 @@ impl Follower {
                 }
                 return self.complain(&name, "it is not there");
             }
-            Told::Unknown => return,
+            Told::Forbidden if is_first => {
+                return self.complain(&name, "nodes may read it only if its type is kubernetes.io/tls");
+            }
+            Told::Forbidden | Told::Unknown => return,
         };
         self.leaving.remove(&name);
         match certificates::of_secret(&secret) {
@@ -263,9 +268,21 @@ fn secret(client: kube::Client, (namespace, name): &Name) -> BoxStream<'static, 
         .map(|told| match told {
             Ok(Some(secret)) => Told::There(Box::new(secret)),
             Ok(None) => Told::Gone,
+            Err(error) if is_forbidden(&error) => Told::Forbidden,
             Err(_) => Told::Unknown,
         })
         .boxed()
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => status.code == 403,
+        _ => false,
+    }
 }
 
 fn cache<K>(api: Api<K>) -> (Store<K>, BoxStream<'static, ()>)
