@@ -34,8 +34,10 @@ pub(crate) async fn security_settings_arrive() {
     };
     let (_, container) = node.pod_of(&node.sandbox_spec("secured"), &spec).await;
     assert_eq!(node.exited(&container).await, (0, "Completed".to_owned()));
-    let lines = until("the output is complete", || async { Some(node.output("secured")).filter(|all| all.len() >= 8) });
-    let lines: Vec<String> = lines.await.into_iter().filter(|line| !line.contains("can't create")).collect();
+    let said = || node.output("secured").into_iter().filter(|line| !line.contains("can't create"));
+    let lines: Vec<String> =
+        until("the output is complete", || async { Some(said().collect()).filter(|all: &Vec<String>| all.len() >= 8) })
+            .await;
     assert_eq!(
         lines,
         [
