@@ -5,7 +5,7 @@
 #
 # DATA_DIR=FOLDER is another cluster than the one in /var/lib/tandem; LISTEN and UP_FLAGS are explained in scripts/up.
 # BINARY=FILE is a tandem that was built before: `make up` then builds the samples only.
-.PHONY: up env down test test-long bench fmt lint setup-test
+.PHONY: up env down test test-long conformance bench fmt lint setup-test
 
 SHELL := /bin/bash
 DATA_DIR ?= /var/lib/tandem
@@ -51,6 +51,10 @@ test-long: test
 	TANDEM_QUIET_MACHINE=1 cargo test --workspace --test members --test membership -- --test-threads 1
 	TANDEM_POWER_CUTS=100 TANDEM_CRASH_ALL_ENDS=1 cargo test --workspace --test power --test crash
 	for round in $$(seq $(ROUNDS)); do cargo test --workspace --test e2e --test raft --test members --test host || exit 1; done
+
+# The conformance suite of Kubernetes itself. FOCUS='sig-apps' names a part of it.
+conformance:
+	@TANDEM_CONFORMANCE_FOCUS='$(or $(FOCUS),\[Conformance\])' scripts/conformance
 
 bench:
 	@scripts/setup bench

@@ -63,7 +63,10 @@ fn parse(core: &Core, content_type: Option<&str>, bytes: &[u8]) -> Result<Sent, 
             let (object, duplicates) = fields::parse_strict(bytes)?;
             Ok(Sent { object, duplicates, is_text: true })
         }
-        "application/yaml" => Ok(Sent { object: yaml(bytes)?, duplicates: Vec::new(), is_text: true }),
+        "application/yaml" => {
+            let (object, duplicates) = yaml(bytes)?;
+            Ok(Sent { object, duplicates, is_text: true })
+        }
         "application/vnd.kubernetes.protobuf" => {
             let object = protobuf::decode(&core.schema(), &core.registry(), bytes)?;
             Ok(Sent { object, duplicates: Vec::new(), is_text: false })
@@ -79,12 +82,34 @@ pub(crate) fn media_type(content_type: Option<&str>) -> String {
     content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// YAML, of which JSON is a part.
-pub(crate) fn yaml(bytes: &[u8]) -> Result<Object, ApiError> {
-    let value: serde_json::Value = serde_saphyr::from_slice(bytes)
-        .map_err(|why| ApiError::bad_request(format!("error converting YAML to JSON: {why}")))?;
-    Object::from_value(value)
-        .ok_or_else(|| ApiError::bad_request("couldn't get version/kind; the body is not an object"))
+/// YAML, of which JSON is a part; and what strict validation has to say about a key that was given twice, of which the
+/// last one counts.
+pub(crate) fn yaml(bytes: &[u8]) -> Result<(Object, Vec<String>), ApiError> {
+    let wrong = |why: serde_saphyr::Error| ApiError::bad_request(format!("error converting YAML to JSON: {why}"));
+    let (value, duplicates): (serde_json::Value, _) = match serde_saphyr::from_slice(bytes) {
+        Ok(value) => (value, Vec::new()),
+        Err(why) => match duplicate_key(&why) {
+            Some(duplicate) => {
+                let last = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+                (serde_saphyr::from_slice_with_options(bytes, last).map_err(wrong)?, vec![duplicate])
+            }
+            None => return Err(wrong(why)),
+        },
+    };
+    let object = Object::from_value(value)
+        .ok_or_else(|| ApiError::bad_request("couldn't get version/kind; the body is not an object"))?;
+    Ok((object, duplicates))
+}
+
+/// In the words of Kubernetes' YAML reader.
+fn duplicate_key(error: &serde_saphyr::Error) -> Option<String> {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => {
+            let key = key.as_deref().unwrap_or_default();
+            Some(format!("line {}: key {key:?} already set in map", location.line()))
+        }
+        _ => None,
+    }
 }
 
 /// Type and version may be left out; if they are there, they must be what the URL says.

@@ -199,11 +199,8 @@ impl Reporter<'_> {
             .iter()
             .find_map(|subject| troubles.get(subject))
             .map(|trouble| trouble.message.clone());
-        let first = pod::containers(self.pod).next().map(|(part, first)| (part, first.name.as_str()));
-        match first {
-            Some((Part::Init | Part::Sidecar, name)) if name != spec.name => waiting("PodInitializing", held_up),
-            _ => waiting("ContainerCreating", held_up),
-        }
+        let initializes = pod::containers(self.pod).any(|(part, _)| matches!(part, Part::Init | Part::Sidecar));
+        waiting(if initializes { "PodInitializing" } else { "ContainerCreating" }, held_up)
     }
 
     fn terminated(&self, container: &Container) -> Option<ContainerState> {

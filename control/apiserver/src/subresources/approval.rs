@@ -13,7 +13,7 @@ use crate::{
     write::{self, Change, Ownership, Scope, Target},
 };
 
-/// Approves or denies: of the body only `status.conditions` counts.
+/// Approves or denies: of the body `status.conditions` counts, and the labels and annotations.
 pub(super) async fn change(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
     let expected = Expected::object(target.def);
     let now = deletion::seconds(core.clock.now());
@@ -21,6 +21,12 @@ pub(super) async fn change(core: &Core, call: &Call, target: &Target<'_>) -> Res
         let mut new = live.clone();
         if let Some(version) = sent.at(&["metadata", "resourceVersion"]) {
             new.set(&["metadata", "resourceVersion"], version.clone());
+        }
+        for field in ["labels", "annotations"] {
+            match sent.at(&["metadata", field]) {
+                Some(sent) => new.set(&["metadata", field], sent.clone()),
+                None => new.remove(&["metadata", field]),
+            };
         }
         let mut conditions = sent.array_at(&["status", "conditions"]).to_vec();
         for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {

@@ -128,7 +128,15 @@ async fn binding(
             if node.is_some() && node != runs_on {
                 return Err(refuse(target, "node requested token bound to a pod scheduled on a different node"));
             }
-            binding.node = runs_on.map(|node| Bound { name: node.to_owned(), uid: String::new() });
+            binding.node = match runs_on {
+                Some(name) => {
+                    let nodes = core.row("", "v1", "nodes")?;
+                    let node = core.objects.get(&nodes, None, name, Consistency::Any).await?;
+                    let uid = node.map(|node| node.uid().to_owned()).unwrap_or_default();
+                    Some(Bound { name: name.to_owned(), uid })
+                }
+                None => None,
+            };
             binding.pod = Some(bound);
         }
         "Secret" => binding.secret = Some(bound),

@@ -45,11 +45,18 @@ async fn applies_are_checked() {
     let mut misspelt = deployment("web");
     misspelt["spec"]["replica"] = 1.into();
     let refused = apply(&server, "kubectl", "&fieldValidation=Strict", &misspelt).await;
-    assert!(refused.status().contains("unknown field \"spec.replica\""), "{}", refused.status());
+    let why = "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replica: field not declared in schema";
+    assert!(refused.status().contains(why), "{}", refused.status());
     let mut managed = deployment("web");
     managed["metadata"]["managedFields"] = json!([{ "manager": "x", "operation": "Apply", "fieldsV1": {} }]);
     assert_eq!(apply(&server, "kubectl", "", &managed).await.code, 400);
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yam\ndata:\n  a: b\n";
     let uri = in_default("configmaps/yam?fieldManager=kubectl");
     assert_eq!(server.send(ask("PATCH", &uri).body(APPLY, yaml)).await.code, 201);
+    let twice = format!("{yaml}  a: c\n");
+    let strict = format!("{uri}&fieldValidation=Strict");
+    let refused = server.send(ask("PATCH", &strict).body(APPLY, twice.as_str())).await;
+    assert!(refused.status().contains("line 7: key \"a\" already set in map"), "{}", refused.status());
+    let taken = server.send(ask("PATCH", &uri).body(APPLY, twice.as_str())).await;
+    assert_eq!((taken.code, &taken.json()["data"]["a"]), (200, &json!("c")));
 }

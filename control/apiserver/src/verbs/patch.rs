@@ -57,7 +57,7 @@ async fn read(call: &Call, strategic: bool) -> Result<Request, ApiError> {
     }
     let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     let (object, duplicates) =
-        if kind == APPLY && !is_json { (decode::yaml(&bytes)?, Vec::new()) } else { fields::parse_strict(&bytes)? };
+        if kind == APPLY && !is_json { decode::yaml(&bytes)? } else { fields::parse_strict(&bytes)? };
     let patch = match kind {
         MERGE => Patch::Merge(Value::Object(object.0)),
         STRATEGIC => Patch::Strategic(object.0),
@@ -137,6 +137,7 @@ pub(crate) async fn patch(core: &Core, call: &Call, def: &ResourceDef) -> Result
             };
             return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
         }
+        declared(core, &expected, &target, &applied)?;
         let applied = decode::clean(core, call, &expected, options.validation, applied, &request.duplicates)?;
         let (code, object) = apply(core, &author, &target, applied).await?;
         return respond::object(core, call, def, code, object);
@@ -146,6 +147,21 @@ pub(crate) async fn patch(core: &Core, call: &Call, def: &ResourceDef) -> Result
     let change = Change { scope, ownership: Ownership::Update, change: &make };
     let patched = write::update(core, &author, &target, &change).await?;
     respond::object(core, call, def, StatusCode::OK, patched)
+}
+
+/// Nobody can own a field that the schema does not know: whatever the strictness, applying one is refused.
+fn declared(core: &Core, expected: &Expected, target: &Target<'_>, applied: &Object) -> Result<(), ApiError> {
+    let problems = fields::strict(&core.schema(), &expected.type_name, applied, &[]);
+    let unknown = problems.iter().filter_map(|problem| problem.strip_prefix("unknown field \"")?.strip_suffix('"'));
+    let unknown: Vec<String> = unknown.map(|field| format!(".{field}: field not declared in schema")).collect();
+    let what = match unknown.as_slice() {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        many => format!("errors:\n  {}", many.join("\n  ")),
+    };
+    let (version, kind) = (target.def.api_version(), &target.def.kind);
+    let name = target.namespace.map_or_else(String::new, |namespace| format!("{namespace}/")) + target.name;
+    Err(ApiError::bad_request(format!("failed to create typed patch object ({name}; {version}, Kind={kind}): {what}")))
 }
 
 /// Server-side apply creates what is not there.

@@ -1,4 +1,5 @@
-//! Exec and attach over WebSocket: `v5.channel.k8s.io`, and `v4` for clients that cannot end a stream.
+//! Exec and attach over WebSocket: `v5.channel.k8s.io`, `v4` for clients that cannot end a stream, and the first protocol,
+//! which tells of failures only; the latter two also in text, by base64.
 
 use axum::{
     body::Bytes,
@@ -9,6 +10,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
@@ -24,6 +26,9 @@ use crate::life::Life;
 
 const V5: &str = "v5.channel.k8s.io";
 const V4: &str = "v4.channel.k8s.io";
+const V1: &str = "channel.k8s.io";
+const V4_TEXT: &str = "v4.base64.channel.k8s.io";
+const V1_TEXT: &str = "base64.channel.k8s.io";
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -127,17 +132,65 @@ fn serve(
         Err(refusal) => return refusal.into_response(),
     };
     let upgrade = match upgrade {
-        Ok(upgrade) => upgrade.protocols([V5, V4]).max_message_size(MESSAGE_MAX),
+        Ok(upgrade) => upgrade.protocols([V5, V4, V1, V4_TEXT, V1_TEXT]).max_message_size(MESSAGE_MAX),
         Err(_) => {
             let message = format!("exec and attach are served over WebSocket ({V5}, {V4}) only");
             return (StatusCode::BAD_REQUEST, message).into_response();
         }
     };
-    let known = upgrade.selected_protocol().is_some();
-    if !known {
+    let Some(framing) = upgrade.selected_protocol().and_then(|protocol| Framing::of(protocol.to_str().ok()?)) else {
         return (StatusCode::BAD_REQUEST, format!("no known subprotocol: {V5} and {V4} are")).into_response();
+    };
+    upgrade.on_upgrade(move |socket| converse(socket, framing, runtime, id, parameters, door))
+}
+
+/// What a subprotocol makes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Framing {
+    /// A digit and base64 instead of a byte and bytes.
+    text: bool,
+    /// How it ended is told as a Status; otherwise only failures are, in words.
+    status: bool,
+}
+
+impl Framing {
+    fn of(protocol: &str) -> Option<Framing> {
+        match protocol {
+            V5 | V4 => Some(Framing { text: false, status: true }),
+            V4_TEXT => Some(Framing { text: true, status: true }),
+            V1 => Some(Framing { text: false, status: false }),
+            V1_TEXT => Some(Framing { text: true, status: false }),
+            _ => None,
+        }
     }
-    upgrade.on_upgrade(move |socket| converse(socket, runtime, id, parameters, door))
+
+    fn message(self, channel: u8, payload: &[u8]) -> Message {
+        if self.text {
+            return Message::Text(format!("{channel}{}", BASE64.encode(payload)).into());
+        }
+        let mut frame = Vec::with_capacity(payload.len() + 1);
+        frame.push(channel);
+        frame.extend_from_slice(payload);
+        Message::Binary(Bytes::from(frame))
+    }
+
+    /// The channel and what came on it; `None` for what is no message of this subprotocol.
+    fn read(self, bytes: &Bytes) -> Option<(u8, Bytes)> {
+        let (channel, payload) = bytes.split_first()?;
+        if self.text {
+            return Some((channel.checked_sub(b'0')?, BASE64.decode(payload).ok()?.into()));
+        }
+        Some((*channel, bytes.slice(1..)))
+    }
+
+    /// What is said on the error channel in the end.
+    fn end(self, outcome: &Status) -> Option<Message> {
+        if self.status {
+            return Some(self.message(ERROR, &serde_json::to_vec(outcome).unwrap_or_default()));
+        }
+        let failed = outcome.status.as_deref() == Some("Failure");
+        failed.then(|| self.message(ERROR, outcome.message.as_deref().unwrap_or_default().as_bytes()))
+    }
 }
 
 fn find(
@@ -160,7 +213,14 @@ fn find(
     Ok((runtime, running.id.clone()))
 }
 
-async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId, parameters: Parameters, door: Door) {
+async fn converse(
+    socket: WebSocket,
+    framing: Framing,
+    runtime: Arc<dyn Runtime>,
+    id: ContainerId,
+    parameters: Parameters,
+    door: Door,
+) {
     let (sink, source) = socket.split();
     let (to_stdin, stdin) = mpsc::channel(WAITING_MAX);
     let (stdout, from_stdout) = mpsc::channel(WAITING_MAX);
@@ -182,12 +242,13 @@ async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId,
                 Door::Attach => runtime.attach(&id, request.streams(), io).await.map(|()| 0),
             }
         };
-        let out = forward(STDOUT, from_stdout, to_client.clone());
-        let err = forward(STDERR, from_stderr, to_client.clone());
+        let out = forward(framing, STDOUT, from_stdout, to_client.clone());
+        let err = forward(framing, STDERR, from_stderr, to_client.clone());
         let (result, (), ()) = futures::join!(run, out, err);
-        let status = serde_json::to_vec(&outcome(door, &result)).unwrap_or_default();
-        // A client that is gone does not want to know.
-        drop(to_client.send(framed(ERROR, &status)).await);
+        if let Some(end) = framing.end(&outcome(door, &result)) {
+            // A client that is gone does not want to know.
+            drop(to_client.send(end).await);
+        }
         drop(to_client);
     };
     let stdin = parameters.stdin.then_some(to_stdin);
@@ -198,13 +259,14 @@ async fn converse(socket: WebSocket, runtime: Arc<dyn Runtime>, id: ContainerId,
     // When the client goes away first, the command's streams close with it.
     tokio::select! {
         () = conversation => {}
-        () = read(source, stdin, to_resize) => {}
+        () = read(framing, source, stdin, to_resize) => {}
     }
 }
 
 /// Passes on what the client sends, until it goes away. That it went is seen only behind what it sent before, so a
 /// program that takes nothing for `INPUT_STALL_MAX` ends the conversation, too.
 async fn read(
+    framing: Framing,
     mut source: SplitStream<WebSocket>,
     mut stdin: Option<mpsc::Sender<Bytes>>,
     resize: mpsc::Sender<(u16, u16)>,
@@ -216,11 +278,11 @@ async fn read(
             Message::Ping(_) | Message::Pong(_) => continue,
             Message::Close(_) => return,
         };
-        let Some((channel, payload)) = bytes.split_first() else { continue };
-        match *channel {
+        let Some((channel, payload)) = framing.read(&bytes) else { continue };
+        match channel {
             STDIN => {
                 let Some(sender) = stdin.as_ref().filter(|_| !payload.is_empty()) else { continue };
-                match timeout(INPUT_STALL_MAX, sender.send(bytes.slice(1..))).await {
+                match timeout(INPUT_STALL_MAX, sender.send(payload)).await {
                     Ok(Ok(())) => {}
                     // The command reads no more; what it has to say is still to come.
                     Ok(Err(_)) => stdin = None,
@@ -228,7 +290,7 @@ async fn read(
                 }
             }
             RESIZE => {
-                if let Ok(size) = serde_json::from_slice::<Size>(payload) {
+                if let Ok(size) = serde_json::from_slice::<Size>(&payload) {
                     // Only the last size counts: one that finds the queue full is not missed.
                     let _sent = resize.try_send((size.width, size.height));
                 }
@@ -246,16 +308,9 @@ struct Size {
     height: u16,
 }
 
-fn framed(channel: u8, payload: &[u8]) -> Message {
-    let mut frame = Vec::with_capacity(payload.len() + 1);
-    frame.push(channel);
-    frame.extend_from_slice(payload);
-    Message::Binary(Bytes::from(frame))
-}
-
-async fn forward(channel: u8, mut from: mpsc::Receiver<Bytes>, to: mpsc::Sender<Message>) {
+async fn forward(framing: Framing, channel: u8, mut from: mpsc::Receiver<Bytes>, to: mpsc::Sender<Message>) {
     while let Some(bytes) = from.recv().await {
-        if to.send(framed(channel, &bytes)).await.is_err() {
+        if to.send(framing.message(channel, &bytes)).await.is_err() {
             return;
         }
     }
@@ -317,6 +372,20 @@ mod tests {
         };
         assert_eq!(Parameters::parse("command=sh&command=-c&command=echo+a%20b&input=1&output=1&tty=1"), wanted);
         assert_eq!(Parameters::parse("command=sh&command=-c&command=echo+a+b&stdin=true&stdout=true&tty=true"), wanted);
+    }
+
+    #[test]
+    fn messages_of_each_subprotocol() {
+        let binary = Framing::of(V1).unwrap();
+        assert_eq!(binary.message(STDOUT, b"hi"), Message::Binary(Bytes::from_static(b"\x01hi")));
+        assert_eq!(binary.read(&Bytes::from_static(b"\x00in")), Some((STDIN, Bytes::from_static(b"in"))));
+        assert_eq!(binary.end(&outcome(Door::Exec, &Ok(0))), None);
+        let text = Framing::of(V4_TEXT).unwrap();
+        assert_eq!(text.message(STDOUT, b"hi"), Message::Text("1aGk=".into()));
+        assert_eq!(text.read(&Bytes::from_static(b"0aGk=")), Some((STDIN, Bytes::from_static(b"hi"))));
+        assert_eq!(text.read(&Bytes::from_static(b"0!")), None);
+        assert!(text.end(&outcome(Door::Exec, &Ok(0))).is_some());
+        assert_eq!(Framing::of("v9.channel.k8s.io"), None);
     }
 
     #[test]

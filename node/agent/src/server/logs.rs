@@ -1,9 +1,14 @@
 use axum::{
     body::Body,
-    extract::{Path, Query, State},
+    extract::{
+        Path, Query, State, WebSocketUpgrade,
+        ws::{Message, rejection::WebSocketUpgradeRejection},
+    },
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tandem_runtime::{Container, State as ContainerState};
@@ -22,6 +27,8 @@ use crate::{
 
 /// Parts of a log that wait for a slow reader.
 const WAITING_MAX: usize = 32;
+const BINARY: &str = "binary.k8s.io";
+const TEXT: &str = "base64.binary.k8s.io";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -67,11 +74,33 @@ pub(super) async fn container_logs(
     State(serving): State<Serving>,
     Path((namespace, name, container)): ContainerPath,
     Query(query): Query<LogQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    match open(&serving, &namespace, &name, &container, &query) {
+    let response = match open(&serving, &namespace, &name, &container, &query) {
         Ok(response) => response,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => return refusal.into_response(),
+    };
+    match upgrade {
+        Ok(upgrade) => over_websocket(upgrade, response),
+        Err(_) => response,
     }
+}
+
+/// The log as messages of a WebSocket, for clients that speak nothing else.
+fn over_websocket(upgrade: WebSocketUpgrade, log: Response) -> Response {
+    let upgrade = upgrade.protocols([BINARY, TEXT]);
+    let text = upgrade.selected_protocol().is_some_and(|protocol| protocol == TEXT);
+    upgrade.on_upgrade(async move |mut socket| {
+        let mut parts = log.into_body().into_data_stream();
+        while let Some(Ok(part)) = parts.next().await {
+            let message = if text { Message::Text(BASE64.encode(&part).into()) } else { Message::Binary(part) };
+            if socket.send(message).await.is_err() {
+                return;
+            }
+        }
+        // Who is gone misses nothing.
+        drop(socket.send(Message::Close(None)).await);
+    })
 }
 
 fn open(
