@@ -6,6 +6,8 @@ mod certificate;
 mod escalation;
 mod ingress;
 mod limit_range;
+#[allow(dead_code, reason = "policies and webhooks come next")]
+pub(crate) mod matching;
 mod namespace;
 mod node;
 mod pod;
