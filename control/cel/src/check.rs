@@ -157,27 +157,18 @@ impl Checker<'_> {
             Expr::Text(_) => Type::Text,
             Expr::Bytes(_) => Type::Bytes,
             Expr::Name(name, place) => self.name(name, *place),
-            Expr::Select { of, field, optional, test, place } => {
-                let of = self.ty(of);
-                let found = self.select(&of, field, *place);
-                match (test, optional) {
-                    (true, _) => Type::Bool,
-                    (false, true) => Type::Optional(Box::new(found)),
-                    (false, false) => found,
-                }
-            }
-            Expr::Index { of, at, optional, place } => {
-                let (of, at) = (self.ty(of), self.ty(at));
-                let found = self.index(&of, &at, *place);
-                if *optional { Type::Optional(Box::new(found)) } else { found }
-            }
-            Expr::List(items) => Type::list(self.common(items.iter().map(|(item, _)| item))),
-            Expr::Map(entries) => {
-                entries.iter().for_each(|(key, _, _)| drop(self.ty(key)));
-                Type::map(self.common(entries.iter().map(|(_, value, _)| value)))
-            }
             Expr::And(terms) => self.logic(terms, "_&&_"),
             Expr::Or(terms) => self.logic(terms, "_||_"),
+            Expr::Comprehension(inner) => self.comprehension(inner),
+            Expr::Struct { name, fields, place } => self.structure(name, fields, *place),
+            Expr::Not(_) | Expr::Negate(_) | Expr::Choose(_) | Expr::Binary(..) => self.operation(expr),
+            _ => self.composed(expr),
+        }
+    }
+
+    /// Operators and conditions.
+    fn operation(&mut self, expr: &Expr) -> Type {
+        match expr {
             Expr::Not(inner) => {
                 let inner = self.ty(inner);
                 if inner.fits(&Type::Bool) { Type::Bool } else { self.no_overload(0, "!_", &[&inner]) }
@@ -201,7 +192,31 @@ impl Checker<'_> {
                 let (left, right) = (self.ty(left), self.ty(right));
                 self.binary(*operator, *place, &left, &right)
             }
-            Expr::Comprehension(inner) => self.comprehension(inner),
+            _ => Type::Dyn,
+        }
+    }
+
+    fn composed(&mut self, expr: &Expr) -> Type {
+        match expr {
+            Expr::Select { of, field, optional, test, place } => {
+                let of = self.ty(of);
+                let found = self.select(&of, field, *place);
+                match (test, optional) {
+                    (true, _) => Type::Bool,
+                    (false, true) => Type::Optional(Box::new(found)),
+                    (false, false) => found,
+                }
+            }
+            Expr::Index { of, at, optional, place } => {
+                let (of, at) = (self.ty(of), self.ty(at));
+                let found = self.index(&of, &at, *place);
+                if *optional { Type::Optional(Box::new(found)) } else { found }
+            }
+            Expr::List(items) => Type::list(self.common(items.iter().map(|(item, _)| item))),
+            Expr::Map(entries) => {
+                entries.iter().for_each(|(key, _, _)| drop(self.ty(key)));
+                Type::map(self.common(entries.iter().map(|(_, value, _)| value)))
+            }
             Expr::Bind { name, value, body } => {
                 let value = self.ty(value);
                 self.within(vec![(name.clone(), value)], body)
@@ -222,7 +237,7 @@ impl Checker<'_> {
                 let types: Vec<Type> = arguments.iter().map(|argument| self.ty(argument)).collect();
                 self.call(name, *method, &types, *place)
             }
-            Expr::Struct { name, fields, place } => self.structure(name, fields, *place),
+            _ => Type::Dyn,
         }
     }
 
