@@ -6,9 +6,11 @@ mod certificate;
 mod escalation;
 mod ingress;
 mod limit_range;
+mod matching;
 mod namespace;
 mod node;
 mod pod;
+mod policy;
 mod priority;
 mod quota;
 mod runtime_class;
@@ -19,7 +21,8 @@ use tandem_api::{ApiError, Identity, Object, Reason};
 use tandem_registry::ResourceDef;
 use tandem_store::Op;
 
-use crate::core::Core;
+use crate::{call::Warnings, core::Core, options::WriteOptions};
+pub(crate) use policy::Follower as Policies;
 pub(crate) use quota::Turns;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,28 @@ pub(crate) enum Operation {
     Create,
     Update,
     Delete,
+    /// A stream to or from what the object stands for.
+    Connect,
+}
+
+impl Operation {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        }
+    }
+
+    /// The kind of the options that go along.
+    pub(crate) const fn options(self) -> &'static str {
+        match self {
+            Operation::Create | Operation::Connect => "CreateOptions",
+            Operation::Update => "UpdateOptions",
+            Operation::Delete => "DeleteOptions",
+        }
+    }
 }
 
 /// What is asked, by whom.
@@ -35,6 +60,8 @@ pub(crate) struct Request<'a> {
     pub(crate) operation: Operation,
     pub(crate) identity: &'a Identity,
     pub(crate) trace: &'a str,
+    pub(crate) options: &'a WriteOptions,
+    pub(crate) warnings: &'a Warnings,
     pub(crate) def: &'a ResourceDef,
     pub(crate) namespace: Option<&'a str>,
     pub(crate) name: &'a str,
@@ -76,8 +103,37 @@ pub(crate) struct Effects<'c> {
     _turn: Option<quota::Turn<'c>>,
 }
 
-/// The steps before an object is prepared and validated.
+/// The steps before an object is prepared and validated. What users add comes after what is built in; where it changes
+/// the object, both see it once more.
 pub(crate) async fn mutate(
+    core: &Core,
+    request: &Request<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    builtin(core, request, object, old).await?;
+    let mut round = policy::Round::default();
+    if policy::mutate(core, request, object, old, &mut round).await? {
+        builtin(core, request, object, old).await?;
+        round.again(object);
+        if policy::mutate(core, request, object, old, &mut round).await? {
+            builtin(core, request, object, old).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What users hold a request to, after an object is validated. Of an object that goes there is only the old state.
+pub(crate) async fn validate(
+    core: &Core,
+    request: &Request<'_>,
+    object: Option<&Object>,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    policy::validate(core, request, object, old).await
+}
+
+async fn builtin(
     core: &Core,
     request: &Request<'_>,
     object: &mut Object,
@@ -135,6 +191,9 @@ pub(crate) async fn allocate<'c>(
     let mut ops = Vec::new();
     if request.is("", "services") && request.subresource.is_empty() {
         ops = address::allocate(core, object, old).await?;
+    }
+    if request.is("admissionregistration.k8s.io", "validatingadmissionpolicies") && request.subresource.is_empty() {
+        policy::check_types(core, object);
     }
     let charge = quota::charge(core, request, object, old).await?;
     ops.extend(charge.ops);

@@ -20,6 +20,7 @@ pub(crate) struct Core {
     pub(crate) kinds: Kinds,
     pub(crate) settings: Settings,
     pub(crate) grants: authz::Follower,
+    pub(crate) policies: admission::Policies,
     pub(crate) turns: admission::Turns,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,

@@ -23,6 +23,7 @@ mod deletion;
 mod dialer;
 mod discovery;
 pub mod envelope;
+mod follow;
 mod health;
 mod heartbeats;
 mod held;
@@ -129,6 +130,7 @@ impl ApiServer {
             kinds: kinds::Kinds::new(config.registry),
             settings: config.settings,
             grants: authz::Follower::default(),
+            policies: admission::Policies::default(),
             turns: admission::Turns::default(),
             clock: config.clock,
             entropy: config.entropy,

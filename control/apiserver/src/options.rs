@@ -1,4 +1,5 @@
 use http::header;
+use serde_json::{Value, json};
 use tandem_api::{ApiError, Cause, Revision};
 use tandem_registry::{
     ResourceDef,
@@ -71,6 +72,20 @@ impl WriteOptions {
             validation,
             force: query.flag("force")?,
         })
+    }
+}
+
+impl WriteOptions {
+    /// The options as an object of their kind.
+    pub(crate) fn described(&self, kind: &str) -> Value {
+        let mut options = json!({ "kind": kind, "apiVersion": "meta.k8s.io/v1" });
+        if self.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        if !self.manager.is_empty() && kind != "DeleteOptions" {
+            options["fieldManager"] = self.manager.as_str().into();
+        }
+        options
     }
 }
 

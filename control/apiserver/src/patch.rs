@@ -4,7 +4,8 @@ pub(crate) mod apply;
 mod json;
 mod strategic;
 
-pub(crate) use json::{json_patch, merge_patch};
+pub(crate) use apply::drop_nulls;
+pub(crate) use json::{JsonFailure, apply_json, json_patch, merge_patch};
 pub(crate) use strategic::{go_value, strategic_merge};
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod layers;
 mod lists;
 mod objects;
 mod patches;
+mod policies;
 mod protobuf;
 mod quotas;
 mod rbac;

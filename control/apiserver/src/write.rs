@@ -1,8 +1,8 @@
 //! The one write path: every create, update, patch, apply, scale, bind and deletion of every kind ends here.
 //!
 //! ```text
-//!  create: metadata -> defaults -> admission -> prepare -> owners -> validation -> allocation -> store (absent)
-//!  update: read -> change -> metadata -> defaults -> admission -> prepare -> owners -> validation -> store (at revision)
+//!  create: metadata -> defaults -> admission -> prepare -> owners -> validation, policies -> allocation -> store (absent)
+//!  update: read -> change -> metadata -> defaults -> admission -> prepare -> owners -> validation, policies -> store
 //!             └──────────────────────────── again when another writer was faster ───────────────────────────┘
 //! ```
 
@@ -15,6 +15,7 @@ use tandem_store::{Consistency, Expect, Op, Reply};
 
 use crate::{
     admission::{self, Effects, Operation, Request},
+    call::Warnings,
     core::Core,
     deletion::{self, Propagation, Step},
     heartbeats,
@@ -40,6 +41,7 @@ pub(crate) struct Author<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) trace: &'a str,
     pub(crate) options: &'a WriteOptions,
+    pub(crate) warnings: &'a Warnings,
     /// The term of the leader whose work this is.
     pub(crate) fence: Option<u64>,
 }
@@ -62,11 +64,13 @@ impl Target<'_> {
         ApiError::conflict(&self.def.group, &self.def.plural, self.name, why)
     }
 
-    fn request<'r>(&'r self, author: &'r Author<'_>, operation: Operation) -> Request<'r> {
+    pub(crate) fn request<'r>(&'r self, author: &'r Author<'_>, operation: Operation) -> Request<'r> {
         Request {
             operation,
             identity: author.identity,
             trace: author.trace,
+            options: author.options,
+            warnings: author.warnings,
             def: self.def,
             namespace: self.namespace,
             name: self.name,
@@ -210,6 +214,7 @@ async fn insert(
         let name = if object.name().is_empty() { object.generate_name() } else { object.name() };
         return Err(ApiError::invalid(&def.group, &def.kind, name, causes));
     }
+    admission::validate(core, request, Some(&object), None).await?;
     let name = object.name().to_owned();
     let exists = || ApiError::already_exists(&def.group, &def.plural, &name);
     for _ in 0..TRIES_MAX {
@@ -308,6 +313,7 @@ async fn try_update(
     if !causes.is_empty() {
         return Err(ApiError::invalid(&def.group, &def.kind, target.name, causes));
     }
+    admission::validate(core, &request, Some(&new), Some(live)).await?;
     if managed::same(&new, live) {
         return Ok(Some(live.clone()));
     }
@@ -445,6 +451,7 @@ pub(crate) async fn delete(
         let mut live = live.ok_or_else(|| target.not_found())?;
         deletion.preconditions.check(target, &live)?;
         admission::delete(&request)?;
+        admission::validate(core, &request, None, Some(&live)).await?;
         let step = deletion::step(def, &live, deletion.grace_seconds, deletion.propagation, core.clock.now());
         let (op, effects, outcome) = match step {
             Step::Wait => return Ok(Deleted::Marked(live)),

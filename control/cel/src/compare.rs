@@ -96,6 +96,7 @@ pub(crate) fn ordering(one: &Value<'_>, other: &Value<'_>) -> Option<Ordering> {
         (Value::Quantity(left), Value::Quantity(right)) => Some(left.cmp(right)),
         (Value::Ip(left), Value::Ip(right)) => Some(left.cmp(right)),
         (Value::Cidr(left), Value::Cidr(right)) => Some(left.cmp(right)),
+        (Value::Semver(left), Value::Semver(right)) => Some(left.cmp_precedence(right)),
         (Value::Timestamp(_), _) | (_, Value::Timestamp(_)) => Some(time(one)?.cmp(&time(other)?)),
         (Value::Duration(left), other) => Some(left.cmp(&crate::functions::duration(other.as_text()?)?)),
         (one, Value::Duration(right)) => Some(crate::functions::duration(one.as_text()?)?.cmp(right)),

@@ -1,7 +1,7 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use crate::{
-    Error, Value, compare, functions,
+    Error, Program, Value, compare, functions,
     parse::{Comprehension, Expr, Fold, Operator},
 };
 
@@ -32,28 +32,76 @@ impl Budget {
     }
 }
 
+/// How deep the evaluation of an expression and of the lazy variables that it reads may go.
+const DEPTH_MAX: usize = 260;
+/// The name under which an expression reads lazy variables.
+const LAZY: &str = "variables";
+
+/// What expressions read: values, and variables that are evaluated when they are first read.
+#[derive(Debug, Default)]
+pub struct Scope<'a> {
+    values: Vec<(&'a str, Value<'a>)>,
+    lazy: Vec<Lazy<'a>>,
+}
+
+#[derive(Debug)]
+struct Lazy<'a> {
+    name: &'a str,
+    program: &'a Program,
+    value: RefCell<Option<Result<Value<'a>, Error>>>,
+}
+
+impl<'a> Scope<'a> {
+    pub fn set(&mut self, name: &'a str, value: Value<'a>) {
+        self.values.push((name, value));
+    }
+
+    /// Gives `variables.NAME` a meaning. It may read those that were given before it.
+    pub fn define(&mut self, name: &'a str, program: &'a Program) {
+        self.lazy.push(Lazy { name, program, value: RefCell::default() });
+    }
+
+    /// The value of an expression. What it costs is taken from the budget.
+    pub fn evaluate(&self, program: &'a Program, budget: &Budget) -> Result<Value<'a>, Error> {
+        Evaluation::new(budget, self, self.lazy.len(), 0).eval(&program.expr)
+    }
+}
+
 pub(crate) struct Evaluation<'a, 'b> {
     pub(crate) budget: &'b Budget,
+    scope: &'b Scope<'a>,
+    /// How many of the lazy variables can be seen.
+    visible: usize,
+    depth: usize,
+    /// What the expression itself binds.
     variables: Vec<(&'a str, Value<'a>)>,
 }
 
 impl<'a, 'b> Evaluation<'a, 'b> {
-    pub(crate) fn new(budget: &'b Budget) -> Evaluation<'a, 'b> {
-        Evaluation { budget, variables: Vec::new() }
-    }
-
-    pub(crate) fn bind(&mut self, name: &'a str, value: Value<'a>) {
-        self.variables.push((name, value));
+    pub(crate) fn new(budget: &'b Budget, scope: &'b Scope<'a>, visible: usize, depth: usize) -> Evaluation<'a, 'b> {
+        Evaluation { budget, scope, visible, depth, variables: Vec::new() }
     }
 
     fn variable(&self, name: &str) -> Result<Value<'a>, Error> {
-        let found = self.variables.iter().rev().find(|(mine, _)| *mine == name);
+        let found = self.variables.iter().rev().chain(&self.scope.values).find(|(mine, _)| *mine == name);
         match found {
             Some((_, value)) => Ok(value.clone()),
             None => functions::type_named(name)
                 .map(Value::Type)
                 .ok_or_else(|| Error::of(format!("undeclared reference to '{name}'"))),
         }
+    }
+
+    fn lazy(&self, name: &str) -> Result<Value<'a>, Error> {
+        let at = self.scope.lazy[..self.visible].iter().rposition(|lazy| lazy.name == name);
+        let at = at.ok_or_else(|| Error::of(format!("no such key: {name}")))?;
+        let lazy = &self.scope.lazy[at];
+        if let Some(known) = &*lazy.value.borrow() {
+            return known.clone();
+        }
+        let value = Evaluation::new(self.budget, self.scope, at, self.depth).eval(&lazy.program.expr);
+        *lazy.value.borrow_mut() = Some(value.clone());
+        value
     }
 
     /// With variables that are gone afterwards.
@@ -67,6 +115,18 @@ impl<'a, 'b> Evaluation<'a, 'b> {
 
     pub(crate) fn eval(&mut self, expr: &'a Expr) -> Result<Value<'a>, Error> {
         self.budget.spend(1)?;
+        if self.depth >= DEPTH_MAX {
+            return Err(Error::of(format!(
+                "expressions and the variables in them may be nested at most {DEPTH_MAX} deep"
+            )));
+        }
+        self.depth += 1;
+        let value = self.value(expr);
+        self.depth -= 1;
+        value
+    }
+
+    fn value(&mut self, expr: &'a Expr) -> Result<Value<'a>, Error> {
         match expr {
             Expr::Null => Ok(Value::Null),
             Expr::Bool(value) => Ok(Value::Bool(*value)),
@@ -75,9 +135,9 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             Expr::Double(value) => Ok(Value::Double(*value)),
             Expr::Text(text) => Ok(Value::JsonText(text)),
             Expr::Bytes(bytes) => Ok(Value::Bytes(bytes.as_slice().into())),
-            Expr::Name(name) => self.variable(name),
-            Expr::Select { of, field, optional, test } => self.select(of, field, *optional, *test),
-            Expr::Index { of, at, optional } => self.index(of, at, *optional),
+            Expr::Name(name, _) => self.variable(name),
+            Expr::Select { of, field, optional, test, .. } => self.select(of, field, *optional, *test),
+            Expr::Index { of, at, optional, .. } => self.index(of, at, *optional),
             Expr::List(items) => self.list(items),
             Expr::Map(entries) => self.map(entries),
             Expr::And(terms) => self.logic(terms, false),
@@ -93,7 +153,7 @@ impl<'a, 'b> Evaluation<'a, 'b> {
                 let chosen = if self.truth(condition)? { yes } else { no };
                 self.eval(chosen)
             }
-            Expr::Binary(operator, parts) => {
+            Expr::Binary(operator, _, parts) => {
                 let [left, right] = &**parts;
                 let (left, right) = (self.eval(left)?, self.eval(right)?);
                 self.binary(*operator, left, right)
@@ -104,13 +164,21 @@ impl<'a, 'b> Evaluation<'a, 'b> {
                 self.within(vec![(name, value)], body)
             }
             Expr::Optional { of, name, body, flat } => self.optional(of, name, body, *flat),
-            Expr::Matches { of, pattern } => {
+            Expr::Matches { of, pattern, .. } => {
                 let of = self.eval(of)?;
                 let text = of.as_text().ok_or_else(|| no_overload("matches", &[&of]))?;
                 self.budget.spend(pattern.cost(text))?;
                 Ok(Value::Bool(pattern.is_match(text)))
             }
-            Expr::Call { name, method, arguments } => {
+            Expr::Struct { fields, .. } => {
+                let mut map = Vec::new();
+                for (name, value, optional) in fields {
+                    let value = self.eval(value)?;
+                    put(&mut map, Value::JsonText(name), value, *optional);
+                }
+                Ok(Value::Map(map.into()))
+            }
+            Expr::Call { name, method, arguments, .. } => {
                 let mut values = Vec::with_capacity(arguments.len());
                 for argument in arguments {
                     values.push(self.eval(argument)?);
@@ -141,6 +209,10 @@ impl<'a, 'b> Evaluation<'a, 'b> {
     }
 
     fn select(&mut self, of: &'a Expr, field: &'a str, optional: bool, test: bool) -> Result<Value<'a>, Error> {
+        if !self.scope.lazy.is_empty() && matches!(of, Expr::Name(name, _) if name == LAZY) {
+            let found = if test { Ok(Value::Bool(true)) } else { self.lazy(field) };
+            return found.map(|value| if optional { Value::Optional(Some(value.into())) } else { value });
+        }
         let of = self.eval(of)?;
         let (inner, was_optional) = match of {
             Value::Optional(None) if test => return Ok(Value::Bool(false)),
@@ -153,6 +225,7 @@ impl<'a, 'b> Evaluation<'a, 'b> {
                 None if field.contains("__") => compare::lookup(&inner, &Value::text(unescaped(field)), self.budget)?,
                 found => found,
             },
+            Value::Host(host) => host.field(field),
             Value::Null if test || optional => None,
             other => return Err(Error::of(format!("type '{}' does not support field selection", other.type_name()))),
         };
@@ -202,11 +275,8 @@ impl<'a, 'b> Evaluation<'a, 'b> {
         let mut map = Vec::new();
         for (key, value, optional) in entries {
             let key = self.eval(key)?;
-            match (self.eval(value)?, optional) {
-                (Value::Optional(None), true) => {}
-                (Value::Optional(Some(value)), true) => map.push((key, value.as_ref().clone())),
-                (value, _) => map.push((key, value)),
-            }
+            let value = self.eval(value)?;
+            put(&mut map, key, value, *optional);
         }
         Ok(Value::Map(map.into()))
     }
@@ -231,10 +301,11 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             (None, None) => return Err(no_overload("comprehension", &[&range])),
         };
         let is_map = matches!(range, Value::Map(_) | Value::JsonMap(_));
-        let (mut taken, mut count, mut failure) = (Vec::new(), 0_usize, None);
+        let (mut taken, mut entries, mut count, mut failure) = (Vec::new(), Vec::new(), 0_usize, None);
         for (key, value) in pairs {
             // One name stands for the elements of a list, or for the keys of a map.
             let element = if is_map { key.clone() } else { value.clone() };
+            let place = key.clone();
             let bound = match inner.names.as_slice() {
                 [first, second] => vec![(first.as_str(), key), (second.as_str(), value)],
                 [only, ..] => vec![(only.as_str(), element.clone())],
@@ -249,6 +320,16 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             let found = self.within(bound, &inner.body);
             if inner.fold == Fold::Map {
                 taken.push(found?);
+                continue;
+            }
+            if inner.fold == Fold::Values {
+                entries.push((place, found?));
+                continue;
+            }
+            if inner.fold == Fold::Entries {
+                let made = found?;
+                self.budget.spend(made.weight())?;
+                entries.extend(made.entries().ok_or_else(|| no_overload("transformMapEntry", &[&made]))?);
                 continue;
             }
             let found = found.and_then(|value| value.as_bool().ok_or_else(|| no_overload("bool", &[&value])));
@@ -271,6 +352,7 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             Fold::Exists => Value::Bool(false),
             Fold::ExistsOne => Value::Bool(count == 1),
             Fold::Map | Fold::Filter => Value::list(taken),
+            Fold::Values | Fold::Entries => Value::Map(entries.into()),
         })
     }
 
@@ -329,6 +411,15 @@ impl<'a, 'b> Evaluation<'a, 'b> {
     }
 }
 
+/// An entry of a map that is written down; one that is optional only where it has a value.
+fn put<'a>(map: &mut Vec<(Value<'a>, Value<'a>)>, key: Value<'a>, value: Value<'a>, optional: bool) {
+    match (value, optional) {
+        (Value::Optional(None), true) => {}
+        (Value::Optional(Some(value)), true) => map.push((key, value.as_ref().clone())),
+        (value, _) => map.push((key, value)),
+    }
+}
+
 fn position(at: &Value<'_>) -> Option<usize> {
     match at {
         Value::Double(number) if number.fract() == 0.0 && *number >= 0.0 && *number < 1e15 => {
@@ -348,7 +439,7 @@ pub(crate) fn no_overload(what: &str, values: &[&Value<'_>]) -> Error {
 }
 
 /// Names that are no identifiers of CEL are written so in rules.
-fn unescaped(name: &str) -> String {
+pub(crate) fn unescaped(name: &str) -> String {
     const RESERVED: [&str; 24] = [
         "true",
         "false",

@@ -10,10 +10,10 @@ use crate::{
     eval::{Budget, no_overload, overflow},
     network,
     parse::Operator,
-    strings,
+    strings, versions,
 };
 
-const NAMESPACES: [&str; 6] = ["math", "sets", "optional", "ip", "strings", "format"];
+const NAMESPACES: [&str; 7] = ["math", "sets", "optional", "ip", "strings", "format", "jsonpatch"];
 
 const KNOWN: &[&str] = &[
     "size",
@@ -72,6 +72,27 @@ const KNOWN: &[&str] = &[
     "compareTo",
     "isGreaterThan",
     "isLessThan",
+    "jsonpatch.escapeKey",
+    "format.named",
+];
+
+/// The methods of the values that whoever asks has made: the authorizer of Kubernetes.
+const OF_HOSTS: [&str; 15] = [
+    "path",
+    "serviceAccount",
+    "group",
+    "resource",
+    "subresource",
+    "namespace",
+    "name",
+    "fieldSelector",
+    "labelSelector",
+    "check",
+    "allowed",
+    "reason",
+    "errored",
+    "error",
+    "requestResource",
 ];
 
 pub(crate) fn is_namespace(name: &str) -> bool {
@@ -79,11 +100,18 @@ pub(crate) fn is_namespace(name: &str) -> bool {
 }
 
 /// Formats that text can be held to.
-const FORMATS: [&str; 6] = [
+const FORMATS: [&str; 13] = [
     "format.dns1123Label",
     "format.dns1123Subdomain",
     "format.dns1035Label",
+    "format.dns1123LabelPrefix",
+    "format.dns1123SubdomainPrefix",
+    "format.dns1035LabelPrefix",
+    "format.qualifiedName",
+    "format.labelValue",
     "format.uri",
+    "format.uuid",
+    "format.byte",
     "format.date",
     "format.datetime",
 ];
@@ -91,6 +119,8 @@ const FORMATS: [&str; 6] = [
 pub(crate) fn is_known(name: &str) -> bool {
     name == "validate"
         || FORMATS.contains(&name)
+        || OF_HOSTS.contains(&name)
+        || versions::KNOWN.contains(&name)
         || KNOWN.contains(&name)
         || strings::KNOWN.contains(&name)
         || network::KNOWN.contains(&name)
@@ -124,6 +154,7 @@ pub(crate) fn text_of(value: &Value<'_>) -> Option<String> {
         Value::Quantity(quantity) => quantity.to_string(),
         Value::Ip(address) => address.to_string(),
         Value::Cidr(range) => range.to_string(),
+        Value::Semver(version) => version.to_string(),
         _ => value.as_text()?.to_owned(),
     })
 }
@@ -164,6 +195,15 @@ fn whole(number: f64) -> Option<i64> {
 
 pub(crate) fn call<'a>(name: &str, method: bool, values: &[Value<'a>], budget: &Budget) -> Result<Value<'a>, Error> {
     if let Some(answer) = strings::call(name, method, values, budget) {
+        return answer;
+    }
+    if let Some((Value::Host(host), arguments)) = values.split_first() {
+        let texts: Option<Vec<&str>> = arguments.iter().map(Value::as_text).collect();
+        budget.spend(HOST_STEPS)?;
+        let answer = texts.and_then(|texts| host.call(name, &texts));
+        return answer.ok_or_else(|| no_overload(name, &values.iter().collect::<Vec<_>>()));
+    }
+    if let Some(answer) = versions::call(name, values) {
         return answer;
     }
     if let Some(answer) = network::call(name, values) {
@@ -214,6 +254,12 @@ fn one<'a>(name: &str, value: &Value<'a>) -> Option<Value<'a>> {
         ("math.abs", Value::Int(number)) => Value::Int(number.checked_abs()?),
         ("math.abs", Value::Double(number)) => Value::Double(number.abs()),
         ("math.greatest" | "math.least", value) if value.items().is_none() => value.clone(),
+        ("jsonpatch.escapeKey", value) => Value::text(value.as_text()?.replace('~', "~0").replace('/', "~1")),
+        ("format.named", value) => {
+            let name = format!("format.{}", value.as_text()?);
+            let format = FORMATS.into_iter().find(|format| *format == name);
+            Value::Optional(format.map(|format| Value::Format(format).into()))
+        }
         ("optional.of", value) => Value::Optional(Some(value.clone().into())),
         ("optional.ofNonZeroValue", value) => Value::Optional((!is_zero(value)).then(|| value.clone().into())),
         ("hasValue", Value::Optional(inner)) => Value::Bool(inner.is_some()),
@@ -423,6 +469,42 @@ fn two<'a>(name: &str, first: &Value<'a>, second: &Value<'a>, budget: &Budget) -
     })
 }
 
+/// What a method of a host costs, as Kubernetes counts a question to its authorizer.
+const HOST_STEPS: u64 = 100;
+
+/// A prefix may end in `-`: a suffix follows.
+fn masked(prefix: &str) -> String {
+    prefix.strip_suffix('-').map_or_else(|| prefix.to_owned(), |before| format!("{before}a"))
+}
+
+const QUALIFIED: &str = "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
+const LABEL: &str = "a valid label must be an empty string or consist of at most 63 alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+
+/// A name of at most 63 letters, as labels have it.
+fn is_part(text: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    let inner = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte));
+    text.len() <= 63 && inner && edge(bytes.first()) && edge(bytes.last())
+}
+
+fn is_qualified(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => names::dns1123_subdomain(prefix).is_empty() && is_part(name),
+        None => is_part(text),
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    let parts: Vec<usize> = text.split('-').map(str::len).collect();
+    let digits = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
+    digits && (parts == [8, 4, 4, 4, 12] || parts == [32])
+}
+
+fn is_base64(text: &str) -> bool {
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).is_ok()
+}
+
 /// What is wrong with a text of a format; an empty optional where nothing is.
 fn complaints<'a>(format: &str, text: &str) -> Value<'a> {
     let unless = |sound: bool, why: &str| if sound { Vec::new() } else { vec![why.to_owned()] };
@@ -430,6 +512,13 @@ fn complaints<'a>(format: &str, text: &str) -> Value<'a> {
         "format.dns1123Label" => names::dns1123_label(text),
         "format.dns1123Subdomain" => names::dns1123_subdomain(text),
         "format.dns1035Label" => names::dns1035_label(text),
+        "format.dns1123LabelPrefix" => names::dns1123_label(&masked(text)),
+        "format.dns1123SubdomainPrefix" => names::dns1123_subdomain(&masked(text)),
+        "format.dns1035LabelPrefix" => names::dns1035_label(&masked(text)),
+        "format.qualifiedName" => unless(is_qualified(text), QUALIFIED),
+        "format.labelValue" => unless(text.is_empty() || is_part(text), LABEL),
+        "format.uuid" => unless(is_uuid(text), "does not match the UUID format"),
+        "format.byte" => unless(is_base64(text), "invalid base64"),
         "format.uri" => unless(network::is_url(text), "invalid URI"),
         "format.date" => unless(text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10, "invalid date"),
         _ => unless(text.parse::<Timestamp>().is_ok(), "invalid datetime"),

@@ -20,17 +20,19 @@ const SIGNS: [&str; 26] = [
     ")", "[", "]", "{", "}",
 ];
 
-pub(crate) fn tokens(text: &str) -> Result<Vec<Token>, Error> {
-    let mut tokens = Vec::new();
+/// The tokens, and where in the text each begins.
+pub(crate) fn tokens(text: &str) -> Result<(Vec<Token>, Vec<usize>), Error> {
+    let (mut tokens, mut places) = (Vec::new(), Vec::new());
     let mut rest = text;
     loop {
         rest = skip(rest);
         if rest.is_empty() {
-            return Ok(tokens);
+            return Ok((tokens, places));
         }
         if tokens.len() >= TOKENS_MAX {
             return Err(Error::Syntax(format!("an expression may have at most {TOKENS_MAX} tokens")));
         }
+        places.push(text.len() - rest.len());
         let (token, after) = token(rest)?;
         tokens.push(token);
         rest = after;

@@ -8,9 +8,10 @@
 //! depth of an expression, the size of its patterns, and the steps of an evaluation, in which whatever is built or read
 //! counts by its size. Nothing panics, loops or recurses without one of these.
 //!
-//! There is no type check: an expression that no value could satisfy is refused when it is evaluated. Names of functions
-//! that are not known are refused when it is compiled.
+//! Names of functions that are not known are refused when an expression is compiled. Whether its operands can be of one
+//! another's types is asked by [`Program::check`], as far as types are known; all else shows when it is evaluated.
 
+mod check;
 mod compare;
 mod eval;
 mod functions;
@@ -20,15 +21,16 @@ mod parse;
 mod patterns;
 mod strings;
 mod value;
+mod versions;
 
 #[cfg(test)]
 mod tests;
 
-pub use eval::Budget;
+pub use check::{Fields, Type};
+pub use eval::{Budget, Scope};
 pub use patterns::{Pattern, Patterns};
-pub use value::Value;
+pub use value::{Host, Value};
 
-use eval::Evaluation;
 use parse::Expr;
 
 /// Why an expression cannot be used, or has no value.
@@ -70,10 +72,10 @@ impl Program {
 
     /// The value of the expression. What it costs is taken from the budget.
     pub fn evaluate<'a>(&'a self, variables: &[(&'a str, Value<'a>)], budget: &Budget) -> Result<Value<'a>, Error> {
-        let mut evaluation = Evaluation::new(budget);
+        let mut scope = Scope::default();
         for (name, value) in variables {
-            evaluation.bind(name, value.clone());
+            scope.set(name, value.clone());
         }
-        evaluation.eval(&self.expr)
+        scope.evaluate(self, budget)
     }
 }

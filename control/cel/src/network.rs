@@ -29,6 +29,7 @@ pub(crate) const KNOWN: &[&str] = &[
     "getHostname",
     "getPort",
     "getEscapedPath",
+    "getQuery",
 ];
 
 pub(crate) fn call<'a>(name: &str, values: &[Value<'a>]) -> Option<Result<Value<'a>, Error>> {
@@ -74,9 +75,33 @@ fn one<'a>(name: &str, value: &Value<'a>) -> Option<Value<'a>> {
         ("masked", Value::Cidr(range)) => Value::Cidr(range.trunc()),
         ("isURL", value) => Value::Bool(is_url(value.as_text()?)),
         ("url", value) => Value::Url(Some(value.as_text()?).filter(|text| is_url(text))?.into()),
+        ("getQuery", Value::Url(url)) => query(url),
         (_, Value::Url(url)) => Value::text(part(name, url)?),
         _ => return None,
     })
+}
+
+/// The parameters of a URL, each with all its values.
+fn query<'a>(url: &str) -> Value<'a> {
+    let text = url.split('#').next().and_then(|url| url.split_once('?')).map_or("", |(_, query)| query);
+    let mut found: Vec<(String, Vec<Value<'a>>)> = Vec::new();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()).take(PARAMETERS_MAX) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decoded(name), Value::text(decoded(value)));
+        match found.iter_mut().find(|(mine, _)| *mine == name) {
+            Some((_, values)) => values.push(value),
+            None => found.push((name, vec![value])),
+        }
+    }
+    let entry = |(name, values): (String, Vec<Value<'a>>)| (Value::text(name), Value::list(values));
+    Value::Map(std::rc::Rc::new(found.into_iter().map(entry).collect()))
+}
+
+/// How many parameters of one URL are read.
+const PARAMETERS_MAX: usize = 200;
+
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 fn is_link_local(address: &IpAddr) -> bool {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use crate::{
-    Error, Pattern, Patterns, functions,
+    Error, Pattern, Patterns, eval, functions,
     lexer::{self, Token},
 };
 
@@ -33,6 +33,10 @@ pub(crate) enum Fold {
     ExistsOne,
     Map,
     Filter,
+    /// `transformMap`: the keys stay.
+    Values,
+    /// `transformMapEntry`: each body is a map, and all are laid together.
+    Entries,
 }
 
 /// `range.all(name, body)` and its like. With two names the first is the index or key.
@@ -55,18 +59,20 @@ pub(crate) enum Expr {
     Double(f64),
     Text(String),
     Bytes(Vec<u8>),
-    Name(String),
+    Name(String, usize),
     /// `of.field`, `of.?field`; with `test`, `has(of.field)`.
     Select {
         of: Box<Expr>,
         field: String,
         optional: bool,
         test: bool,
+        place: usize,
     },
     Index {
         of: Box<Expr>,
         at: Box<Expr>,
         optional: bool,
+        place: usize,
     },
     List(Vec<(Expr, bool)>),
     Map(Vec<(Expr, Expr, bool)>),
@@ -75,7 +81,7 @@ pub(crate) enum Expr {
     Not(Box<Expr>),
     Negate(Box<Expr>),
     Choose(Box<[Expr; 3]>),
-    Binary(Operator, Box<[Expr; 2]>),
+    Binary(Operator, usize, Box<[Expr; 2]>),
     Comprehension(Box<Comprehension>),
     /// `cel.bind(name, value, body)`
     Bind {
@@ -94,25 +100,34 @@ pub(crate) enum Expr {
     Matches {
         of: Box<Expr>,
         pattern: Arc<Pattern>,
+        place: usize,
     },
     /// The object of a method comes first.
     Call {
         name: String,
         method: bool,
         arguments: Vec<Expr>,
+        place: usize,
+    },
+    /// `Object.spec{field: value}`
+    Struct {
+        name: String,
+        fields: Vec<(String, Expr, bool)>,
+        place: usize,
     },
 }
 
-/// The expression and the names that it reads.
+/// An expression. What can be wrong with it by type knows where in the text it stands (`place`).
+/// With it come the names that it reads.
 pub(crate) fn parse(text: &str, patterns: &mut Patterns) -> Result<(Expr, Vec<String>), Error> {
-    let tokens = lexer::tokens(text)?;
-    let mut parser = Parser { tokens, at: 0, nesting: 0, names: Vec::new(), patterns };
+    let (tokens, places) = lexer::tokens(text)?;
+    let mut parser = Parser { tokens, places, at: 0, nesting: 0, patterns };
     let expr = parser.expr()?;
     if let Some(token) = parser.tokens.get(parser.at) {
         return Err(Error::Syntax(format!("extraneous input {token:?}")));
     }
-    check_depth(&expr)?;
-    Ok((expr, parser.names))
+    let names = walk(&expr)?;
+    Ok((expr, names))
 }
 
 fn children(expr: &Expr) -> Vec<&Expr> {
@@ -124,14 +139,14 @@ fn children(expr: &Expr) -> Vec<&Expr> {
         | Expr::Double(_)
         | Expr::Text(_)
         | Expr::Bytes(_)
-        | Expr::Name(_) => Vec::new(),
+        | Expr::Name(..) => Vec::new(),
         Expr::Select { of, .. } | Expr::Not(of) | Expr::Negate(of) | Expr::Matches { of, .. } => vec![of],
         Expr::Index { of, at, .. } => vec![of, at],
         Expr::List(items) => items.iter().map(|(item, _)| item).collect(),
         Expr::Map(entries) => entries.iter().flat_map(|(key, value, _)| [key, value]).collect(),
         Expr::And(terms) | Expr::Or(terms) | Expr::Call { arguments: terms, .. } => terms.iter().collect(),
         Expr::Choose(parts) => parts.iter().collect(),
-        Expr::Binary(_, parts) => parts.iter().collect(),
+        Expr::Binary(_, _, parts) => parts.iter().collect(),
         Expr::Comprehension(inner) => {
             let mut parts = vec![&inner.range, &inner.body];
             parts.extend(&inner.condition);
@@ -139,29 +154,42 @@ fn children(expr: &Expr) -> Vec<&Expr> {
         }
         Expr::Bind { value, body, .. } => vec![value, body],
         Expr::Optional { of, body, .. } => vec![of, body],
+        Expr::Struct { fields, .. } => fields.iter().map(|(_, value, _)| value).collect(),
     }
 }
 
-fn check_depth(expr: &Expr) -> Result<(), Error> {
+/// The names that an expression reads. One that is too deep is refused.
+fn walk(expr: &Expr) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
     let mut rest = vec![(expr, 0)];
     while let Some((expr, depth)) = rest.pop() {
         if depth > DEPTH_MAX {
             return Err(Error::Syntax(format!("an expression may be nested at most {DEPTH_MAX} deep")));
         }
+        if let Expr::Name(name, _) = expr
+            && !names.contains(name)
+        {
+            names.push(name.clone());
+        }
         rest.extend(children(expr).into_iter().map(|child| (child, depth + 1)));
     }
-    Ok(())
+    Ok(names)
 }
 
 struct Parser<'p> {
     tokens: Vec<Token>,
+    places: Vec<usize>,
     at: usize,
     nesting: usize,
-    names: Vec<String>,
     patterns: &'p mut Patterns,
 }
 
 impl Parser<'_> {
+    /// Where the token before the next one begins.
+    fn before(&self) -> usize {
+        self.places.get(self.at.saturating_sub(1)).copied().unwrap_or_default()
+    }
+
     fn takes(&mut self, sign: &str) -> bool {
         let found = matches!(self.tokens.get(self.at), Some(Token::Sign(mine)) if *mine == sign);
         self.at += usize::from(found);
@@ -233,7 +261,8 @@ impl Parser<'_> {
                 _ => return Ok(left),
             };
             self.at += 1;
-            left = Expr::Binary(operator, Box::new([left, self.sum()?]));
+            let place = self.before();
+            left = Expr::Binary(operator, place, Box::new([left, self.sum()?]));
         }
     }
 
@@ -246,7 +275,8 @@ impl Parser<'_> {
                 _ => return Ok(left),
             };
             self.at += 1;
-            left = Expr::Binary(operator, Box::new([left, self.product()?]));
+            let place = self.before();
+            left = Expr::Binary(operator, place, Box::new([left, self.product()?]));
         }
     }
 
@@ -260,7 +290,8 @@ impl Parser<'_> {
                 _ => return Ok(left),
             };
             self.at += 1;
-            left = Expr::Binary(operator, Box::new([left, self.unary()?]));
+            let place = self.before();
+            left = Expr::Binary(operator, place, Box::new([left, self.unary()?]));
         }
     }
 
@@ -294,24 +325,54 @@ impl Parser<'_> {
         let mut expr = self.primary()?;
         loop {
             if self.takes(".") {
+                let place = self.before();
                 let optional = self.takes("?");
                 let name = self.name()?;
                 expr = if !optional && self.takes("(") {
                     self.method(expr, name)?
                 } else {
-                    Expr::Select { of: Box::new(expr), field: name, optional, test: false }
+                    Expr::Select { of: Box::new(expr), field: name, optional, test: false, place }
                 };
             } else if self.takes("[?") {
-                expr = Expr::Index { of: Box::new(expr), at: Box::new(self.expr()?), optional: true };
+                let place = self.before();
+                expr = Expr::Index { of: Box::new(expr), at: Box::new(self.expr()?), optional: true, place };
                 self.expect("]")?;
             } else if self.takes("[") {
+                let place = self.before();
                 let optional = self.takes("?");
-                expr = Expr::Index { of: Box::new(expr), at: Box::new(self.expr()?), optional };
+                expr = Expr::Index { of: Box::new(expr), at: Box::new(self.expr()?), optional, place };
                 self.expect("]")?;
+            } else if let Some(name) = self.next_is("{").then(|| type_name(&expr)).flatten() {
+                self.at += 1;
+                expr = self.structure(name)?;
             } else {
                 return Ok(expr);
             }
         }
+    }
+
+    fn next_is(&self, sign: &str) -> bool {
+        matches!(self.tokens.get(self.at), Some(Token::Sign(mine)) if *mine == sign)
+    }
+
+    /// `{field: value}` behind the name of a type.
+    fn structure(&mut self, name: String) -> Result<Expr, Error> {
+        let place = self.before();
+        if name != "JSONPatch" && name != "Object" && !name.starts_with("Object.") {
+            return Err(Error::Syntax(format!("undeclared reference to '{name}' (in container '')")));
+        }
+        let mut fields = Vec::new();
+        while !self.takes("}") {
+            let optional = self.takes("?");
+            let field = self.name()?;
+            self.expect(":")?;
+            fields.push((eval::unescaped(&field), self.expr()?, optional));
+            if !self.takes(",") {
+                self.expect("}")?;
+                break;
+            }
+        }
+        Ok(Expr::Struct { name, fields, place })
     }
 
     fn arguments(&mut self) -> Result<Vec<Expr>, Error> {
@@ -327,6 +388,7 @@ impl Parser<'_> {
     }
 
     fn method(&mut self, of: Expr, name: String) -> Result<Expr, Error> {
+        let place = self.before();
         let mut arguments = self.arguments()?;
         let fold = match name.as_str() {
             "all" => Some(Fold::All),
@@ -334,12 +396,17 @@ impl Parser<'_> {
             "exists_one" | "existsOne" => Some(Fold::ExistsOne),
             "map" => Some(Fold::Map),
             "filter" => Some(Fold::Filter),
+            "transformMap" => Some(Fold::Values),
+            "transformMapEntry" => Some(Fold::Entries),
             _ => None,
         };
         if let Some(fold) = fold {
-            return comprehension(fold, of, arguments);
+            return comprehension(fold, of, arguments, matches!(fold, Fold::Values | Fold::Entries));
         }
-        if matches!(&of, Expr::Name(namespace) if namespace == "cel") && name == "bind" {
+        if name == "transformList" {
+            return comprehension(Fold::Map, of, arguments, true);
+        }
+        if matches!(&of, Expr::Name(namespace, _) if namespace == "cel") && name == "bind" {
             let [value, body] = bound(&mut arguments)?;
             let name = variable(arguments.pop())?;
             return Ok(Expr::Bind { name, value: Box::new(value), body: Box::new(body) });
@@ -358,29 +425,31 @@ impl Parser<'_> {
             && let [Expr::Text(text)] = arguments.as_slice()
         {
             let pattern = self.patterns.compile(text).map_err(|why| unusable(text, &why))?;
-            return Ok(Expr::Matches { of: Box::new(of), pattern });
+            return Ok(Expr::Matches { of: Box::new(of), pattern, place });
         }
         // `math.greatest`, `sets.contains` and the like: the object is a namespace.
-        if let Expr::Name(namespace) = &of
+        if let Expr::Name(namespace, _) = &of
             && functions::is_namespace(namespace)
+            && functions::is_known(&format!("{namespace}.{name}"))
         {
-            return call(format!("{namespace}.{name}"), false, arguments);
+            return call(format!("{namespace}.{name}"), false, arguments, place);
         }
         arguments.insert(0, of);
-        call(name, true, arguments)
+        call(name, true, arguments, place)
     }
 
     fn function(&mut self, name: String) -> Result<Expr, Error> {
+        let place = self.before();
         let mut arguments = self.arguments()?;
         if name == "has" {
             return match (arguments.pop(), arguments.is_empty()) {
-                (Some(Expr::Select { of, field, optional, .. }), true) => {
-                    Ok(Expr::Select { of, field, optional, test: true })
+                (Some(Expr::Select { of, field, optional, place, .. }), true) => {
+                    Ok(Expr::Select { of, field, optional, test: true, place })
                 }
                 _ => Err(Error::Syntax("invalid argument to has() macro".to_owned())),
             };
         }
-        call(name, false, arguments)
+        call(name, false, arguments, place)
     }
 
     fn primary(&mut self) -> Result<Expr, Error> {
@@ -397,12 +466,7 @@ impl Parser<'_> {
                 "false" => Expr::Bool(false),
                 "null" => Expr::Null,
                 _ if self.takes("(") => return self.function(name),
-                _ => {
-                    if !self.names.contains(&name) {
-                        self.names.push(name.clone());
-                    }
-                    Expr::Name(name)
-                }
+                _ => Expr::Name(name, self.before()),
             },
             Some(Token::Sign("(")) => {
                 let inner = self.expr()?;
@@ -465,7 +529,7 @@ pub(crate) fn unusable(pattern: &str, why: &str) -> Error {
 
 fn variable(expr: Option<Expr>) -> Result<String, Error> {
     match expr {
-        Some(Expr::Name(name)) => Ok(name),
+        Some(Expr::Name(name, _)) => Ok(name),
         _ => Err(Error::Syntax("argument must be a simple name".to_owned())),
     }
 }
@@ -478,14 +542,16 @@ fn bound(arguments: &mut Vec<Expr>) -> Result<[Expr; 2], Error> {
     }
 }
 
-fn comprehension(fold: Fold, range: Expr, mut arguments: Vec<Expr>) -> Result<Expr, Error> {
+/// With `pairs` there are two names, and perhaps a condition.
+fn comprehension(fold: Fold, range: Expr, mut arguments: Vec<Expr>, pairs: bool) -> Result<Expr, Error> {
     let wrong = || Error::Syntax("a macro has the wrong number of arguments".to_owned());
     let body = arguments.pop().ok_or_else(wrong)?;
     let (mut names, mut condition) = (Vec::new(), None);
-    if arguments.len() == 2 && fold == Fold::Map {
+    let most = if pairs { 2 } else { 1 };
+    if arguments.len() == most + 1 && (pairs || fold == Fold::Map) {
         condition = arguments.pop();
     }
-    if arguments.is_empty() || arguments.len() > 2 {
+    if arguments.is_empty() || arguments.len() > 2 || (pairs && arguments.len() != 2) {
         return Err(wrong());
     }
     for argument in arguments {
@@ -494,9 +560,18 @@ fn comprehension(fold: Fold, range: Expr, mut arguments: Vec<Expr>) -> Result<Ex
     Ok(Expr::Comprehension(Box::new(Comprehension { fold, range, names, condition, body })))
 }
 
-fn call(name: String, method: bool, arguments: Vec<Expr>) -> Result<Expr, Error> {
+/// `Object.spec` of the expression that looks like it.
+fn type_name(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Name(name, _) => Some(name.clone()),
+        Expr::Select { of, field, optional: false, test: false, .. } => Some(format!("{}.{field}", type_name(of)?)),
+        _ => None,
+    }
+}
+
+fn call(name: String, method: bool, arguments: Vec<Expr>, place: usize) -> Result<Expr, Error> {
     if !functions::is_known(&name) {
         return Err(Error::Syntax(format!("undeclared reference to '{name}'")));
     }
-    Ok(Expr::Call { name, method, arguments })
+    Ok(Expr::Call { name, method, arguments, place })
 }

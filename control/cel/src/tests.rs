@@ -57,6 +57,24 @@ fn holds() {
         "'%s has %d'.format([self.name, 3]) == 'web-1 has 3'",
         "r'\\d' == '\\\\d' && \"\"\"a\"b\"\"\" == 'a\"b' && 0x1F == 31 && -9223372036854775808 < 0",
         "(self.replicas > 1 ? 'many' : 'one') == 'many' // a comment",
+        "[1, 2, 3].transformList(i, v, i > 0, v * i) == [2, 6] && ['a'].transformList(i, v, v) == ['a']",
+        "{'a': 1, 'b': 2}.transformMap(k, v, v > 1, v * 2) == {'b': 4} && ['x'].transformMap(i, v, v) == {0: 'x'}",
+        "{'a': 'b'}.transformMapEntry(k, v, {v: k}) == {'b': 'a'} && [1, 2].transformMapEntry(i, v, v > 1, {v: i}) == {2: 1}",
+        "{'a': 1}.all(k, v, k == 'a' && v == 1) && [3].exists(i, v, i == 0 && v == 3) && [1, 1].existsOne(i, v, i == 1)",
+        "semver('1.2.3').isLessThan(semver('1.10.0')) && isSemver('1.0.0-rc.1+b') && !isSemver('v1.0') && isSemver('v1.0', true)",
+        "semver('1.2.3').major() == 1 && semver('v01.2', true).minor() == 2 && semver('1.0.0').compareTo(semver('1.0.0+b')) == 0",
+        "semver('1.0.0-a') < semver('1.0.0') && semver('1.0.0').patch() == 0 && string(semver('1.0.0')) == '1.0.0'",
+        "url('https://a/b?x=1&y=2&x=3%204').getQuery()['x'] == ['1', '3 4'] && url('https://a').getQuery().size() == 0",
+        "format.named('labelValue').value().validate('a b').hasValue() && !format.named('nope').hasValue()",
+        "!format.uuid().validate('0a1b2c3d-0000-4000-8000-00000000000f').hasValue() && format.uuid().validate('x').hasValue()",
+        "!format.byte().validate('aGk=').hasValue() && !format.dns1123LabelPrefix().validate('web-').hasValue()",
+        "!format.qualifiedName().validate('example.com/name').hasValue() && format.qualifiedName().validate('-a').hasValue()",
+        "jsonpatch.escapeKey('a/b~c') == 'a~1b~0c'",
+        "Object{spec: Object.spec{replicas: 3}, ?status: optional.none()} == {'spec': {'replicas': 3}}",
+        "JSONPatch{op: 'add', path: '/a', value: [1]}.value == [1] && [1].map(ip, ip.size() == 1 || true) == [true]",
+        "isQuantity('1Gi') && quantity('2').asInteger() == 2 && quantity('1').add(quantity('1')).compareTo(quantity('2')) == 0",
+        "sets.intersects([1, 2], [2, 3]) && ['a', 'b'].indexOf('b') == 1 && 'a1b2'.findAll('[0-9]') == ['1', '2']",
+        "ip('127.0.0.1').isLoopback() && cidr('10.0.0.0/8').prefixLength() == 8 && ip.isCanonical('::1')",
         "{'a': 1, 'b': [2]} == {'b': [2], 'a': 1} && {'a': 1}['a'] == 1",
     ] {
         assert_eq!(run(text).as_deref(), Ok("true"), "{text}");
@@ -125,6 +143,165 @@ fn patterns_share_what_they_may_take() {
     assert!(refused.contains("at most 153600 bytes together"), "{refused}");
     let same = "'a'.matches('^b$') || ".repeat(300) + "true";
     assert!(Program::compile(&same, &mut Patterns::new(5 << 10)).is_ok());
+}
+
+#[derive(Debug)]
+struct Doors;
+
+impl Host for Doors {
+    fn type_name(&self) -> &'static str {
+        "test.Doors"
+    }
+
+    fn field(&self, name: &str) -> Option<Value<'static>> {
+        (name == "count").then_some(Value::Int(2))
+    }
+
+    fn call(&self, name: &str, arguments: &[&str]) -> Option<Value<'static>> {
+        match (name, arguments) {
+            ("allowed", []) => Some(Value::Bool(true)),
+            ("check", [verb]) => Some(Value::Bool(*verb == "open")),
+            _ => None,
+        }
+    }
+}
+
+fn compiled(text: &str) -> Program {
+    Program::compile(text, &mut Patterns::new(1 << 20)).unwrap()
+}
+
+#[test]
+fn hosts_have_fields_and_methods_of_their_own() {
+    let doors = || Value::Host(std::rc::Rc::new(Doors));
+    let program = compiled("doors.count == 2 && doors.allowed() && doors.check('open') && !has(doors.nothing)");
+    assert_eq!(program.evaluate(&[("doors", doors())], &Budget::new(1_000)).unwrap().as_bool(), Some(true));
+    let program = compiled("doors.check('a', 'b')");
+    let error = program.evaluate(&[("doors", doors())], &Budget::new(1_000)).unwrap_err();
+    assert_eq!(error.to_string(), "no such overload: check(test.Doors, string, string)");
+}
+
+#[test]
+fn lazy_variables_are_evaluated_once_and_only_when_they_are_read() {
+    let (one, two, bad) = (compiled("[1, 2, 3].map(x, x * 2)"), compiled("variables.one.sum()"), compiled("1 / 0"));
+    let early = compiled("variables.late");
+    let mut scope = Scope::default();
+    scope.define("one", &one);
+    scope.define("bad", &bad);
+    scope.define("early", &early);
+    scope.define("two", &two);
+    scope.define("late", &two);
+    let (budget, reads) = (Budget::new(1_000), compiled("variables.two + variables.two"));
+    let whole = scope.evaluate(&reads, &budget).unwrap();
+    assert_eq!(whole.as_int(), Some(24));
+    let first = 1_000 - budget.left();
+    scope.evaluate(&reads, &budget).unwrap();
+    assert!(1_000 - budget.left() - first < first / 2, "the second time costs less");
+    let short = compiled("true || variables.bad == 1");
+    assert_eq!(scope.evaluate(&short, &budget).unwrap().as_bool(), Some(true));
+    let fails = [("variables.bad", "division by zero"), ("variables.early", "no such key: late")];
+    for (text, expected) in fails {
+        let program = compiled(text);
+        let mut scope = Scope::default();
+        scope.define("bad", &bad);
+        scope.define("early", &early);
+        scope.define("late", &one);
+        assert_eq!(scope.evaluate(&program, &budget).unwrap_err().to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn values_become_json() {
+    let program = compiled("{'a': [1, 'x', null, 2.5, true], 'b': quantity('1Gi'), 'c': Object.spec{x: {}}}");
+    let budget = Budget::new(1_000);
+    let value = program.evaluate(&[], &budget).unwrap();
+    let expected = json!({ "a": [1, "x", null, 2.5, true], "b": "1Gi", "c": { "x": {} } });
+    assert_eq!(value.to_json(&budget).unwrap(), expected);
+    let program = compiled("optional.of(1)");
+    assert!(program.evaluate(&[], &budget).unwrap().to_json(&budget).is_err());
+    let program = compiled(&format!("[1]{}", ".map(x, [x, x])".repeat(5)));
+    assert!(program.evaluate(&[], &budget).unwrap().to_json(&Budget::new(10)).is_err());
+}
+
+struct Deployment;
+
+impl Fields for Deployment {
+    fn field(&self, of: &str, name: &str) -> Option<Type> {
+        Some(match (of, name) {
+            ("Deployment", "spec") => Type::Object("Spec".to_owned()),
+            ("Spec", "replicas") => Type::Int,
+            ("Spec", "labels") => Type::map(Type::Text),
+            ("Spec", "names") => Type::list(Type::Text),
+            ("Spec", "any" | "a-b") => Type::Dyn,
+            _ => return None,
+        })
+    }
+}
+
+fn typed(text: &str) -> String {
+    let variables = [("object", Type::Object("Deployment".to_owned())), ("any", Type::Dyn)];
+    match compiled(text).check(text, &variables, &Deployment) {
+        Ok(ty) => ty.to_string(),
+        Err(why) => why,
+    }
+}
+
+#[test]
+fn what_cannot_be_right_for_any_value_is_told() {
+    for (text, expected) in [
+        ("object.spec.replicas > 1", "bool"),
+        ("object.spec.replicas", "int"),
+        ("object.spec.labels['a'] + 'x'", "string"),
+        ("object.spec.names.all(n, n.startsWith('a'))", "bool"),
+        ("object.spec.names.map(n, n.size())", "list(int)"),
+        ("object.spec.labels.all(k, k == 'a') && has(object.spec.any)", "bool"),
+        ("any.whatever.replicas > 'x' || any == 1", "bool"),
+        ("object.spec.any + 1 == 'x'", "bool"),
+        ("object.spec.a__dash__b == 1 && object.spec != null && object.spec.replicas < 1.5", "bool"),
+        ("cel.bind(x, object.spec.replicas, x + 1)", "int"),
+        ("object.spec.?replicas.orValue(1)", "int"),
+        ("any.exists(x, x > 1) ? 'a' : 'b'", "string"),
+        ("Object{spec: Object.spec{names: [Object.spec.names{a: 1}]}}", "Object"),
+        ("[JSONPatch{op: 'add', path: '/a'}]", "list(JSONPatch)"),
+        ("authorizer", "undeclared reference to 'authorizer' (in container '')"),
+        ("object.spec.replica > 1", "undefined field 'replica'"),
+        ("object.spec.replicas > '1'", "found no matching overload for '_>_' applied to '(int, string)'"),
+        ("'got ' + object.spec.replicas", "found no matching overload for '_+_' applied to '(string, int)'"),
+        ("object.spec.replicas == 'a'", "found no matching overload for '_==_' applied to '(int, string)'"),
+        (
+            "object.spec.replicas.startsWith('a')",
+            "found no matching overload for 'startsWith' applied to 'int.(string)'",
+        ),
+        ("object.spec.replicas.x", "type 'int' does not support field selection"),
+        ("object.spec.replicas && true", "found no matching overload for '_&&_' applied to '(int, bool)'"),
+        ("1 in object.spec.names", "found no matching overload for '@in' applied to '(int, list(string))'"),
+        ("1 + 1.5", "found no matching overload for '_+_' applied to '(int, double)'"),
+        (
+            "Object{spec: Object.status{}}",
+            "expected type of field 'spec' is 'Object.spec' but provided type is 'Object.status'",
+        ),
+        ("JSONPatch{operation: 'add'}", "undefined field 'operation'"),
+    ] {
+        let found = typed(text);
+        let first = found.lines().next().unwrap_or_default();
+        assert!(first == expected || first.ends_with(&format!(": {expected}")), "{text}: {found}");
+    }
+}
+
+#[test]
+fn problems_are_shown_where_they_are() {
+    expect![[r"
+        ERROR: <input>:1:7: undefined field 'replicas'
+         | object.replicas > 1
+         | ......^"]]
+    .assert_eq(&typed("object.replicas > 1"));
+    expect![[r"
+        ERROR: <input>:2:4: undeclared reference to 'nobody' (in container '')
+         | && nobody && x
+         | ...^
+        ERROR: <input>:2:14: undeclared reference to 'x' (in container '')
+         | && nobody && x
+         | .............^"]]
+    .assert_eq(&typed("true\n&& nobody && x"));
 }
 
 /// What an expression over two long texts and a pattern costs.

@@ -5,6 +5,19 @@ use jiff::Timestamp;
 use serde_json::{Map, Value as Json};
 use tandem_api::quantity::Quantity;
 
+use crate::{Error, eval::Budget, functions};
+
+/// How deep the parts of a value that becomes JSON may be nested: JSON is read no deeper.
+const DEPTH_MAX: usize = 100;
+
+/// A value that whoever asks has made: its fields and methods are its own.
+pub trait Host: std::fmt::Debug {
+    fn type_name(&self) -> &'static str;
+    fn field(&self, name: &str) -> Option<Value<'static>>;
+    /// `None` where it has no such method for these arguments.
+    fn call(&self, name: &str, arguments: &[&str]) -> Option<Value<'static>>;
+}
+
 /// A value of CEL. Lists and maps of the object that is asked about are looked at where they are.
 #[derive(Clone, Debug)]
 pub enum Value<'a> {
@@ -30,8 +43,10 @@ pub enum Value<'a> {
     Ip(IpAddr),
     Cidr(IpNet),
     Url(Rc<str>),
+    Semver(Rc<semver::Version>),
     /// A named format of text, by the name of the function that names it.
     Format(&'static str),
+    Host(Rc<dyn Host>),
 }
 
 impl<'a> Value<'a> {
@@ -142,6 +157,41 @@ impl<'a> Value<'a> {
         u64::try_from(size).unwrap_or(u64::MAX).saturating_add(1)
     }
 
+    /// The value as JSON; what has no form of its own there is refused in words. What it costs is taken from the budget.
+    pub fn to_json(&self, budget: &Budget) -> Result<Json, Error> {
+        self.json(budget, DEPTH_MAX)
+    }
+
+    fn json(&self, budget: &Budget, depth: usize) -> Result<Json, Error> {
+        budget.spend(self.weight())?;
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(Error::of(format!("a value may be nested at most {DEPTH_MAX} deep")));
+        };
+        if let Some(items) = self.items() {
+            return items.iter().map(|item| item.json(budget, depth)).collect();
+        }
+        if let Some(entries) = self.entries() {
+            let mut map = Map::new();
+            for (key, value) in &entries {
+                let key = functions::text_of(key).ok_or_else(|| Error::of("the keys of an object must be texts"))?;
+                map.insert(key, value.json(budget, depth)?);
+            }
+            return Ok(Json::Object(map));
+        }
+        Ok(match self {
+            Value::Null => Json::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Int(value) => (*value).into(),
+            Value::Uint(value) => (*value).into(),
+            Value::Double(value) => (*value).into(),
+            Value::Bytes(bytes) => base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes).into(),
+            Value::Optional(_) | Value::Type(_) | Value::Format(_) | Value::Host(_) => {
+                return Err(Error::of(format!("a value of type '{}' has no form in JSON", self.type_name())));
+            }
+            other => functions::text_of(other).map_or(Json::Null, Json::String),
+        })
+    }
+
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Value::Null => "null_type",
@@ -161,7 +211,9 @@ impl<'a> Value<'a> {
             Value::Ip(_) => "net.IP",
             Value::Cidr(_) => "net.CIDR",
             Value::Url(_) => "kubernetes.URL",
+            Value::Semver(_) => "kubernetes.Semver",
             Value::Format(_) => "kubernetes.NamedFormat",
+            Value::Host(host) => host.type_name(),
         }
     }
 }

@@ -16,6 +16,7 @@
 pub mod columns;
 pub mod custom;
 mod def;
+pub mod expressions;
 pub mod fields;
 #[cfg(test)]
 mod fuzz;

@@ -52,7 +52,7 @@ fn orphaned(last: &FieldSet, kept: Option<&FieldSet>) -> FieldSet {
     gone
 }
 
-fn drop_nulls(object: &mut Object) {
+pub(crate) fn drop_nulls(object: &mut Object) {
     fn inner(value: &mut Value) {
         match value {
             Value::Object(map) => {

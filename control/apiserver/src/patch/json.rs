@@ -1,6 +1,6 @@
 use std::slice;
 
-use json_patch::{PatchError, PatchOperation};
+use json_patch::{PatchError, PatchErrorKind, PatchOperation};
 use serde_json::Value;
 use tandem_api::{ApiError, Object, Reason};
 
@@ -12,8 +12,29 @@ const COPIED_MAX_BYTES: usize = 3 * 1024 * 1024;
 /// sent has more around it.
 const DEPTH_MAX: usize = 100;
 
+/// Why a JSON patch does not apply.
+#[derive(Debug)]
+pub(crate) enum JsonFailure {
+    /// Something is not as one of its tests wants it.
+    Test(ApiError),
+    Refused(ApiError),
+}
+
+impl From<ApiError> for JsonFailure {
+    fn from(error: ApiError) -> JsonFailure {
+        JsonFailure::Refused(error)
+    }
+}
+
 /// RFC 6902.
 pub(crate) fn json_patch(live: &Object, patch: &[u8]) -> Result<Object, ApiError> {
+    apply_json(live, patch).map_err(|failure| match failure {
+        JsonFailure::Test(error) | JsonFailure::Refused(error) => error,
+    })
+}
+
+/// As [`json_patch`], with tests that do not hold told apart.
+pub(crate) fn apply_json(live: &Object, patch: &[u8]) -> Result<Object, JsonFailure> {
     let operations: json_patch::Patch =
         serde_json::from_slice(patch).map_err(|why| ApiError::bad_request(format!("error decoding patch: {why}")))?;
     if operations.0.len() > OPERATIONS_MAX {
@@ -21,21 +42,25 @@ pub(crate) fn json_patch(live: &Object, patch: &[u8]) -> Result<Object, ApiError
             "Request entity too large: The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}",
             operations.0.len()
         );
-        return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
+        return Err(ApiError::new(Reason::RequestEntityTooLarge, message).into());
     }
     let mut patched = Value::Object(live.0.clone());
     let mut copied = 0;
     for (at, operation) in operations.0.iter().enumerate() {
         copied += growth(&patched, operation)?;
         if copied > COPIED_MAX_BYTES {
-            return Err(too_large(&format!(
+            return Err(JsonFailure::Refused(too_large(&format!(
                 "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {COPIED_MAX_BYTES}"
-            )));
+            ))));
         }
         // What is half done is dropped, so that nothing need be undone.
-        json_patch::patch_unsafe(&mut patched, slice::from_ref(operation)).map_err(|why| refused(why, at))?;
+        json_patch::patch_unsafe(&mut patched, slice::from_ref(operation)).map_err(|why| {
+            let is_test = matches!(why.kind, PatchErrorKind::TestFailed);
+            let error = refused(why, at);
+            if is_test { JsonFailure::Test(error) } else { JsonFailure::Refused(error) }
+        })?;
     }
-    object(patched)
+    Ok(object(patched)?)
 }
 
 /// The bytes that an operation copies. An error where its value would stand too deep.

@@ -20,11 +20,13 @@ use tokio::time::timeout;
 use super::{live, proxy};
 use crate::{
     NodeStream,
+    admission::{self, Operation},
     authz::{self, Attributes},
     call::Call,
     core::Core,
+    options::WriteOptions,
     request::{Query, Verb},
-    respond,
+    respond, verbs,
     write::Target,
 };
 
@@ -45,6 +47,12 @@ pub(super) async fn connect(
     target: &Target<'_>,
     subresource: &str,
 ) -> Result<Response, ApiError> {
+    if subresource != "log" {
+        let options = WriteOptions::default();
+        let author = verbs::author(call, &options);
+        let sent = options_of(target, subresource, call)?;
+        admission::validate(core, &target.request(&author, Operation::Connect), Some(&sent), None).await?;
+    }
     if subresource == "proxy" {
         let path = proxy::path(call)?;
         return match target.def.plural.as_str() {
@@ -68,6 +76,34 @@ pub(super) async fn connect(
     }
     let path = node_path(&pod, subresource, &call.info.query)?;
     pass(core, call, node, &path).await
+}
+
+/// What is asked for, as the options that Kubernetes makes of the query.
+fn options_of(target: &Target<'_>, subresource: &str, call: &Call) -> Result<Object, ApiError> {
+    let (query, mut options) = (&call.info.query, Object::default());
+    if let Some(sub) = target.def.subresource(subresource) {
+        options.set(&["kind"], sub.kind.kind.as_str());
+        options.set(&["apiVersion"], sub.kind.version.as_str());
+    }
+    for (name, _) in STREAMS {
+        if query.flag(name)? {
+            options.set(&[name], true);
+        }
+    }
+    for name in ["container", "path"] {
+        if let Some(text) = query.get(name) {
+            options.set(&[name], text);
+        }
+    }
+    let command: Vec<Value> = query.all("command").map(Value::from).collect();
+    if !command.is_empty() {
+        options.set(&["command"], command);
+    }
+    let ports: Vec<Value> = query.all("ports").filter_map(|port| port.parse::<i64>().ok()).map(Value::from).collect();
+    if !ports.is_empty() {
+        options.set(&["ports"], ports);
+    }
+    Ok(options)
 }
 
 /// The path and query on the node, from those of the request.

@@ -18,12 +18,12 @@ fn definition() -> Value {
             "versions": [version("v1", true, &new), version("v1beta1", false, &old)] } })
 }
 
-fn tabs(version: &str) -> String {
+pub(super) fn tabs(version: &str) -> String {
     format!("/apis/example.com/{version}/namespaces/default/tabs")
 }
 
 /// What the controller does once it has accepted the names.
-async fn establish(server: &Server) {
+pub(super) async fn establish(server: &Server) {
     server.create(DEFINITIONS, &definition()).await;
     let status = json!({ "status": { "acceptedNames": { "plural": "tabs", "singular": "tab", "kind": "Tab", "listKind": "TabList" },
         "conditions": [{ "type": "Established", "status": "True" }] } });

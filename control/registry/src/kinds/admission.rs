@@ -6,20 +6,37 @@ use tandem_api::Object;
 use crate::{
     Hooks, columns, custom,
     json::{Fields, FieldsExt},
+    validate::admission,
 };
 
 pub(super) const MUTATING_WEBHOOKS: Hooks =
     Hooks { default: |object| default_webhooks(object, true), cells: columns::admission::webhooks, ..Hooks::NONE };
 pub(super) const VALIDATING_WEBHOOKS: Hooks =
     Hooks { default: |object| default_webhooks(object, false), cells: columns::admission::webhooks, ..Hooks::NONE };
-pub(super) const VALIDATING_POLICY: Hooks =
-    Hooks { default: default_policy, cells: columns::admission::validating_policy, ..Hooks::NONE };
-pub(super) const MUTATING_POLICY: Hooks =
-    Hooks { default: default_policy, cells: columns::admission::mutating_policy, ..Hooks::NONE };
-pub(super) const VALIDATING_POLICY_BINDING: Hooks =
-    Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
-pub(super) const MUTATING_POLICY_BINDING: Hooks =
-    Hooks { default: default_policy_binding, cells: columns::admission::policy_binding, ..Hooks::NONE };
+pub(super) const VALIDATING_POLICY: Hooks = Hooks {
+    default: default_policy,
+    validate: admission::validating_policy,
+    cells: columns::admission::validating_policy,
+    ..Hooks::NONE
+};
+pub(super) const MUTATING_POLICY: Hooks = Hooks {
+    default: default_policy,
+    validate: admission::mutating_policy,
+    cells: columns::admission::mutating_policy,
+    ..Hooks::NONE
+};
+pub(super) const VALIDATING_POLICY_BINDING: Hooks = Hooks {
+    default: default_policy_binding,
+    validate: admission::validating_binding,
+    cells: columns::admission::policy_binding,
+    ..Hooks::NONE
+};
+pub(super) const MUTATING_POLICY_BINDING: Hooks = Hooks {
+    default: default_policy_binding,
+    validate: admission::mutating_binding,
+    cells: columns::admission::policy_binding,
+    ..Hooks::NONE
+};
 pub(super) const CUSTOM_RESOURCE: Hooks =
     Hooks { default: default_custom_resource, prepare: custom::prepare, validate: custom::validate, ..Hooks::NONE };
 pub(super) const API_SERVICE: Hooks =
