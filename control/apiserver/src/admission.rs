@@ -14,19 +14,25 @@ mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
+pub(crate) mod webhook;
 
 use tandem_api::{ApiError, Identity, Object, Reason};
 use tandem_registry::ResourceDef;
 use tandem_store::Op;
 
-use crate::core::Core;
+use crate::{call::Warnings, core::Core, options::WriteOptions, write::Deletion};
 pub(crate) use quota::Turns;
+
+/// How often webhooks are asked about one request: again once, where that is needed.
+const ROUNDS: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Create,
     Update,
     Delete,
+    /// A connection to a pod, a Service or a node.
+    Connect,
 }
 
 /// What is asked, by whom.
@@ -39,11 +45,35 @@ pub(crate) struct Request<'a> {
     pub(crate) namespace: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) subresource: &'a str,
+    pub(crate) options: &'a WriteOptions,
+    /// How it is deleted.
+    pub(crate) deletion: Option<&'a Deletion>,
+    /// Where warnings go; `None` where the server itself writes, which nobody else is asked about.
+    pub(crate) warnings: Option<&'a Warnings>,
 }
 
 impl Request<'_> {
     fn is(&self, group: &str, resource: &str) -> bool {
         self.def.group == group && self.def.plural == resource
+    }
+
+    /// Whether what is sent is of the row's own kind. What is sent to other subresources (a Scale, a Binding) is
+    /// admitted as what it is, by [`ask`], and not a second time as what it does to the object.
+    fn is_own(&self) -> bool {
+        self.def.subresource(self.subresource).is_none_or(|sub| {
+            sub.kind.kind == self.def.kind && sub.kind.group == self.def.group && sub.kind.version == self.def.version
+        })
+    }
+
+    /// The namespace that the request is in; that of a namespace is itself.
+    fn place(&self) -> Option<&str> {
+        let is_namespace = self.is("", "namespaces") && self.operation != Operation::Create;
+        if is_namespace { Some(self.name) } else { self.namespace }
+    }
+
+    /// Whether others than the server are asked about it.
+    fn is_admitted_by_others(&self) -> bool {
+        self.warnings.is_some() && self.is_own()
     }
 
     /// Whether the object itself is created, rather than changed or reached through a subresource.
@@ -76,13 +106,72 @@ pub(crate) struct Effects<'c> {
     _turn: Option<quota::Turn<'c>>,
 }
 
-/// The steps before an object is prepared and validated.
-pub(crate) async fn mutate(
+/// All that may change an object before it is prepared and validated: the server's own steps, then webhooks, then what
+/// both make necessary again.
+pub(crate) async fn admit(
     core: &Core,
     request: &Request<'_>,
     object: &mut Object,
     old: Option<&Object>,
 ) -> Result<(), ApiError> {
+    mutate(core, request, object, old).await?;
+    if !request.is_admitted_by_others() {
+        return Ok(());
+    }
+    let mut turn = webhook::Turn::default();
+    for _ in 0..ROUNDS {
+        request.def.default(object);
+        if !webhook::mutate(core, request, Some(object), old, &mut turn).await? {
+            break;
+        }
+        mutate(core, request, object, old).await?;
+        turn.second(object);
+    }
+    Ok(())
+}
+
+/// The last word of others about an object that is valid.
+pub(crate) async fn validate(
+    core: &Core,
+    request: &Request<'_>,
+    object: &Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    if request.is_admitted_by_others() {
+        webhook::validate(core, request, Some(object), old).await?;
+    }
+    Ok(())
+}
+
+/// Admits what is sent to a subresource, and stored nowhere: a Scale, a Binding, the options of a connection.
+pub(crate) async fn ask(
+    core: &Core,
+    request: &Request<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    let mut turn = webhook::Turn::default();
+    for _ in 0..ROUNDS {
+        if !webhook::mutate(core, request, Some(object), old, &mut turn).await? {
+            break;
+        }
+        turn.second(object);
+    }
+    webhook::validate(core, request, Some(object), old).await
+}
+
+/// Admits a connection by its options, which nobody may change.
+pub(crate) async fn connect(core: &Core, request: &Request<'_>, options: &Object) -> Result<(), ApiError> {
+    let mut shown = options.clone();
+    webhook::mutate(core, request, Some(&mut shown), None, &mut webhook::Turn::default()).await?;
+    if shown != *options {
+        return Err(ApiError::internal("a webhook attempted to modify the options of a connection"));
+    }
+    webhook::validate(core, request, Some(options), None).await
+}
+
+/// The server's own steps before an object is prepared and validated.
+async fn mutate(core: &Core, request: &Request<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     if request.operation == Operation::Create {
         namespace::exists(core, request, object).await?;
     }
@@ -148,9 +237,13 @@ pub(crate) fn release(def: &ResourceDef, object: &Object) -> Effects<'static> {
 }
 
 /// Whether an object may be deleted at all.
-pub(crate) fn delete(request: &Request<'_>) -> Result<(), ApiError> {
+pub(crate) async fn delete(core: &Core, request: &Request<'_>, live: &Object) -> Result<(), ApiError> {
     if request.is("", "namespaces") {
-        return namespace::may_go(request);
+        namespace::may_go(request)?;
+    }
+    if request.is_admitted_by_others() {
+        webhook::mutate(core, request, None, Some(live), &mut webhook::Turn::default()).await?;
+        webhook::validate(core, request, None, Some(live)).await?;
     }
     Ok(())
 }

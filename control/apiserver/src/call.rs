@@ -23,6 +23,19 @@ const BODY_MAX: Duration = Duration::from_secs(30);
 const WARNINGS_MAX: usize = 16;
 const WARNING_MAX_BYTES: usize = 256;
 
+/// What the client of a request is warned of.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Mutex<Vec<String>>);
+
+impl Warnings {
+    pub(crate) fn push(&self, message: impl Into<String>) {
+        let mut warnings = self.0.lock();
+        if warnings.len() < WARNINGS_MAX {
+            warnings.push(message.into());
+        }
+    }
+}
+
 /// One request behind the layers.
 pub(crate) struct Call {
     pub(crate) info: Arc<RequestInfo>,
@@ -32,7 +45,7 @@ pub(crate) struct Call {
     pub(crate) fence: Option<u64>,
     pub(crate) parts: Parts,
     body: Mutex<Option<Body>>,
-    warnings: Mutex<Vec<String>>,
+    pub(crate) warnings: Warnings,
 }
 
 impl Call {
@@ -46,7 +59,7 @@ impl Call {
             fence: parts.extensions.get::<Fence>().map(|fence| fence.0),
             parts,
             body: Mutex::new(Some(body)),
-            warnings: Mutex::default(),
+            warnings: Warnings::default(),
         })
     }
 
@@ -84,10 +97,7 @@ impl Call {
     }
 
     pub(crate) fn warn(&self, message: impl Into<String>) {
-        let mut warnings = self.warnings.lock();
-        if warnings.len() < WARNINGS_MAX {
-            warnings.push(message.into());
-        }
+        self.warnings.push(message);
     }
 
     /// As `Warning` headers (RFC 7234, 5.5): code 299, no agent.
@@ -97,7 +107,7 @@ impl Call {
             let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
             HeaderValue::from_str(&format!("299 - \"{escaped}\"")).ok()
         };
-        self.warnings.lock().iter().filter_map(quoted).collect()
+        self.warnings.0.lock().iter().filter_map(quoted).collect()
     }
 
     pub(crate) fn representation(&self, offer: Offer) -> Result<Representation, ApiError> {

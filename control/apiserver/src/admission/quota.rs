@@ -77,7 +77,7 @@ pub(super) async fn charge<'c>(
     let concerned = match request.operation {
         Operation::Create => true,
         Operation::Update => counted.may_grow(),
-        Operation::Delete => false,
+        Operation::Delete | Operation::Connect => false,
     };
     let namespace = request.namespace.filter(|_| request.def.is_namespaced());
     let Some(namespace) = namespace.filter(|_| concerned && request.subresource.is_empty()) else {

@@ -5,29 +5,23 @@
 
 use std::sync::Arc;
 
-use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use tandem_api::{ApiError, Key};
 use tandem_registry::ResourceDef;
-use tandem_store::{Consistency, Error, Stored, WatchItem};
+use tandem_store::Stored;
 use tokio::sync::Mutex;
 
 use super::rbac::{Binding, GROUP, Grants, Role};
-use crate::{
-    core::Core,
-    objects::{self, Objects},
-};
+use crate::{core::Core, follow::Following, objects};
 
 const RESOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
-
-type Changes = BoxStream<'static, Result<WatchItem, Error>>;
 
 #[derive(Default)]
 pub(crate) struct Follower(Mutex<Option<Followed>>);
 
 struct Followed {
     grants: Arc<Grants>,
-    changes: Vec<(Arc<ResourceDef>, Changes)>,
+    following: Following,
 }
 
 impl Follower {
@@ -47,41 +41,18 @@ impl Follower {
 impl Followed {
     async fn begin(core: &Core) -> Result<Followed, ApiError> {
         let mut grants = Grants::default();
-        let mut changes = Vec::new();
-        for resource in RESOURCES {
-            let def = core.row(GROUP, "v1", resource)?;
-            let prefix = Objects::prefix(&def, None);
-            let page = core.objects.page(&prefix, Consistency::Any, None, 0).await?;
-            for stored in &page.items {
-                take(&mut grants, &def, &stored.key, Some(stored));
-            }
-            let stream = core.objects.storage().watch(&prefix, page.revision).map_err(objects::store_error)?;
-            changes.push((def, stream));
-        }
-        Ok(Followed { grants: Arc::new(grants), changes })
+        let following = Following::begin(core, GROUP, &RESOURCES, |def, key, stored| {
+            take(&mut grants, def, key, stored);
+        });
+        let following = following.await?;
+        Ok(Followed { grants: Arc::new(grants), following })
     }
 
     /// Takes over what has changed; `false` when a change was missed and all must be read again.
     fn catch_up(&mut self) -> bool {
-        for (def, stream) in &mut self.changes {
-            // Without a budget: a request that has worked much must not overlook what is there.
-            while let Some(item) = tokio::task::unconstrained(stream.next()).now_or_never() {
-                match item {
-                    Some(Ok(WatchItem::Progress(_))) => {}
-                    Some(Ok(WatchItem::Event(event))) => {
-                        let stored = event.value.clone().map(|value| Stored {
-                            key: event.key.clone(),
-                            value,
-                            created: event.revision,
-                            revision: event.revision,
-                        });
-                        take(Arc::make_mut(&mut self.grants), def, &event.key, stored.as_ref());
-                    }
-                    Some(Err(_)) | None => return false,
-                }
-            }
-        }
-        true
+        let grants = &mut self.grants;
+        let caught = self.following.catch_up(|def, key, stored| take(Arc::make_mut(grants), def, key, stored));
+        caught.is_some()
     }
 }
 

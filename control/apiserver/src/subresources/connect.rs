@@ -14,17 +14,20 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tandem_api::{ApiError, Cause, Object, Reason};
+use tandem_registry::KindName;
 use tandem_store::Consistency;
 use tokio::time::timeout;
 
 use super::{live, proxy};
 use crate::{
     NodeStream,
+    admission::{self, Operation},
     authz::{self, Attributes},
     call::Call,
     core::Core,
+    options::WriteOptions,
     request::{Query, Verb},
-    respond,
+    respond, verbs,
     write::Target,
 };
 
@@ -46,6 +49,7 @@ pub(super) async fn connect(
     subresource: &str,
 ) -> Result<Response, ApiError> {
     if subresource == "proxy" {
+        admit(core, call, target, subresource).await?;
         let path = proxy::path(call)?;
         return match target.def.plural.as_str() {
             "nodes" => pass(core, call, target.name, &path).await,
@@ -56,6 +60,9 @@ pub(super) async fn connect(
         // WebSocket begins with GET, and who may only read may not do things in a pod (as Kubernetes since 1.35).
         let asked = Attributes { verb: Verb::Create.as_str().to_owned(), ..Attributes::of(&call.info) };
         authz::authorize(core, &call.identity, &asked).await?;
+    }
+    if subresource != "log" {
+        admit(core, call, target, subresource).await?;
     }
     let pod = live(core, target).await?;
     let node = pod.str_at(&["spec", "nodeName"]).unwrap_or_default();
@@ -68,6 +75,45 @@ pub(super) async fn connect(
     }
     let path = node_path(&pod, subresource, &call.info.query)?;
     pass(core, call, node, &path).await
+}
+
+/// Asks webhooks about the connection, by the options that it is opened with. They may refuse, but change nothing.
+async fn admit(core: &Core, call: &Call, target: &Target<'_>, subresource: &str) -> Result<(), ApiError> {
+    let Some(sub) = target.def.subresource(subresource) else { return Ok(()) };
+    let options = WriteOptions::default();
+    let author = verbs::author(call, &options);
+    let request = target.request(&author, Operation::Connect);
+    admission::connect(core, &request, &connection(&sub.kind, subresource, call)?).await
+}
+
+/// A connection as the kind of its subresource says it: what is asked for in the query, and behind `proxy`.
+fn connection(kind: &KindName, subresource: &str, call: &Call) -> Result<Object, ApiError> {
+    let query = &call.info.query;
+    let mut object = Object::default();
+    object.set(&["kind"], kind.kind.as_str());
+    object.set(&["apiVersion"], kind.version.as_str());
+    match subresource {
+        "proxy" => object.set(&["path"], call.path()?.rest.as_str()),
+        "portforward" => {
+            let ports = query.all("ports").flat_map(|list| list.split(',')).filter_map(|port| port.parse::<u16>().ok());
+            object.set(&["ports"], ports.map(Value::from).collect::<Vec<_>>());
+        }
+        _ => {
+            for (ours, _) in STREAMS {
+                if query.flag(ours)? {
+                    object.set(&[ours], true);
+                }
+            }
+            if let Some(container) = query.get("container") {
+                object.set(&["container"], container);
+            }
+            let command: Vec<Value> = query.all("command").map(Value::from).collect();
+            if !command.is_empty() && subresource == "exec" {
+                object.set(&["command"], command);
+            }
+        }
+    }
+    Ok(object)
 }
 
 /// The path and query on the node, from those of the request.

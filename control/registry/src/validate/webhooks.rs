@@ -118,7 +118,11 @@ fn check_resources(rule: &Fields, path: &str, problems: &mut Problems) {
     }
     let has = |wanted: &str| resources.contains(&wanted);
     if has("*/*") && resources.len() > 1 {
-        problems.invalid(path, rule.list("resources").to_vec(), "if '*/*' is present, must not specify other resources");
+        problems.invalid(
+            path,
+            rule.list("resources").to_vec(),
+            "if '*/*' is present, must not specify other resources",
+        );
     }
     let plain = resources.iter().filter(|one| !one.contains('/')).count();
     if has("*") && plain > 1 {
@@ -298,17 +302,33 @@ mod tests {
                 webhooks[0].sideEffects: Unsupported value: "Some": supported values: "None", "NoneOnDryRun"
                 webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds"#]],
         );
-        check(json!({ "name": "", "sideEffects": "", "admissionReviewVersions": ["v7"] }), expect![[r#"
+        check(
+            json!({ "name": "", "sideEffects": "", "admissionReviewVersions": ["v7"] }),
+            expect![[r#"
             webhooks[0].name: Required value
             webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun
-            webhooks[0].admissionReviewVersions: Invalid value: ["v7"]: must include at least one of v1, v1beta1"#]]);
-        check(json!({ "admissionReviewVersions": [], "matchPolicy": "Near" }), expect![[r#"
+            webhooks[0].admissionReviewVersions: Invalid value: ["v7"]: must include at least one of v1, v1beta1"#]],
+        );
+        check(
+            json!({ "admissionReviewVersions": [], "matchPolicy": "Near" }),
+            expect![[r#"
             webhooks[0].matchPolicy: Unsupported value: "Near": supported values: "Equivalent", "Exact"
-            webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1"#]]);
+            webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1"#]],
+        );
         let condition = |text: &str| json!({ "matchConditions": [{ "name": "c", "expression": text }] });
         check(condition("object.metadata.name != 'x' && request.operation == 'CREATE'"), expect![""]);
-        check(condition("... [] bad expression"), expect![[r#"webhooks[0].matchConditions[0].expression: Invalid value: "... [] bad expression": compilation failed: Syntax error: mismatched input Sign(".")"#]]);
-        check(condition("params.x == 1"), expect![[r#"webhooks[0].matchConditions[0].expression: Invalid value: "params.x == 1": compilation failed: undeclared reference to 'params'"#]]);
+        check(
+            condition("... [] bad expression"),
+            expect![[
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "... [] bad expression": compilation failed: Syntax error: mismatched input Sign(".")"#
+            ]],
+        );
+        check(
+            condition("params.x == 1"),
+            expect![[
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "params.x == 1": compilation failed: undeclared reference to 'params'"#
+            ]],
+        );
     }
 
     #[test]
@@ -316,47 +336,72 @@ mod tests {
         let url = |url: &str| json!({ "clientConfig": { "url": url } });
         check(url("https://hooks.example.com:8443/a/b"), expect![""]);
         check(url("https://[::1]/a"), expect![""]);
-        check(url("http://u:p@/a?b#c"), expect![[r#"
+        check(
+            url("http://u:p@/a?b#c"),
+            expect![[r#"
             webhooks[0].clientConfig.url: Invalid value: "http": 'https' is the only allowed URL scheme; desired format: https://host[/path]
             webhooks[0].clientConfig.url: Invalid value: "": host must be specified; desired format: https://host[/path]
             webhooks[0].clientConfig.url: Invalid value: "u:p": user information is not permitted in the URL
             webhooks[0].clientConfig.url: Invalid value: "c": fragments are not permitted in the URL
-            webhooks[0].clientConfig.url: Invalid value: "b#c": query parameters are not permitted in the URL"#]]);
-        check(url("hooks.example.com"), expect![[r#"webhooks[0].clientConfig.url: Invalid value: "hooks.example.com": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#]]);
-        check(json!({ "clientConfig": {} }), expect!["webhooks[0].clientConfig: Required value: exactly one of url or service is required"]);
-        let service =
-            |path: &str| json!({ "clientConfig": { "service": { "namespace": "a", "name": "", "path": path, "port": 0 } } });
-        check(service("/a//b"), expect![[r#"
+            webhooks[0].clientConfig.url: Invalid value: "b#c": query parameters are not permitted in the URL"#]],
+        );
+        check(
+            url("hooks.example.com"),
+            expect![[
+                r#"webhooks[0].clientConfig.url: Invalid value: "hooks.example.com": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#
+            ]],
+        );
+        check(
+            json!({ "clientConfig": {} }),
+            expect!["webhooks[0].clientConfig: Required value: exactly one of url or service is required"],
+        );
+        let service = |path: &str| json!({ "clientConfig": { "service": { "namespace": "a", "name": "", "path": path, "port": 0 } } });
+        check(
+            service("/a//b"),
+            expect![[r#"
             webhooks[0].clientConfig.service.name: Required value: service name is required
             webhooks[0].clientConfig.service.port: Invalid value: 0: port is not valid: must be between 1 and 65535, inclusive
-            webhooks[0].clientConfig.service.path: Invalid value: "/a//b": segment[1] may not be empty"#]]);
-        check(service("a"), expect![[r#"
+            webhooks[0].clientConfig.service.path: Invalid value: "/a//b": segment[1] may not be empty"#]],
+        );
+        check(
+            service("a"),
+            expect![[r#"
             webhooks[0].clientConfig.service.name: Required value: service name is required
             webhooks[0].clientConfig.service.port: Invalid value: 0: port is not valid: must be between 1 and 65535, inclusive
-            webhooks[0].clientConfig.service.path: Invalid value: "a": must start with a '/'"#]]);
+            webhooks[0].clientConfig.service.path: Invalid value: "a": must start with a '/'"#]],
+        );
     }
 
     #[test]
     fn rules() {
         let rule = |resources: Value, operations: Value| json!({ "rules": [{ "operations": operations, "apiGroups": ["*", ""], "apiVersions": [""], "resources": resources, "scope": "Both" }] });
-        check(rule(json!(["pods", "pods/*", "pods/status"]), json!(["*", "CREATE"])), expect![[r#"
+        check(
+            rule(json!(["pods", "pods/*", "pods/status"]), json!(["*", "CREATE"])),
+            expect![[r#"
             webhooks[0].rules[0].operations: Invalid value: ["*","CREATE"]: if '*' is present, must not specify other operations
             webhooks[0].rules[0].apiGroups: Invalid value: ["*",""]: if '*' is present, must not specify other API groups
             webhooks[0].rules[0].apiVersions[0]: Required value
             webhooks[0].rules[0].resources[2]: Invalid value: "pods/status": if 'pods/*' is present, must not specify pods/status
-            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]]);
-        check(rule(json!(["*/*", "pods"]), json!(["READ"])), expect![[r#"
+            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]],
+        );
+        check(
+            rule(json!(["*/*", "pods"]), json!(["READ"])),
+            expect![[r#"
             webhooks[0].rules[0].operations[0]: Unsupported value: "READ": supported values: "*", "CONNECT", "CREATE", "DELETE", "UPDATE"
             webhooks[0].rules[0].apiGroups: Invalid value: ["*",""]: if '*' is present, must not specify other API groups
             webhooks[0].rules[0].apiVersions[0]: Required value
             webhooks[0].rules[0].resources: Invalid value: ["*/*","pods"]: if '*/*' is present, must not specify other resources
-            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]]);
-        check(rule(json!(["*", "pods", "*/scale", "deployments/scale"]), json!([])), expect![[r#"
+            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]],
+        );
+        check(
+            rule(json!(["*", "pods", "*/scale", "deployments/scale"]), json!([])),
+            expect![[r#"
             webhooks[0].rules[0].operations: Required value
             webhooks[0].rules[0].apiGroups: Invalid value: ["*",""]: if '*' is present, must not specify other API groups
             webhooks[0].rules[0].apiVersions[0]: Required value
             webhooks[0].rules[0].resources: Invalid value: ["*","pods","*/scale","deployments/scale"]: if '*' is present, must not specify other resources without subresources
             webhooks[0].rules[0].resources[3]: Invalid value: "deployments/scale": if '*/scale' is present, must not specify deployments/scale
-            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]]);
+            webhooks[0].rules[0].scope: Unsupported value: "Both": supported values: "*", "Cluster", "Namespaced""#]],
+        );
     }
 }
