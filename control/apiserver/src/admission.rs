@@ -16,14 +16,18 @@ mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
+pub(crate) mod webhook;
 
 use tandem_api::{ApiError, Identity, Object, Reason};
 use tandem_registry::ResourceDef;
 use tandem_store::Op;
 
-use crate::{call::Warnings, core::Core, options::WriteOptions};
+use crate::{call::Warnings, core::Core, options::WriteOptions, write::Deletion};
 pub(crate) use policy::Follower as Policies;
 pub(crate) use quota::Turns;
+
+/// How often webhooks are asked about one request: again once, where that is needed.
+const ROUNDS: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -60,17 +64,39 @@ pub(crate) struct Request<'a> {
     pub(crate) operation: Operation,
     pub(crate) identity: &'a Identity,
     pub(crate) trace: &'a str,
-    pub(crate) options: &'a WriteOptions,
-    pub(crate) warnings: &'a Warnings,
     pub(crate) def: &'a ResourceDef,
     pub(crate) namespace: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) subresource: &'a str,
+    pub(crate) options: &'a WriteOptions,
+    /// How it is deleted.
+    pub(crate) deletion: Option<&'a Deletion>,
+    /// Where warnings go; `None` where the server itself writes, which nobody else is asked about.
+    pub(crate) warnings: Option<&'a Warnings>,
 }
 
 impl Request<'_> {
     fn is(&self, group: &str, resource: &str) -> bool {
         self.def.group == group && self.def.plural == resource
+    }
+
+    /// Whether what is sent is of the row's own kind. What is sent to other subresources (a Scale, a Binding) is
+    /// admitted as what it is, by [`ask`], and not a second time as what it does to the object.
+    fn is_own(&self) -> bool {
+        self.def.subresource(self.subresource).is_none_or(|sub| {
+            sub.kind.kind == self.def.kind && sub.kind.group == self.def.group && sub.kind.version == self.def.version
+        })
+    }
+
+    /// The namespace that the request is in; that of a namespace is itself.
+    fn place(&self) -> Option<&str> {
+        let is_namespace = self.is("", "namespaces") && self.operation != Operation::Create;
+        if is_namespace { Some(self.name) } else { self.namespace }
+    }
+
+    /// Whether others than the server are asked about it.
+    fn is_admitted_by_others(&self) -> bool {
+        self.warnings.is_some() && self.is_own()
     }
 
     /// Whether the object itself is created, rather than changed or reached through a subresource.
@@ -103,36 +129,87 @@ pub(crate) struct Effects<'c> {
     _turn: Option<quota::Turn<'c>>,
 }
 
-/// The steps before an object is prepared and validated. What users add comes after what is built in; where it changes
-/// the object, both see it once more.
-pub(crate) async fn mutate(
+/// All that may change an object before it is prepared and validated: the server's own steps, then what users add
+/// (policies, then webhooks), then what they make necessary again.
+pub(crate) async fn admit(
     core: &Core,
     request: &Request<'_>,
     object: &mut Object,
     old: Option<&Object>,
 ) -> Result<(), ApiError> {
     builtin(core, request, object, old).await?;
-    let mut round = policy::Round::default();
-    if policy::mutate(core, request, object, old, &mut round).await? {
+    if !request.is_admitted_by_others() {
+        return Ok(());
+    }
+    let (mut round, mut turn) = (policy::Round::default(), webhook::Turn::default());
+    for _ in 0..ROUNDS {
+        request.def.default(object);
+        let by_policies = policy::mutate(core, request, object, old, &mut round).await?;
+        let by_webhooks = webhook::mutate(core, request, Some(object), old, &mut turn).await?;
+        if !by_policies && !by_webhooks {
+            break;
+        }
         builtin(core, request, object, old).await?;
         round.again(object);
-        if policy::mutate(core, request, object, old, &mut round).await? {
-            builtin(core, request, object, old).await?;
-        }
+        turn.second(object);
     }
     Ok(())
 }
 
-/// What users hold a request to, after an object is validated. Of an object that goes there is only the old state.
+/// What users hold a valid object to.
 pub(crate) async fn validate(
+    core: &Core,
+    request: &Request<'_>,
+    object: &Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    if request.is_admitted_by_others() {
+        judge(core, request, Some(object), old).await?;
+    }
+    Ok(())
+}
+
+async fn judge(
     core: &Core,
     request: &Request<'_>,
     object: Option<&Object>,
     old: Option<&Object>,
 ) -> Result<(), ApiError> {
-    policy::validate(core, request, object, old).await
+    policy::validate(core, request, object, old).await?;
+    webhook::validate(core, request, object, old).await
 }
 
+/// Admits what is sent to a subresource, and stored nowhere: a Scale, a Binding, the options of a connection.
+pub(crate) async fn ask(
+    core: &Core,
+    request: &Request<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    let (mut round, mut turn) = (policy::Round::default(), webhook::Turn::default());
+    for _ in 0..ROUNDS {
+        let by_policies = policy::mutate(core, request, object, old, &mut round).await?;
+        let by_webhooks = webhook::mutate(core, request, Some(object), old, &mut turn).await?;
+        if !by_policies && !by_webhooks {
+            break;
+        }
+        round.again(object);
+        turn.second(object);
+    }
+    judge(core, request, Some(object), old).await
+}
+
+/// Admits a connection by its options, which nobody may change.
+pub(crate) async fn connect(core: &Core, request: &Request<'_>, options: &Object) -> Result<(), ApiError> {
+    let mut shown = options.clone();
+    webhook::mutate(core, request, Some(&mut shown), None, &mut webhook::Turn::default()).await?;
+    if shown != *options {
+        return Err(ApiError::internal("a webhook attempted to modify the options of a connection"));
+    }
+    judge(core, request, Some(options), None).await
+}
+
+/// The server's own steps before an object is prepared and validated.
 async fn builtin(
     core: &Core,
     request: &Request<'_>,
@@ -207,9 +284,13 @@ pub(crate) fn release(def: &ResourceDef, object: &Object) -> Effects<'static> {
 }
 
 /// Whether an object may be deleted at all.
-pub(crate) fn delete(request: &Request<'_>) -> Result<(), ApiError> {
+pub(crate) async fn delete(core: &Core, request: &Request<'_>, live: &Object) -> Result<(), ApiError> {
     if request.is("", "namespaces") {
-        return namespace::may_go(request);
+        namespace::may_go(request)?;
+    }
+    if request.is_admitted_by_others() {
+        webhook::mutate(core, request, None, Some(live), &mut webhook::Turn::default()).await?;
+        judge(core, request, None, Some(live)).await?;
     }
     Ok(())
 }

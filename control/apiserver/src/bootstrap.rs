@@ -47,9 +47,8 @@ pub(crate) async fn ensure(core: &Core) -> Result<(), ApiError> {
         let (name, namespace) = (object.name().to_owned(), object.namespace().map(str::to_owned));
         let target = Target { def: &def, namespace: namespace.as_deref(), name: &name, subresource: "" };
         let options = WriteOptions { manager: "tandem-apiserver".to_owned(), ..WriteOptions::default() };
-        let warnings = Warnings::default();
         let identity = Identity::administrator();
-        let author = Author { identity: &identity, trace: "", options: &options, warnings: &warnings, fence: None };
+        let author = Author { identity: &identity, trace: "", options: &options, fence: None, warnings: None };
         match write::create(core, &author, &target, object.clone(), Ownership::Update).await {
             Err(error) if error.reason != Reason::AlreadyExists && !is_taken(core, &target, &error).await? => {
                 return Err(error);

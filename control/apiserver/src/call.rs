@@ -23,7 +23,7 @@ const BODY_MAX: Duration = Duration::from_secs(30);
 const WARNINGS_MAX: usize = 16;
 const WARNING_MAX_BYTES: usize = 256;
 
-/// What a client is told besides the answer.
+/// What the client of a request is warned of.
 #[derive(Debug, Default)]
 pub(crate) struct Warnings(Mutex<Vec<String>>);
 

@@ -12,6 +12,7 @@ use crate::{
     layers::{Limits, Metrics},
     objects::Objects,
     request, usage,
+    webhook::Webhooks,
 };
 
 /// What all requests share.
@@ -21,6 +22,8 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) grants: authz::Follower,
     pub(crate) policies: admission::Policies,
+    pub(crate) webhooks: Arc<Webhooks>,
+    pub(crate) hooks: admission::webhook::Follower,
     pub(crate) turns: admission::Turns,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,

@@ -1,7 +1,7 @@
-//! What is in the store, as far as this member has applied it, for those who must know it at each request.
+//! What the store has of some resources, as far as this member has applied it.
 //!
-//! Nothing runs in the background: whoever asks takes over what has changed since the question before. So a change
-//! counts from the moment that its write is answered, on the member that answered.
+//! Nothing runs in the background: whoever asks first takes over what has changed since he asked before. So a change
+//! counts from the moment its write is answered, on the member that answered.
 
 use std::sync::Arc;
 
@@ -17,11 +17,10 @@ use crate::{
 
 type Changes = BoxStream<'static, Result<WatchItem, Error>>;
 
-/// The changes of some resources, from one revision of each on.
 pub(crate) struct Following(Vec<(Arc<ResourceDef>, Changes)>);
 
 impl Following {
-    /// Gives `take` all that is there.
+    /// Gives all that is there to `take`, and follows it from then on.
     pub(crate) async fn begin(
         core: &Core,
         group: &str,
@@ -42,14 +41,17 @@ impl Following {
         Ok(Following(changes))
     }
 
-    /// Gives `take` what has changed; `false` when a change was missed and all must be read again.
-    pub(crate) fn catch_up(&mut self, mut take: impl FnMut(&ResourceDef, &Key, Option<&Stored>)) -> bool {
+    /// Gives what has changed to `take`, and says whether anything has; `None` when a change was missed and all must be
+    /// read again.
+    pub(crate) fn catch_up(&mut self, mut take: impl FnMut(&ResourceDef, &Key, Option<&Stored>)) -> Option<bool> {
+        let mut changed = false;
         for (def, stream) in &mut self.0 {
             // Without a budget: a request that has worked much must not overlook what is there.
             while let Some(item) = tokio::task::unconstrained(stream.next()).now_or_never() {
                 match item {
                     Some(Ok(WatchItem::Progress(_))) => {}
                     Some(Ok(WatchItem::Event(event))) => {
+                        changed = true;
                         let stored = event.value.clone().map(|value| Stored {
                             key: event.key.clone(),
                             value,
@@ -58,10 +60,10 @@ impl Following {
                         });
                         take(def, &event.key, stored.as_ref());
                     }
-                    Some(Err(_)) | None => return false,
+                    Some(Err(_)) | None => return None,
                 }
             }
         }
-        true
+        Some(changed)
     }
 }

@@ -6,6 +6,8 @@
 //!  client in the process ─────────┘                                                        ├─ verbs ─────────┐
 //!                                                                                          └─ subresources ──┤
 //!       store <── objects (envelope) <── write: defaults, admission, validation, owners <────────────────────┘
+//!                        └ conversion ─┐        └ admission/webhook ─> webhook ─> HTTPS
+//!                                      └────────────────────────────────┘
 //! ```
 //!
 //! Only this crate writes objects to the store. No file under `verbs` or `patch` names a kind: what is particular to one
@@ -17,6 +19,7 @@ mod authn;
 mod authz;
 mod bootstrap;
 mod call;
+mod conversion;
 mod core;
 mod decode;
 mod deletion;
@@ -37,10 +40,12 @@ mod patch;
 mod request;
 mod respond;
 pub mod server;
+mod services;
 mod subresources;
 pub mod tls;
 mod usage;
 mod verbs;
+mod webhook;
 mod write;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -69,11 +74,13 @@ pub use server::{Front, OtherProtocol, serve, serve_beside};
 
 use crate::{
     call::Call,
+    conversion::Converter,
     core::Core,
     heartbeats::Heartbeats,
     layers::{Limits, Metrics},
     objects::Objects,
     request::Target,
+    webhook::Webhooks,
 };
 
 /// Opens connections to the servers of nodes.
@@ -125,8 +132,13 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn new(config: Config) -> ApiServer {
+        let (objects, tasks) = (Objects::new(config.storage, Heartbeats::new(config.leadership)), TaskTracker::new());
+        let (registry, entropy) = (config.registry.clone(), config.entropy.clone());
+        let webhooks = Arc::new(Webhooks::new(objects.clone(), registry, entropy, tasks.clone()));
         let core = Core {
-            objects: Objects::new(config.storage, Heartbeats::new(config.leadership)),
+            objects: objects.converted_by(Converter(webhooks.clone())),
+            webhooks,
+            hooks: admission::webhook::Follower::default(),
             kinds: kinds::Kinds::new(config.registry),
             settings: config.settings,
             grants: authz::Follower::default(),
@@ -142,7 +154,7 @@ impl ApiServer {
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
             usage: usage::Nodes::default(),
-            tasks: TaskTracker::new(),
+            tasks,
         };
         ApiServer { core: Arc::new(core) }
     }
@@ -170,11 +182,12 @@ impl ApiServer {
 }
 
 async fn handle(State(core): State<Arc<Core>>, request: Request) -> Response {
-    let answered = match Call::new(request) {
-        Ok(call) => dispatch(&core, &call).await.map(|response| respond::warned(&call, response)),
-        Err(error) => Err(error),
+    let call = match Call::new(request) {
+        Ok(call) => call,
+        Err(error) => return respond::error(&error),
     };
-    answered.unwrap_or_else(|error| respond::error(&error))
+    let answered = dispatch(&core, &call).await.unwrap_or_else(|error| respond::error(&error));
+    respond::warned(&call, answered)
 }
 
 async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tandem_api::{ApiError, Cause, Key, Object, Reason, Revision};
-use tandem_registry::ResourceDef;
+use tandem_registry::{ResourceDef, custom::ConversionWebhook};
 use tandem_store::{COMMAND_VERSION, Command, Consistency, Error, Op, Page, Reply, Storage, Stored};
 
-use crate::{envelope, heartbeats::Heartbeats};
+use crate::{conversion::Converter, envelope, heartbeats::Heartbeats};
 
 /// Kubernetes' limit for one object, in bytes of JSON.
 const OBJECT_MAX_BYTES: usize = 1_536 * 1024;
@@ -17,11 +17,17 @@ const METADATA: &[u8] = b"\"metadata\":{";
 pub(crate) struct Objects {
     storage: Arc<dyn Storage>,
     heartbeats: Arc<Heartbeats>,
+    /// Who converts between versions; the server's own reads of built-in kinds need nobody.
+    converter: Option<Arc<Converter>>,
 }
 
 impl Objects {
     pub(crate) fn new(storage: Arc<dyn Storage>, heartbeats: Heartbeats) -> Objects {
-        Objects { storage, heartbeats: Arc::new(heartbeats) }
+        Objects { storage, heartbeats: Arc::new(heartbeats), converter: None }
+    }
+
+    pub(crate) fn converted_by(self, converter: Converter) -> Objects {
+        Objects { converter: Some(Arc::new(converter)), ..self }
     }
 
     pub(crate) fn heartbeats(&self) -> &Heartbeats {
@@ -75,7 +81,48 @@ impl Objects {
     ) -> Result<Option<Stored>, ApiError> {
         let key = Objects::key(def, namespace, name);
         let found = self.storage.get(&key, at).await.map_err(store_error)?;
-        Ok(found.map(|stored| self.heartbeats.newest(stored)))
+        let found = found.map(|stored| self.heartbeats.newest(stored)).into_iter().collect();
+        Ok(self.in_version(def, found).await?.pop())
+    }
+
+    /// Stored values in the row's version. Where a webhook converts the kind, those of other versions go through it.
+    pub(crate) async fn in_version(&self, def: &ResourceDef, mut items: Vec<Stored>) -> Result<Vec<Stored>, ApiError> {
+        let Some(webhook) = conversion(def) else { return Ok(items) };
+        let to = def.api_version();
+        let (mut places, mut objects) = (Vec::new(), Vec::new());
+        for (at, stored) in items.iter().enumerate() {
+            let opened = envelope::open(&stored.value)?;
+            if opened.storage_version != to {
+                places.push(at);
+                objects.push(Object::from_slice(&opened.json).map_err(ApiError::internal)?);
+            }
+        }
+        if places.is_empty() {
+            return Ok(items);
+        }
+        let objects = self.converter()?.convert(webhook, &to, objects).await?;
+        for (at, object) in places.into_iter().zip(objects) {
+            items[at].value = seal(&to, &def.kind, object)?;
+        }
+        Ok(items)
+    }
+
+    /// The value to store, in the version in which the kind is stored.
+    pub(crate) async fn encode(&self, def: &ResourceDef, object: &Object) -> Result<Bytes, ApiError> {
+        match conversion(def).filter(|_| def.version != def.storage.version) {
+            None => encode(def, object),
+            Some(webhook) => {
+                let to = storage_version(def);
+                let mut object = object.clone();
+                object.remove(&["metadata", "resourceVersion"]);
+                let converted = self.converter()?.convert(webhook, &to, vec![object]).await?;
+                seal(&to, &def.kind, converted.into_iter().next().unwrap_or_default())
+            }
+        }
+    }
+
+    fn converter(&self) -> Result<&Converter, ApiError> {
+        self.converter.as_deref().ok_or_else(|| ApiError::internal("nobody converts between versions here"))
     }
 
     pub(crate) async fn page(
@@ -105,7 +152,7 @@ impl Objects {
         at: Consistency,
     ) -> Result<Vec<Object>, ApiError> {
         let page = self.page(&Objects::prefix(def, namespace), at, None, 0).await?;
-        page.items.iter().map(|stored| self.read(def, stored)).collect()
+        self.in_version(def, page.items).await?.iter().map(|stored| self.read(def, stored)).collect()
     }
 
     /// Everything happens, at one revision, or nothing. With a fence nothing happens once that term has passed.
@@ -114,14 +161,22 @@ impl Objects {
         self.storage.write(command).await.map_err(store_error)
     }
 
-    /// The object of a stored value, in the row's shape, with its revision.
+    /// The object of a stored value, in the row's shape, with its revision. The value is in the row's version already.
     pub(crate) fn read(&self, def: &ResourceDef, stored: &Stored) -> Result<Object, ApiError> {
         decode(def, &stored.value, stored.revision)
     }
 }
 
+fn conversion(def: &ResourceDef) -> Option<&ConversionWebhook> {
+    def.custom.as_ref().and_then(|custom| custom.conversion.as_deref())
+}
+
 pub(crate) fn decode(def: &ResourceDef, value: &Bytes, revision: Revision) -> Result<Object, ApiError> {
     let opened = envelope::open(value)?;
+    if conversion(def).is_some() && opened.storage_version != def.api_version() {
+        let (from, to) = (opened.storage_version, def.api_version());
+        return Err(ApiError::internal(format!("an object of {from} was read as {to} without its conversion")));
+    }
     let mut object = Object::from_slice(&opened.json).map_err(ApiError::internal)?;
     if let Some(conversion) = def.conversion {
         (conversion.from_storage)(&mut object);
@@ -138,21 +193,24 @@ pub(crate) fn decode(def: &ResourceDef, value: &Bytes, revision: Revision) -> Re
 
 /// The value to store: without its revision, which the store itself gives, and with type and metadata in front.
 pub(crate) fn encode(def: &ResourceDef, object: &Object) -> Result<Bytes, ApiError> {
-    let mut stored = Object::default();
-    let storage = &def.storage;
-    let api_version = if storage.group.is_empty() {
-        storage.version.clone()
-    } else {
-        format!("{}/{}", storage.group, storage.version)
-    };
-    stored.set(&["kind"], storage.kind.as_str());
-    stored.set(&["apiVersion"], api_version.as_str());
-    stored.set(&["metadata"], serde_json::Map::new());
     let mut converted = object.clone();
     if let Some(conversion) = def.conversion {
         (conversion.to_storage)(&mut converted);
     }
-    for (key, value) in converted.0 {
+    seal(&storage_version(def), &def.storage.kind, converted)
+}
+
+fn storage_version(def: &ResourceDef) -> String {
+    let storage = &def.storage;
+    if storage.group.is_empty() { storage.version.clone() } else { format!("{}/{}", storage.group, storage.version) }
+}
+
+fn seal(api_version: &str, kind: &str, object: Object) -> Result<Bytes, ApiError> {
+    let mut stored = Object::default();
+    stored.set(&["kind"], kind);
+    stored.set(&["apiVersion"], api_version);
+    stored.set(&["metadata"], serde_json::Map::new());
+    for (key, value) in object.0 {
         if key != "kind" && key != "apiVersion" {
             stored.0.insert(key, value);
         }
@@ -163,7 +221,7 @@ pub(crate) fn encode(def: &ResourceDef, object: &Object) -> Result<Bytes, ApiErr
         let message = "Request entity too large: etcdserver: request is too large";
         return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
     }
-    Ok(envelope::seal(&api_version, &json))
+    Ok(envelope::seal(api_version, &json))
 }
 
 /// The JSON of a stored value with its revision, without parsing it where row and store have one shape.

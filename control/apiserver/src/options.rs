@@ -25,6 +25,8 @@ pub(crate) enum Validation {
 pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     pub(crate) manager: String,
+    /// Whether the client named its manager itself.
+    pub(crate) is_named: bool,
     pub(crate) validation: Validation,
     pub(crate) force: bool,
 }
@@ -69,6 +71,7 @@ impl WriteOptions {
         Ok(WriteOptions {
             dry_run: dry_run(query.get("dryRun"), options)?,
             manager,
+            is_named: query.get("fieldManager").is_some(),
             validation,
             force: query.flag("force")?,
         })

@@ -12,7 +12,7 @@ mod scale;
 mod token;
 
 pub(crate) use connect::dial;
-pub(crate) use reviews::is_review;
+pub(crate) use reviews::{is_review, user_info};
 
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use tandem_registry::{ResourceDef, Subresource};
 use tandem_store::Consistency;
 
 use crate::{
+    admission::{self, Operation},
     call::Call,
     core::Core,
     decode::{self, Expected},
@@ -67,6 +68,17 @@ pub(crate) async fn review(core: &Core, call: &Call, def: &ResourceDef) -> Resul
 /// `POST bindings`: the old door to `pods/binding`.
 pub(crate) async fn bind(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
     binding::create_alone(core, call, def).await
+}
+
+/// What is sent to create something below an object, admitted.
+async fn admit(
+    core: &Core,
+    call: &Call,
+    target: &Target<'_>,
+    options: &WriteOptions,
+    object: &mut Object,
+) -> Result<(), ApiError> {
+    admission::ask(core, &target.request(&verbs::author(call, options), Operation::Create), object, None).await
 }
 
 /// The body of a subresource of another kind, and the options of its write.

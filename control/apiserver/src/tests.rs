@@ -3,6 +3,7 @@
 mod admission;
 mod apply;
 mod connect;
+mod conversion;
 mod custom;
 mod discovery;
 mod identity;
@@ -20,6 +21,7 @@ mod storage;
 mod subresources;
 mod usage;
 mod watches;
+mod webhooks;
 
 use std::sync::Arc;
 

@@ -72,8 +72,8 @@ pub(crate) fn target<'a>(def: &'a ResourceDef, path: &'a ResourcePath) -> Result
 }
 
 pub(crate) fn author<'a>(call: &'a Call, options: &'a WriteOptions) -> Author<'a> {
-    let (identity, trace, warnings) = (&call.identity, &*call.audit.trace, &call.warnings);
-    Author { identity, trace, options, warnings, fence: call.fence }
+    let warnings = Some(&call.warnings);
+    Author { identity: &call.identity, trace: &call.audit.trace, options, fence: call.fence, warnings }
 }
 
 pub(crate) use delete::delete_options;

@@ -1,9 +1,9 @@
 //! The one write path: every create, update, patch, apply, scale, bind and deletion of every kind ends here.
 //!
 //! ```text
-//!  create: metadata -> defaults -> admission -> prepare -> owners -> validation, policies -> allocation -> store (absent)
-//!  update: read -> change -> metadata -> defaults -> admission -> prepare -> owners -> validation, policies -> store
-//!             └──────────────────────────── again when another writer was faster ───────────────────────────┘
+//!  create: metadata -> defaults -> admission -> prepare -> owners -> validation -> others' -> allocation -> store (absent)
+//!  update: read -> change -> metadata -> defaults -> admission -> prepare -> owners -> validation -> others' -> store (at
+//!             └──────────────────────────── again when another writer was faster ──────────────────────────┘   revision)
 //! ```
 
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::{
     deletion::{self, Propagation, Step},
     heartbeats,
     managed::{self, Writer},
-    objects::{self, Objects},
+    objects::Objects,
     options::WriteOptions,
     request,
 };
@@ -41,9 +41,10 @@ pub(crate) struct Author<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) trace: &'a str,
     pub(crate) options: &'a WriteOptions,
-    pub(crate) warnings: &'a Warnings,
     /// The term of the leader whose work this is.
     pub(crate) fence: Option<u64>,
+    /// Where warnings go; `None` where the server itself writes.
+    pub(crate) warnings: Option<&'a Warnings>,
 }
 
 /// Which object is written, and through which of its doors.
@@ -69,12 +70,13 @@ impl Target<'_> {
             operation,
             identity: author.identity,
             trace: author.trace,
-            options: author.options,
-            warnings: author.warnings,
             def: self.def,
             namespace: self.namespace,
             name: self.name,
             subresource: self.subresource,
+            options: author.options,
+            deletion: None,
+            warnings: author.warnings,
         }
     }
 
@@ -136,7 +138,7 @@ pub(crate) async fn create(
     begin(core, target, &mut object)?;
     def.default(&mut object);
     let request = target.request(author, Operation::Create);
-    admission::mutate(core, &request, &mut object, None).await?;
+    admission::admit(core, &request, &mut object, None).await?;
     def.default(&mut object);
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
     for _ in 0..NAMES_MAX {
@@ -214,7 +216,7 @@ async fn insert(
         let name = if object.name().is_empty() { object.generate_name() } else { object.name() };
         return Err(ApiError::invalid(&def.group, &def.kind, name, causes));
     }
-    admission::validate(core, request, Some(&object), None).await?;
+    admission::validate(core, request, &object, None).await?;
     let name = object.name().to_owned();
     let exists = || ApiError::already_exists(&def.group, &def.plural, &name);
     for _ in 0..TRIES_MAX {
@@ -225,7 +227,7 @@ async fn insert(
             return if found.is_some() { Err(exists()) } else { Ok(allocated) };
         }
         let key = Objects::key(def, target.namespace, &name);
-        let put = Op::Put { key, value: objects::encode(def, &allocated)?, expect: Expect::Absent };
+        let put = Op::Put { key, value: core.objects.encode(def, &allocated).await?, expect: Expect::Absent };
         match write(core, author.fence, put, effects).await? {
             Written::At(revision) => {
                 allocated.set_revision(revision);
@@ -298,7 +300,7 @@ async fn try_update(
     keep_identity(target, &mut new, live)?;
     def.default(&mut new);
     let request = target.request(author, Operation::Update);
-    admission::mutate(core, &request, &mut new, Some(live)).await?;
+    admission::admit(core, &request, &mut new, Some(live)).await?;
     prepare(change.scope, def, &mut new, live);
     if change.ownership == Ownership::Update {
         let (api_version, time) = (def.api_version(), deletion::seconds(core.clock.now()));
@@ -313,7 +315,7 @@ async fn try_update(
     if !causes.is_empty() {
         return Err(ApiError::invalid(&def.group, &def.kind, target.name, causes));
     }
-    admission::validate(core, &request, Some(&new), Some(live)).await?;
+    admission::validate(core, &request, &new, Some(live)).await?;
     if managed::same(&new, live) {
         return Ok(Some(live.clone()));
     }
@@ -327,7 +329,7 @@ async fn try_update(
     let op = if over {
         Op::Delete { key, expect }
     } else {
-        let value = objects::encode(def, &new)?;
+        let value = core.objects.encode(def, &new).await?;
         let revision = live.revision().unwrap_or_default();
         if heartbeats::is_heartbeat(def, &new, live)
             && core.objects.heartbeats().keep(&key, revision, value.clone(), Instant::now())
@@ -445,20 +447,19 @@ pub(crate) async fn delete(
     deletion: &Deletion,
 ) -> Result<Deleted, ApiError> {
     let def = target.def;
-    let request = target.request(author, Operation::Delete);
+    let request = Request { deletion: Some(deletion), ..target.request(author, Operation::Delete) };
     for _ in 0..TRIES_MAX {
         let live = core.objects.get(def, target.namespace, target.name, Consistency::Linearizable).await?;
         let mut live = live.ok_or_else(|| target.not_found())?;
         deletion.preconditions.check(target, &live)?;
-        admission::delete(&request)?;
-        admission::validate(core, &request, None, Some(&live)).await?;
+        admission::delete(core, &request, &live).await?;
         let step = deletion::step(def, &live, deletion.grace_seconds, deletion.propagation, core.clock.now());
         let (op, effects, outcome) = match step {
             Step::Wait => return Ok(Deleted::Marked(live)),
             Step::Remove if author.options.dry_run => return Ok(Deleted::Gone(live)),
             Step::Mark(marked) if author.options.dry_run => return Ok(Deleted::Marked(marked)),
             Step::Remove => (None, admission::release(def, &live), None),
-            Step::Mark(marked) => (Some(objects::encode(def, &marked)?), Effects::default(), Some(marked)),
+            Step::Mark(marked) => (Some(core.objects.encode(def, &marked).await?), Effects::default(), Some(marked)),
         };
         match write(core, author.fence, removal(target, &live, op), effects).await? {
             Written::At(revision) => {

@@ -19,6 +19,7 @@ mod lexer;
 mod network;
 mod parse;
 mod patterns;
+mod scope;
 mod strings;
 mod value;
 mod versions;
@@ -68,6 +69,11 @@ impl Program {
     /// Whether the expression reads a variable.
     pub fn reads(&self, variable: &str) -> bool {
         self.names.iter().any(|name| name == variable)
+    }
+
+    /// The first name that the expression reads and that is not one of those declared.
+    pub fn undeclared<'p>(&'p self, declared: &[&'p str]) -> Option<&'p str> {
+        scope::undeclared(&self.expr, &mut declared.to_vec())
     }
 
     /// The value of the expression. What it costs is taken from the budget.

@@ -357,3 +357,17 @@ proptest! {
         let _ = run(&parts.concat());
     }
 }
+
+#[test]
+fn names_that_nothing_declares_are_found() {
+    let check = |text: &str, expected: Option<&str>| {
+        let program = Program::compile(text, &mut Patterns::new(1 << 20)).unwrap();
+        assert_eq!(program.undeclared(&["object", "request"]), expected, "{text}");
+    };
+    check("object.a == request.b && string(1) == '1' && type(1) == int", None);
+    check("object.list.all(i, i > 0) && cel.bind(x, object.a, x == x) && math.greatest(1, 2) == 2", None);
+    check("object.?a.optMap(m, m + 1).orValue(0) == 1 && {'a': [object]}['a'].size() == 1", None);
+    check("object.list.all(i, i > 0) && i == 1", Some("i"));
+    check("[params.x]", Some("params"));
+    check("object.list.map(i, i > limit, i) == []", Some("limit"));
+}

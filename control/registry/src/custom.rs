@@ -23,7 +23,7 @@ mod values;
 pub(crate) use definition::{prepare, validate};
 pub use rows::rows;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -50,10 +50,20 @@ pub struct CustomType {
     scale: Option<Scale>,
     /// Whether objects of this version are stored in it.
     is_stored: bool,
+    /// Who converts objects between versions; `None` where versions differ by their names only.
+    pub conversion: Option<Arc<ConversionWebhook>>,
     /// What clients that use this version are warned of.
     pub deprecation: Option<String>,
     /// Whether the definition is being deleted: objects can be deleted but not created.
     pub is_ending: bool,
+}
+
+/// A webhook that converts objects, as its definition names it.
+#[derive(Debug)]
+pub struct ConversionWebhook {
+    pub client: Map<String, Value>,
+    /// The version of reviews that it understands, of those that are spoken.
+    pub review_version: &'static str,
 }
 
 /// Where an object keeps what its `scale` shows.
@@ -87,7 +97,7 @@ impl CustomType {
         self.scale.as_ref()
     }
 
-    /// Whether stored objects read as they are stored.
+    /// Whether what is stored in this version reads as it is stored.
     pub fn reads_as_stored(&self) -> bool {
         self.is_stored && !self.node().has_defaults
     }

@@ -18,6 +18,7 @@ pub(crate) mod service;
 pub(crate) mod storage;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 pub(crate) mod workloads;
 
 pub(crate) use problems::Problems;

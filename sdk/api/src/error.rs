@@ -85,6 +85,15 @@ fn is_zero(seconds: &u32) -> bool {
     *seconds == 0
 }
 
+/// The words of somebody else who refused, a webhook: any code, any reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub code: u16,
+    pub reason: String,
+    /// `Status.details` as it was given; null for none.
+    pub details: serde_json::Value,
+}
+
 /// A request that failed: everything a `metav1.Status` says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -94,11 +103,13 @@ pub struct ApiError {
     pub details: Box<Details>,
     /// A fresh continue token, given with an expired one (`Status.metadata.continue`).
     pub continue_token: Option<String>,
+    /// What the client is told instead of `reason` and `details`. Nothing here branches on it.
+    pub told: Option<Box<Told>>,
 }
 
 impl ApiError {
     pub fn new(reason: Reason, message: impl Into<String>) -> ApiError {
-        ApiError { reason, message: message.into(), details: Box::default(), continue_token: None }
+        ApiError { reason, message: message.into(), details: Box::default(), continue_token: None, told: None }
     }
 
     pub fn bad_request(message: impl Into<String>) -> ApiError {
@@ -152,8 +163,8 @@ impl ApiError {
         self
     }
 
-    pub const fn code(&self) -> u16 {
-        self.reason.code()
+    pub fn code(&self) -> u16 {
+        self.told.as_ref().map_or_else(|| self.reason.code(), |told| told.code)
     }
 
     /// The `metav1.Status` object that the client receives.
@@ -168,6 +179,19 @@ impl ApiError {
         });
         if *self.details != Details::default() {
             status["details"] = serde_json::json!(self.details);
+        }
+        if let Some(told) = &self.told {
+            status["reason"] = told.reason.as_str().into();
+            status["details"] = told.details.clone();
+            // What was not said is left out.
+            let empty = |value: &serde_json::Value| value.is_null() || value == "";
+            for key in ["reason", "details"] {
+                if empty(&status[key])
+                    && let Some(status) = status.as_object_mut()
+                {
+                    status.shift_remove(key);
+                }
+            }
         }
         status
     }
@@ -189,7 +213,11 @@ mod tests {
         assert_eq!(status["reason"], "NotFound");
         assert_eq!(status["details"]["kind"], "deployments");
         let causes = vec![Cause { field: "spec.x".into(), message: "Required value".into(), ..Cause::default() }];
-        let error = ApiError::invalid("", "Pod", "p", causes);
+        let mut error = ApiError::invalid("", "Pod", "p", causes);
         assert_eq!(error.message, "Pod \"p\" is invalid: spec.x: Required value");
+        let told = Told { code: 418, reason: String::new(), details: serde_json::Value::Null };
+        error.told = Some(Box::new(told));
+        let status = error.status();
+        assert_eq!((&status["code"], status.get("reason"), status.get("details")), (&418.into(), None, None));
     }
 }

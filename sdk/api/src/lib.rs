@@ -21,7 +21,7 @@ mod settings;
 pub mod volumes;
 
 pub use environment::{Clock, Entropy, FixedClock, SeededEntropy, SystemClock, SystemEntropy};
-pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND};
+pub use error::{ApiError, Cause, Details, Reason, STATUS_KIND, Told};
 pub use identity::{Fence, Identity, groups};
 pub use key::{Key, Revision};
 pub use object::{GroupVersion, Object};

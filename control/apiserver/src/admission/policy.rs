@@ -170,8 +170,11 @@ pub(crate) async fn validate(
         for denial in denials {
             let (policy, binding) = (&invocation.policy.name, &invocation.binding);
             let has = |action: Action| binding.actions.contains(&action);
-            if has(Action::Warn) && !denial.always {
-                request.warnings.add(format!(
+            if let Some(warnings) = request.warnings
+                && has(Action::Warn)
+                && !denial.always
+            {
+                warnings.add(format!(
                     "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{}': {}",
                     binding.name, denial.message
                 ));

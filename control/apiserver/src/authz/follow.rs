@@ -26,13 +26,15 @@ impl Follower {
     pub(crate) async fn grants(&self, core: &Core) -> Result<Arc<Grants>, ApiError> {
         let mut followed = self.0.lock().await;
         if let Some(Followed { grants, following }) = &mut *followed
-            && following.catch_up(|def, key, stored| take(Arc::make_mut(grants), def, key, stored))
+            && following.catch_up(|def, key, stored| take(Arc::make_mut(grants), def, key, stored)).is_some()
         {
             return Ok(grants.clone());
         }
         let mut grants = Grants::default();
-        let begun = Following::begin(core, GROUP, &RESOURCES, |def, key, stored| take(&mut grants, def, key, stored));
-        let following = begun.await?;
+        let following = Following::begin(core, GROUP, &RESOURCES, |def, key, stored| {
+            take(&mut grants, def, key, stored);
+        });
+        let following = following.await?;
         let fresh = followed.insert(Followed { grants: Arc::new(grants), following });
         Ok(fresh.grants.clone())
     }

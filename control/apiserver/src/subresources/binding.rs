@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use tandem_api::{ApiError, Cause, Object};
 use tandem_registry::{ResourceDef, Subresource};
 
-use super::{body, created};
+use super::{admit, body, created};
 use crate::{
     call::Call,
     core::Core,
@@ -25,7 +25,7 @@ pub(super) async fn create(
         let given = binding.name();
         return Err(ApiError::bad_request(format!("name in URL does not match name in Binding object: {given}")));
     }
-    bind(core, call, target, &binding, &options).await
+    bind(core, call, target, binding, &options).await
 }
 
 pub(super) async fn create_alone(core: &Core, call: &Call, def: &ResourceDef) -> Result<Response, ApiError> {
@@ -34,16 +34,17 @@ pub(super) async fn create_alone(core: &Core, call: &Call, def: &ResourceDef) ->
     let pods = core.row("", "v1", "pods")?;
     let namespace = call.path()?.namespace.as_deref();
     let target = Target { def: &pods, namespace, name: binding.name(), subresource: "binding" };
-    bind(core, call, &target, &binding, &options).await
+    bind(core, call, &target, binding.clone(), &options).await
 }
 
 async fn bind(
     core: &Core,
     call: &Call,
     target: &Target<'_>,
-    binding: &Object,
+    mut binding: Object,
     options: &WriteOptions,
 ) -> Result<Response, ApiError> {
+    admit(core, call, target, options, &mut binding).await?;
     let node = binding.str_at(&["target", "name"]).unwrap_or_default();
     let kind = binding.str_at(&["target", "kind"]).unwrap_or_default();
     if node.is_empty() || !(kind.is_empty() || kind == "Node") {
@@ -56,7 +57,7 @@ async fn bind(
         return Err(ApiError::invalid("", "Binding", binding.name(), vec![cause]));
     }
     let now = deletion::seconds(core.clock.now());
-    let make = |live: &Object| assign(target, live, binding, node, &now);
+    let make = |live: &Object| assign(target, live, &binding, node, &now);
     let change = Change { scope: Scope::Free, ownership: Ownership::Update, change: &make };
     write::update(core, &verbs::author(call, options), target, &change).await?;
     created(core, call)

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tandem_api::{ApiError, Cause, Object, Reason};
+use tandem_registry::KindName;
 use tandem_store::Consistency;
 use tokio::time::timeout;
 
@@ -47,13 +48,8 @@ pub(super) async fn connect(
     target: &Target<'_>,
     subresource: &str,
 ) -> Result<Response, ApiError> {
-    if subresource != "log" {
-        let options = WriteOptions::default();
-        let author = verbs::author(call, &options);
-        let sent = options_of(target, subresource, call)?;
-        admission::validate(core, &target.request(&author, Operation::Connect), Some(&sent), None).await?;
-    }
     if subresource == "proxy" {
+        admit(core, call, target, subresource).await?;
         let path = proxy::path(call)?;
         return match target.def.plural.as_str() {
             "nodes" => pass(core, call, target.name, &path).await,
@@ -64,6 +60,9 @@ pub(super) async fn connect(
         // WebSocket begins with GET, and who may only read may not do things in a pod (as Kubernetes since 1.35).
         let asked = Attributes { verb: Verb::Create.as_str().to_owned(), ..Attributes::of(&call.info) };
         authz::authorize(core, &call.identity, &asked).await?;
+    }
+    if subresource != "log" {
+        admit(core, call, target, subresource).await?;
     }
     let pod = live(core, target).await?;
     let node = pod.str_at(&["spec", "nodeName"]).unwrap_or_default();
@@ -78,32 +77,43 @@ pub(super) async fn connect(
     pass(core, call, node, &path).await
 }
 
-/// What is asked for, as the options that Kubernetes makes of the query.
-fn options_of(target: &Target<'_>, subresource: &str, call: &Call) -> Result<Object, ApiError> {
-    let (query, mut options) = (&call.info.query, Object::default());
-    if let Some(sub) = target.def.subresource(subresource) {
-        options.set(&["kind"], sub.kind.kind.as_str());
-        options.set(&["apiVersion"], sub.kind.version.as_str());
-    }
-    for (name, _) in STREAMS {
-        if query.flag(name)? {
-            options.set(&[name], true);
+/// Asks webhooks about the connection, by the options that it is opened with. They may refuse, but change nothing.
+async fn admit(core: &Core, call: &Call, target: &Target<'_>, subresource: &str) -> Result<(), ApiError> {
+    let Some(sub) = target.def.subresource(subresource) else { return Ok(()) };
+    let options = WriteOptions::default();
+    let author = verbs::author(call, &options);
+    let request = target.request(&author, Operation::Connect);
+    admission::connect(core, &request, &connection(&sub.kind, subresource, call)?).await
+}
+
+/// A connection as the kind of its subresource says it: what is asked for in the query, and behind `proxy`.
+fn connection(kind: &KindName, subresource: &str, call: &Call) -> Result<Object, ApiError> {
+    let query = &call.info.query;
+    let mut object = Object::default();
+    object.set(&["kind"], kind.kind.as_str());
+    object.set(&["apiVersion"], kind.version.as_str());
+    match subresource {
+        "proxy" => object.set(&["path"], call.path()?.rest.as_str()),
+        "portforward" => {
+            let ports = query.all("ports").flat_map(|list| list.split(',')).filter_map(|port| port.parse::<u16>().ok());
+            object.set(&["ports"], ports.map(Value::from).collect::<Vec<_>>());
+        }
+        _ => {
+            for (ours, _) in STREAMS {
+                if query.flag(ours)? {
+                    object.set(&[ours], true);
+                }
+            }
+            if let Some(container) = query.get("container") {
+                object.set(&["container"], container);
+            }
+            let command: Vec<Value> = query.all("command").map(Value::from).collect();
+            if !command.is_empty() && subresource == "exec" {
+                object.set(&["command"], command);
+            }
         }
     }
-    for name in ["container", "path"] {
-        if let Some(text) = query.get(name) {
-            options.set(&[name], text);
-        }
-    }
-    let command: Vec<Value> = query.all("command").map(Value::from).collect();
-    if !command.is_empty() {
-        options.set(&["command"], command);
-    }
-    let ports: Vec<Value> = query.all("ports").filter_map(|port| port.parse::<i64>().ok()).map(Value::from).collect();
-    if !ports.is_empty() {
-        options.set(&["ports"], ports);
-    }
-    Ok(options)
+    Ok(object)
 }
 
 /// The path and query on the node, from those of the request.

@@ -4,7 +4,7 @@ use tandem_api::{ApiError, Cause, Object, Reason};
 use tandem_registry::{ResourceDef, Subresource, selectors::LabelSelector};
 use tandem_store::Consistency;
 
-use super::{body, created, live};
+use super::{admit, body, created, live};
 use crate::{
     call::Call,
     core::Core,
@@ -35,12 +35,12 @@ pub(super) async fn create(
     target: &Target<'_>,
     sub: &Subresource,
 ) -> Result<Response, ApiError> {
-    let (eviction, mut options) = body(core, call, sub, "CreateOptions").await?;
-    let asked = |key: &str| eviction.at(&["deleteOptions", key]);
-    options.dry_run |= asked("dryRun").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    let (mut eviction, mut options) = body(core, call, sub, "CreateOptions").await?;
+    options.dry_run |= !eviction.array_at(&["deleteOptions", "dryRun"]).is_empty();
+    admit(core, call, target, &options, &mut eviction).await?;
     let text = |key: &str| eviction.str_at(&["deleteOptions", "preconditions", key]).map(str::to_owned);
     let deletion = Deletion {
-        grace_seconds: asked("gracePeriodSeconds").and_then(Value::as_i64),
+        grace_seconds: eviction.i64_at(&["deleteOptions", "gracePeriodSeconds"]),
         propagation: None,
         preconditions: Preconditions { uid: text("uid"), resource_version: text("resourceVersion") },
     };

@@ -15,6 +15,7 @@ use crate::{
     options::WriteOptions,
     request::{self, Verb},
     respond,
+    write::Target,
 };
 
 /// Whether objects of the row are answered, not stored.
@@ -30,6 +31,9 @@ pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Resul
     let as_ = call.representation(Offer::COMPUTED)?;
     let options = WriteOptions::of(call, "CreateOptions")?;
     let mut review = decode::body(core, call, &Expected::object(def), options.validation).await?;
+    let name = review.name().to_owned();
+    let target = Target { def, namespace: call.path()?.namespace.as_deref(), name: &name, subresource: "" };
+    super::admit(core, call, &target, &options, &mut review).await?;
     let status = match def.plural.as_str() {
         "selfsubjectreviews" => {
             review.set(&["metadata", "creationTimestamp"], deletion::seconds(core.clock.now()));
@@ -50,7 +54,7 @@ pub(super) async fn create(core: &Core, call: &Call, def: &ResourceDef) -> Resul
     respond::value(core, call, StatusCode::CREATED, &Value::Object(review.0), as_)
 }
 
-fn user_info(identity: &Identity) -> Value {
+pub(crate) fn user_info(identity: &Identity) -> Value {
     let mut info = Map::new();
     info.insert("username".to_owned(), identity.name.as_str().into());
     if !identity.uid.is_empty() {

@@ -1,11 +1,12 @@
 use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
-use tandem_api::{ApiError, Cause, Object};
+use tandem_api::{ApiError, Cause, Object, Reason};
 use tandem_registry::{ResourceDef, Subresource};
 
 use super::live;
 use crate::{
+    admission::{self, Operation},
     call::Call,
     core::Core,
     decode::{self, Expected},
@@ -15,6 +16,9 @@ use crate::{
     respond, verbs,
     write::{self, Change, Ownership, Scope, Target},
 };
+
+/// How often a patch is made anew while other writers are faster.
+const TRIES_MAX: usize = 16;
 
 pub(super) async fn get(core: &Core, call: &Call, target: &Target<'_>) -> Result<Response, ApiError> {
     answer(core, call, &live(core, target).await?, &Places::of(target.def))
@@ -68,18 +72,26 @@ pub(super) async fn change(
     let options = WriteOptions::of(call, "UpdateOptions")?;
     let author = verbs::author(call, &options);
     let places = Places::of(target.def);
-    let scaled = if call.info.verb == Verb::Patch {
-        let patch = verbs::patch_subresource(core, call, &expected, options.validation).await?;
-        let make = |live: &Object| with_replicas(live, &patch(&scale(live, &places))?, &places);
-        let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
-        write::update(core, &author, target, &change).await?
+    let patches = call.info.verb == Verb::Patch;
+    let wanted: Box<dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync> = if patches {
+        Box::new(verbs::patch_subresource(core, call, &expected, options.validation).await?)
     } else {
         let sent = decode::body(core, call, &expected, options.validation).await?;
-        let make = |live: &Object| with_replicas(live, &sent, &places);
-        let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
-        write::update(core, &author, target, &change).await?
+        Box::new(move |_| Ok(sent.clone()))
     };
-    answer(core, call, &scaled, &places)
+    for _ in 0..TRIES_MAX {
+        let old = scale(&live(core, target).await?, &places);
+        let mut new = wanted(&old)?;
+        admission::ask(core, &target.request(&author, Operation::Update), &mut new, Some(&old)).await?;
+        let make = |live: &Object| with_replicas(live, &new, &places);
+        let change = Change { scope: Scope::Object, ownership: Ownership::Update, change: &make };
+        match write::update(core, &author, target, &change).await {
+            // A patch is of the scale as it was: of another one it has to be made, and admitted, anew.
+            Err(error) if patches && error.reason == Reason::Conflict => {}
+            scaled => return answer(core, call, &scaled?, &places),
+        }
+    }
+    Err(target.conflict("other writers were faster"))
 }
 
 /// What a Scale asks for, laid over the object.

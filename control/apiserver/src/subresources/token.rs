@@ -6,7 +6,7 @@ use tandem_api::{ApiError, Cause, Object, Reason};
 use tandem_registry::Subresource;
 use tandem_store::Consistency;
 
-use super::{body, live};
+use super::{admit, body, live};
 use crate::{
     authn::service_account::{Binding, Bound, Claims},
     call::Call,
@@ -29,7 +29,8 @@ pub(super) async fn create(
     target: &Target<'_>,
     sub: &Subresource,
 ) -> Result<Response, ApiError> {
-    let (request, _) = body(core, call, sub, "CreateOptions").await?;
+    let (mut request, options) = body(core, call, sub, "CreateOptions").await?;
+    admit(core, call, target, &options, &mut request).await?;
     let key = core.service_account_key.as_ref().ok_or_else(|| {
         ApiError::new(Reason::ServiceUnavailable, "this server has no key to sign ServiceAccount tokens with")
     })?;

@@ -245,7 +245,7 @@ async fn collect(
             return Ok(Listing { items, revision: page.revision, next: None, remaining: None });
         };
         let (in_page, mut cut) = (page.items.len(), None);
-        for stored in page.items {
+        for stored in core.objects.in_version(def, page.items).await? {
             if !everything && !selection.matches(def, &core.objects.read(def, &stored)?) {
                 continue;
             }

@@ -77,7 +77,7 @@ pub(super) async fn watch(core: &Arc<Core>, call: &Call, def: Arc<ResourceDef>) 
         None => (VecDeque::new(), plan.from),
         Some(at) => {
             let page = core.objects.page(&prefix, at, None, 0).await?;
-            (page.items.into(), page.revision)
+            (core.objects.in_version(&view.def, page.items).await?.into(), page.revision)
         }
     };
     let events = match core.objects.storage().watch(&prefix, after) {
@@ -186,6 +186,26 @@ impl View {
             self.write(Kind::Added, stored, line)?;
         }
         Ok(())
+    }
+
+    /// The event with its values in the watched version.
+    async fn in_version(&self, event: Arc<Event>) -> Result<Arc<Event>, ApiError> {
+        if self.def.custom.as_ref().is_none_or(|custom| custom.conversion.is_none()) {
+            return Ok(event);
+        }
+        let mut event = Event::clone(&event);
+        let now = event.value.take().map(|value| Stored {
+            key: event.key.clone(),
+            value,
+            created: event.revision,
+            revision: event.revision,
+        });
+        let (is_there, was_there) = (now.is_some(), event.previous.is_some());
+        let values = now.into_iter().chain(event.previous.take()).collect();
+        let mut values = self.core.objects.in_version(&self.def, values).await?.into_iter();
+        event.value = if is_there { values.next().map(|stored| stored.value) } else { None };
+        event.previous = if was_there { values.next() } else { None };
+        Ok(Arc::new(event))
     }
 
     fn event(&mut self, event: &Event, line: &mut BytesMut) -> Result<(), ApiError> {
@@ -337,7 +357,7 @@ impl Feed {
             return Ok(());
         }
         tokio::select! {
-            item = self.events.next() => self.item(item, chunk)?,
+            item = self.events.next() => self.item(item, chunk).await?,
             () = self.deadline.as_mut() => {
                 self.over = true;
                 if self.bookmarks.is_some() {
@@ -347,20 +367,20 @@ impl Feed {
             }
             () = tick(self.bookmarks.as_mut()) => self.view.bookmark(self.seen, false, chunk)?,
         }
-        self.drain(chunk)
+        self.drain(chunk).await
     }
 
     /// What is there already goes into the same chunk.
-    fn drain(&mut self, chunk: &mut BytesMut) -> Result<(), ApiError> {
+    async fn drain(&mut self, chunk: &mut BytesMut) -> Result<(), ApiError> {
         use futures::FutureExt as _;
         while chunk.len() < CHUNK_BYTES && !self.over {
             let Some(item) = self.events.next().now_or_never() else { return Ok(()) };
-            self.item(item, chunk)?;
+            self.item(item, chunk).await?;
         }
         Ok(())
     }
 
-    fn item(&mut self, item: Option<Result<WatchItem, Error>>, chunk: &mut BytesMut) -> Result<(), ApiError> {
+    async fn item(&mut self, item: Option<Result<WatchItem, Error>>, chunk: &mut BytesMut) -> Result<(), ApiError> {
         match item {
             None => {
                 self.over = true;
@@ -372,6 +392,7 @@ impl Feed {
                 Ok(())
             }
             Some(Ok(WatchItem::Event(event))) => {
+                let event = self.view.in_version(event).await?;
                 self.view.event(&event, chunk)?;
                 self.seen = event.revision;
                 Ok(())

@@ -1,5 +1,6 @@
 //! What is wrong with a CustomResourceDefinition, and what the server itself says in it.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use tandem_api::{Cause, Object, names};
 
@@ -7,7 +8,7 @@ use super::{columns, path::JsonPath, schema};
 use crate::{
     json::{Fields, FieldsExt},
     registry::{is_builtin, is_builtin_kind},
-    validate::{IMMUTABLE, Problems},
+    validate::{IMMUTABLE, Problems, webhooks},
 };
 
 /// Groups of Kubernetes itself and of this project, in which a definition needs the project's word.
@@ -137,13 +138,33 @@ fn check_names(names: &Fields, problems: &mut Problems) {
 fn check_conversion(spec: &Fields, problems: &mut Problems) {
     let default = Fields::new();
     let conversion = spec.child("conversion").unwrap_or(&default);
-    match conversion.text("strategy") {
-        "" | "None" => {}
-        "Webhook" => problems.forbidden(
-            "spec.conversion.strategy",
-            "conversion webhooks are not supported by this cluster: serve versions that differ in their schema only, with strategy None",
-        ),
-        other => problems.unsupported("spec.conversion.strategy", other, &["None", "Webhook"]),
+    let (webhook, path) = (conversion.child("webhook"), "spec.conversion.webhook");
+    match (conversion.text("strategy"), webhook) {
+        ("" | "None", None) => {}
+        ("" | "None", Some(_)) => problems.forbidden(path, "should not be set when strategy is not set to Webhook"),
+        ("Webhook", webhook) => {
+            let webhook = webhook.unwrap_or(&default);
+            let at = format!("{path}.clientConfig");
+            match webhook.child("clientConfig") {
+                None => problems.required(at, "required when strategy is set to Webhook"),
+                Some(client) => {
+                    webhooks::check_client(client, &at, problems);
+                    check_bundle(client.text("caBundle"), &format!("{at}.caBundle"), problems);
+                }
+            }
+            webhooks::check_review_versions(webhook, "conversionReviewVersions", path, problems);
+        }
+        (other, _) => problems.unsupported("spec.conversion.strategy", other, &["None", "Webhook"]),
+    }
+}
+
+fn check_bundle(bundle: &str, path: &str, problems: &mut Problems) {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    let decoded = STANDARD.decode(bundle).unwrap_or_default();
+    let is_sound = bundle.is_empty() || decoded.windows(BEGIN.len()).any(|window| window == BEGIN);
+    if !is_sound {
+        let why = "unable to load root certificates: unable to parse bytes as PEM block";
+        problems.invalid(path, bundle, why);
     }
 }
 

@@ -1,14 +1,18 @@
-use std::{borrow::Cow, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use serde_json::Value;
 use tandem_api::Object;
 
-use super::{CustomType, Scale, columns, path::JsonPath};
+use super::{ConversionWebhook, CustomType, Scale, columns, path::JsonPath};
 use crate::{
     Hooks, ResourceDef, StorageName, Subresource,
     def::{KindName, Scope},
     json::{Fields, FieldsExt},
     registry::is_builtin,
+    validate::webhooks::REVIEW_VERSIONS,
 };
 
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
@@ -40,17 +44,34 @@ pub fn rows(definition: &Object) -> Vec<ResourceDef> {
     let stored = spec.each("versions").find(|version| version.flag("storage")).map(|version| version.text("name"));
     let Some(stored) = stored else { return Vec::new() };
     let is_ending = definition.deletion_timestamp().is_some();
+    let conversion = conversion(spec).map(Arc::new);
     spec.each("versions")
         .filter(|version| is_ending || version.flag("served"))
-        .map(|version| row(spec, names, version, stored, is_ending))
+        .map(|version| row(spec, names, version, stored, is_ending, conversion.clone()))
         .collect()
+}
+
+fn conversion(spec: &Fields) -> Option<ConversionWebhook> {
+    let conversion = spec.child("conversion").filter(|conversion| conversion.text("strategy") == "Webhook")?;
+    let webhook = conversion.child("webhook")?;
+    let versions = webhook.list("conversionReviewVersions").iter().filter_map(Value::as_str);
+    let known = |version: &str| REVIEW_VERSIONS.into_iter().find(|known| *known == version);
+    let review_version = versions.into_iter().find_map(known).unwrap_or(REVIEW_VERSIONS[0]);
+    Some(ConversionWebhook { client: webhook.child("clientConfig").cloned().unwrap_or_default(), review_version })
 }
 
 fn texts(fields: &Fields, key: &str) -> Vec<String> {
     fields.list(key).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn row(spec: &Fields, names: &Fields, version: &Fields, stored: &str, is_ending: bool) -> ResourceDef {
+fn row(
+    spec: &Fields,
+    names: &Fields,
+    version: &Fields,
+    stored: &str,
+    is_ending: bool,
+    conversion: Option<Arc<ConversionWebhook>>,
+) -> ResourceDef {
     let (group, plural, kind) = (spec.text("group"), names.text("plural"), names.text("kind"));
     let name = version.text("name");
     let (columns, cells) = columns::columns(version);
@@ -69,6 +90,7 @@ fn row(spec: &Fields, names: &Fields, version: &Fields, stored: &str, is_ending:
         selectable: selectable(version),
         scale: scale(version),
         is_stored: name == stored,
+        conversion,
         deprecation: version
             .flag("deprecated")
             .then(|| or(version.text("deprecationWarning"), format!("{group}/{name} {kind} is deprecated"))),

@@ -6,13 +6,21 @@ use tandem_api::Object;
 use crate::{
     Hooks, columns, custom,
     json::{Fields, FieldsExt},
-    validate::admission,
+    validate::{admission, webhooks},
 };
 
-pub(super) const MUTATING_WEBHOOKS: Hooks =
-    Hooks { default: |object| default_webhooks(object, true), cells: columns::admission::webhooks, ..Hooks::NONE };
-pub(super) const VALIDATING_WEBHOOKS: Hooks =
-    Hooks { default: |object| default_webhooks(object, false), cells: columns::admission::webhooks, ..Hooks::NONE };
+pub(super) const MUTATING_WEBHOOKS: Hooks = Hooks {
+    default: |object| default_webhooks(object, true),
+    validate: webhooks::mutating,
+    cells: columns::admission::webhooks,
+    ..Hooks::NONE
+};
+pub(super) const VALIDATING_WEBHOOKS: Hooks = Hooks {
+    default: |object| default_webhooks(object, false),
+    validate: webhooks::validating,
+    cells: columns::admission::webhooks,
+    ..Hooks::NONE
+};
 pub(super) const VALIDATING_POLICY: Hooks = Hooks {
     default: default_policy,
     validate: admission::validating_policy,

@@ -52,12 +52,7 @@ impl Follower {
     pub(super) async fn index(&self, core: &Core) -> Result<Arc<Index>, ApiError> {
         let mut followed = self.0.lock().await;
         if let Some(Followed { index, parts, following }) = &mut *followed {
-            let mut changed = false;
-            let take = |def: &ResourceDef, key: &Key, stored: Option<&Stored>| {
-                changed = true;
-                parts.take(def, key, stored);
-            };
-            if following.catch_up(take) {
+            if let Some(changed) = following.catch_up(|def, key, stored| parts.take(def, key, stored)) {
                 if changed {
                     *index = Arc::new(parts.index());
                 }
