@@ -279,6 +279,7 @@ fn front_of(
     running.tasks.spawn(images.run(shutdown.clone()));
     let (leads, term) = leading::follow(parts.store.leadership(), &mut running.tasks, shutdown.clone());
     let work = leading::Work {
+        api: &api,
         router: &router,
         leads,
         term,
@@ -527,6 +528,8 @@ fn api_server(parts: &Parts, node_ready: Arc<AtomicBool>, images: Arc<KnownImage
         entropy: parts.entropy.clone(),
         service_account_key: Some(parts.pki.service_accounts.clone()),
         nodes: Some(Arc::new(nodes)),
+        endpoints: Arc::new(tandem_apiserver::Outward),
+        pki: Some(parts.pki.clone()),
         images: Some(images),
         ready: vec![node],
         quorum: Some(parts.store.quorum()),

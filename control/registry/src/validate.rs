@@ -2,6 +2,7 @@
 //!
 //! The hooks of the kinds are one file a family; what they share stands here.
 
+pub(crate) mod apiservice;
 pub(crate) mod autoscaling;
 pub(crate) mod batch;
 pub(crate) mod config;

@@ -1,26 +1,17 @@
-//! The roles and bindings of the store, as far as this member has applied them.
-//!
-//! Nothing runs in the background: whoever decides takes over what has changed since the decision before. So a grant
-//! counts from the moment its write is answered, on the member that answered.
+//! The roles and bindings of the store: whoever decides takes over what has changed since the decision before.
 
 use std::sync::Arc;
 
-use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use tandem_api::{ApiError, Key};
 use tandem_registry::ResourceDef;
-use tandem_store::{Consistency, Error, Stored, WatchItem};
+use tandem_store::Stored;
 use tokio::sync::Mutex;
 
 use super::rbac::{Binding, GROUP, Grants, Role};
-use crate::{
-    core::Core,
-    objects::{self, Objects},
-};
+use crate::{core::Core, follow::Changes, objects};
 
 const RESOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
-
-type Changes = BoxStream<'static, Result<WatchItem, Error>>;
 
 #[derive(Default)]
 pub(crate) struct Follower(Mutex<Option<Followed>>);
@@ -50,12 +41,7 @@ impl Followed {
         let mut changes = Vec::new();
         for resource in RESOURCES {
             let def = core.row(GROUP, "v1", resource)?;
-            let prefix = Objects::prefix(&def, None);
-            let page = core.objects.page(&prefix, Consistency::Any, None, 0).await?;
-            for stored in &page.items {
-                take(&mut grants, &def, &stored.key, Some(stored));
-            }
-            let stream = core.objects.storage().watch(&prefix, page.revision).map_err(objects::store_error)?;
+            let stream = Changes::begin(&core.objects, &def, |key, stored| take(&mut grants, &def, key, stored)).await?;
             changes.push((def, stream));
         }
         Ok(Followed { grants: Arc::new(grants), changes })
@@ -63,25 +49,10 @@ impl Followed {
 
     /// Takes over what has changed; `false` when a change was missed and all must be read again.
     fn catch_up(&mut self) -> bool {
-        for (def, stream) in &mut self.changes {
-            // Without a budget: a request that has worked much must not overlook what is there.
-            while let Some(item) = tokio::task::unconstrained(stream.next()).now_or_never() {
-                match item {
-                    Some(Ok(WatchItem::Progress(_))) => {}
-                    Some(Ok(WatchItem::Event(event))) => {
-                        let stored = event.value.clone().map(|value| Stored {
-                            key: event.key.clone(),
-                            value,
-                            created: event.revision,
-                            revision: event.revision,
-                        });
-                        take(Arc::make_mut(&mut self.grants), def, &event.key, stored.as_ref());
-                    }
-                    Some(Err(_)) | None => return false,
-                }
-            }
-        }
-        true
+        let Followed { grants, changes } = self;
+        changes.iter_mut().all(|(def, stream)| {
+            stream.catch_up(|key, stored| take(Arc::make_mut(grants), def, key, stored)).is_some()
+        })
     }
 }
 

@@ -4,15 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::response::Response;
 use serde_json::Value;
-use tandem_api::{ApiError, Object, Reason};
-use tandem_registry::selectors::LabelSelector;
-use tandem_store::Consistency;
-use tokio::{net::TcpStream, time::timeout};
+use tandem_api::{ApiError, Object};
 
 use super::{connect, live};
-use crate::{call::Call, core::Core, write::Target};
-
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+use crate::{
+    call::Call,
+    core::Core,
+    services::{self, number},
+    write::Target,
+};
 
 /// The path behind `proxy`, with the query.
 pub(super) fn path(call: &Call) -> Result<String, ApiError> {
@@ -46,35 +46,11 @@ pub(super) async fn connect(core: &Core, call: &Call, target: &Target<'_>, path:
     let address = if target.def.plural == "pods" {
         pod_address(&found, asked.port)?
     } else {
-        service_address(core, target, &found, asked.port).await?
+        let endpoints = services::endpoints(core, &found, asked.port).await?;
+        *endpoints.first().ok_or_else(|| services::no_endpoints(found.name()))?
     };
-    if !is_reachable(address.ip()) {
-        return Err(ApiError::bad_request("address not allowed"));
-    }
-    let dialed = timeout(connect::DIAL_MAX, TcpStream::connect(address)).await;
-    let refused = |why: String| {
-        ApiError::new(Reason::ServiceUnavailable, format!("error trying to reach service: dial tcp {address}: {why}"))
-    };
-    let stream = dialed.map_err(|_| refused("i/o timeout".to_owned()))?.map_err(|why| refused(why.to_string()))?;
+    let stream = services::dial(core, address).await?;
     connect::send(core, call, Box::new(stream), &address.to_string(), path).await
-}
-
-/// Whoever may change a pod's status or an EndpointSlice must not reach what only this machine may.
-fn is_reachable(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            !address.is_loopback() && !address.is_link_local() && !address.is_unspecified() && !address.is_multicast()
-        }
-        IpAddr::V6(address) => {
-            let mapped = address.to_ipv4_mapped().map(IpAddr::V4);
-            let local = address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified();
-            !local && !address.is_multicast() && mapped.is_none_or(is_reachable)
-        }
-    }
-}
-
-fn number(value: Option<&Value>) -> Option<u16> {
-    value.and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
 }
 
 fn pod_address(pod: &Object, port: &str) -> Result<SocketAddr, ApiError> {
@@ -90,58 +66,9 @@ fn pod_address(pod: &Object, port: &str) -> Result<SocketAddr, ApiError> {
     Ok(SocketAddr::new(address, port))
 }
 
-/// A ready endpoint of the Service's port.
-async fn service_address(
-    core: &Core,
-    target: &Target<'_>,
-    service: &Object,
-    asked: &str,
-) -> Result<SocketAddr, ApiError> {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let ports = service.array_at(&["spec", "ports"]);
-    let port = ports.iter().find(|port| {
-        let matches =
-            text(port.get("name")) == asked || number(port.get("port")).is_some_and(|own| own.to_string() == asked);
-        asked.is_empty() || matches
-    });
-    let none = || {
-        ApiError::new(Reason::ServiceUnavailable, format!("no endpoints available for service {:?}", service.name()))
-    };
-    let port_name = text(port.ok_or_else(none)?.get("name"));
-    let slices = core.row("discovery.k8s.io", "v1", "endpointslices")?;
-    let selector = LabelSelector::parse(&format!("{SERVICE_LABEL}={}", service.name()))?;
-    let mut found: Vec<SocketAddr> = Vec::new();
-    for slice in core.objects.all(&slices, target.namespace, Consistency::Any).await? {
-        let Some(port) = slice.array_at(&["ports"]).iter().find(|port| text(port.get("name")) == port_name) else {
-            continue;
-        };
-        let Some(port) = number(port.get("port")).filter(|_| selector.matches(&slice)) else { continue };
-        found.extend(ready(&slice).map(|address| SocketAddr::new(address, port)));
-    }
-    let mut random = [0; 4];
-    core.entropy.fill(&mut random);
-    let at = u32::from_be_bytes(random) as usize;
-    found.get(at % found.len().max(1)).copied().ok_or_else(none)
-}
-
-fn ready(slice: &Object) -> impl Iterator<Item = IpAddr> {
-    let is_ready = |endpoint: &&Value| endpoint.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true);
-    let endpoints = slice.array_at(&["endpoints"]).iter().filter(is_ready);
-    endpoints.filter_map(|endpoint| endpoint.pointer("/addresses/0")?.as_str()?.parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_this_machines_own_is_out_of_reach() {
-        let reachable = |text: &str| is_reachable(text.parse().unwrap());
-        assert!(reachable("10.128.0.7") && reachable("192.168.1.1") && reachable("fd00::1"));
-        for own in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "::ffff:127.0.0.1", "224.0.0.1"] {
-            assert!(!reachable(own), "{own}");
-        }
-    }
 
     #[test]
     fn addresses() {
@@ -150,11 +77,6 @@ mod tests {
         assert_eq!(pod_address(&pod, "").unwrap().to_string(), "10.1.1.1:8080");
         assert_eq!(pod_address(&pod, "9").unwrap().to_string(), "10.1.1.1:9");
         assert!(pod_address(&pod, "web").is_err() && pod_address(&Object::default(), "").is_err());
-        let slice = serde_json::json!({"endpoints": [
-            {"addresses": ["10.1.1.1"], "conditions": {"ready": false}}, {"addresses": ["10.1.1.2"]},
-        ]});
-        let slice = Object::from_value(slice).unwrap();
-        assert_eq!(ready(&slice).map(|address| address.to_string()).collect::<Vec<_>>(), ["10.1.1.2"]);
     }
 
     #[test]
