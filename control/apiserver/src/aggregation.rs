@@ -31,12 +31,12 @@ use tokio_rustls::TlsConnector;
 
 use crate::{core::Core, follow::Changes, objects, services};
 
-pub(crate) use documents::probe;
 use documents::Slot;
+pub(crate) use documents::probe;
 pub(crate) use merge::serve as discover;
 pub(crate) use proxy::serve;
-pub(crate) use tls::{CLIENT_NAME, roots};
 use tls::FrontProxy;
+pub(crate) use tls::{CLIENT_NAME, roots};
 
 pub(crate) const GROUP: &str = "apiregistration.k8s.io";
 const HTTPS: u16 = 443;
@@ -146,12 +146,7 @@ impl Aggregation {
     }
 
     /// The server of a group and version, if it is another one.
-    pub(crate) async fn route(
-        &self,
-        core: &Core,
-        group: &str,
-        version: &str,
-    ) -> Result<Option<Arc<Route>>, ApiError> {
+    pub(crate) async fn route(&self, core: &Core, group: &str, version: &str) -> Result<Option<Arc<Route>>, ApiError> {
         if group.is_empty() || group == GROUP {
             return Ok(None);
         }

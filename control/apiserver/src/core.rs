@@ -9,6 +9,8 @@ use tokio_util::task::TaskTracker;
 use crate::{
     EndpointDialer, ImageKinds, NodeDialer, ReadyCheck, admission,
     aggregation::Aggregation,
+    audit::AuditLog,
+    authn::Authentication,
     authz,
     kinds::Kinds,
     layers::{Limits, Metrics},
@@ -31,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) pki: Option<Arc<Pki>>,
     pub(crate) aggregation: Aggregation,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
+    pub(crate) audit: Option<AuditLog>,
+    pub(crate) authentication: Option<Authentication>,
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) quorum: Option<watch::Receiver<bool>>,
     pub(crate) metrics: Metrics,

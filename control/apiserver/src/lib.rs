@@ -14,6 +14,7 @@
 
 mod admission;
 mod aggregation;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
@@ -65,10 +66,12 @@ use tandem_store::{Leadership, Storage};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+pub use audit::{AuditLog, LogOptions};
+pub use authn::Authentication;
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
 pub use respond::error as status;
-pub use services::{EndpointDialer, Outward};
 pub use server::{Front, OtherProtocol, serve, serve_beside};
+pub use services::{EndpointDialer, Outward};
 
 use crate::{
     aggregation::Aggregation,
@@ -118,6 +121,10 @@ pub struct Config {
     /// The authorities that other API servers are told of; without them no request is passed on to one.
     pub pki: Option<Arc<Pki>>,
     pub images: Option<Arc<dyn ImageKinds>>,
+    /// Where requests are written down, if anywhere.
+    pub audit: Option<AuditLog>,
+    /// Whose tokens are taken beside its own.
+    pub authentication: Option<Authentication>,
     pub ready: Vec<ReadyCheck>,
     /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
     pub quorum: Option<watch::Receiver<bool>>,
@@ -147,6 +154,8 @@ impl ApiServer {
             aggregation: Aggregation::new(config.pki.clone(), config.clock.clone()),
             pki: config.pki,
             images: config.images,
+            audit: config.audit,
+            authentication: config.authentication,
             ready: config.ready,
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),

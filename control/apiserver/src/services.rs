@@ -54,7 +54,8 @@ pub(crate) async fn dial(core: &Core, address: SocketAddr) -> Result<TcpStream, 
     let refused = |why: String| {
         ApiError::new(Reason::ServiceUnavailable, format!("error trying to reach service: dial tcp {address}: {why}"))
     };
-    let dialed = timeout(DIAL_MAX, core.endpoints.dial(address)).await.map_err(|_| refused("i/o timeout".to_owned()))?;
+    let dialed =
+        timeout(DIAL_MAX, core.endpoints.dial(address)).await.map_err(|_| refused("i/o timeout".to_owned()))?;
     dialed.map_err(|why| match why.kind() {
         io::ErrorKind::PermissionDenied => ApiError::bad_request(why.to_string()),
         _ => refused(why.to_string()),

@@ -3,11 +3,13 @@
 mod admission;
 mod aggregation;
 mod apply;
+mod audit;
 mod connect;
 mod custom;
 mod discovery;
 mod identity;
 mod ingresses;
+mod issuers;
 mod layers;
 mod lists;
 mod objects;
@@ -51,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
     pub(crate) endpoints: Option<Arc<dyn EndpointDialer>>,
+    pub(crate) audit: Option<crate::AuditLog>,
+    pub(crate) authentication: Option<crate::Authentication>,
 }
 
 pub(crate) struct Answer {
@@ -154,6 +158,8 @@ impl Server {
             endpoints: parts.endpoints.unwrap_or_else(|| Arc::new(Outward)),
             pki: Some(pki.clone()),
             images: parts.images,
+            audit: parts.audit,
+            authentication: parts.authentication,
             ready: Vec::new(),
             quorum: parts.quorum,
             metrics: Arc::default(),

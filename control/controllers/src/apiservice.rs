@@ -207,7 +207,10 @@ fn problem(
     };
     if spec.type_.as_deref() == Some("ExternalName") {
         let why = "it names a host outside of the cluster, which requests are not sent to";
-        return Some(("ServiceAccessError", format!("service/{name} in {namespace:?} cannot be accessed due to: {why}")));
+        return Some((
+            "ServiceAccessError",
+            format!("service/{name} in {namespace:?} cannot be accessed due to: {why}"),
+        ));
     }
     let asked = reference.port.unwrap_or(443);
     let Some(port) = spec.ports.iter().flatten().find(|port| port.port == asked) else {
@@ -231,7 +234,8 @@ fn problem(
     if endpoints.any(|endpoint| is_ready(endpoint.conditions.as_ref().and_then(|conditions| conditions.ready))) {
         return None;
     }
-    let message = format!("endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}");
+    let message =
+        format!("endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}");
     Some(("MissingEndpoints", message))
 }
 
@@ -276,9 +280,7 @@ fn set(before: &APIServiceStatus, (status, reason, message): (&str, &str, String
     let mut conditions = before.conditions.clone().unwrap_or_default();
     let old = conditions.iter().find(|one| one.type_ == AVAILABLE && one.status == status);
     let condition = APIServiceCondition {
-        last_transition_time: old
-            .and_then(|old| old.last_transition_time.clone())
-            .or_else(|| Some(object::time(now))),
+        last_transition_time: old.and_then(|old| old.last_transition_time.clone()).or_else(|| Some(object::time(now))),
         message: Some(message),
         reason: Some(reason.to_owned()),
         status: status.to_owned(),

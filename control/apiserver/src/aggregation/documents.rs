@@ -97,9 +97,10 @@ pub(crate) async fn probe(core: &Core, name: &str) -> Result<(), String> {
 
 /// Makes what is known of the servers current, as far as that goes in the time that a client waits.
 pub(super) async fn refresh(core: &Arc<Core>, routes: &[Arc<Route>], with_openapi_v2: bool) {
-    let due = routes.iter().filter(|route| route.available).filter(|route| {
-        route.slot.resources.is_due() || (with_openapi_v2 && route.slot.openapi_v2.is_due())
-    });
+    let due = routes
+        .iter()
+        .filter(|route| route.available)
+        .filter(|route| route.slot.resources.is_due() || (with_openapi_v2 && route.slot.openapi_v2.is_due()));
     let (mut unknown, mut tasks) = (false, tokio::task::JoinSet::new());
     for route in due {
         let said = route.slot.said();
@@ -192,13 +193,7 @@ pub(super) fn own_identity() -> Identity {
     Identity::user("system:kube-aggregator", &[groups::MASTERS])
 }
 
-async fn ask(
-    core: &Core,
-    route: &Route,
-    path: &str,
-    tag: Option<HeaderValue>,
-    most: usize,
-) -> Result<Answer, String> {
+async fn ask(core: &Core, route: &Route, path: &str, tag: Option<HeaderValue>, most: usize) -> Result<Answer, String> {
     let url = format!("https://{}:{}{path}", route.host(), route.port);
     let asked = timeout(ANSWER_MAX, fetch(core, route, path, tag, most)).await;
     let failed = |why: String| format!("failing or missing response from {url}: {why}");
@@ -249,7 +244,8 @@ impl Drop for Ends {
 
 /// An `APIResourceList` in the words of aggregated discovery.
 fn resources(route: &Route, body: &[u8]) -> Result<Vec<Value>, String> {
-    let list: Value = serde_json::from_slice(body).map_err(|why| format!("the discovery document is not JSON: {why}"))?;
+    let list: Value =
+        serde_json::from_slice(body).map_err(|why| format!("the discovery document is not JSON: {why}"))?;
     if list.get("kind").and_then(Value::as_str) != Some("APIResourceList") {
         return Err("the discovery document is not an APIResourceList".to_owned());
     }
@@ -258,12 +254,14 @@ fn resources(route: &Route, body: &[u8]) -> Result<Vec<Value>, String> {
     for resource in all.take(RESOURCES_MAX) {
         let text = |key: &str| resource.get(key).and_then(Value::as_str).unwrap_or_default();
         let name = text("name");
-        let or = |key: &str, otherwise: &str| if text(key).is_empty() { otherwise.to_owned() } else { text(key).to_owned() };
+        let or =
+            |key: &str, otherwise: &str| if text(key).is_empty() { otherwise.to_owned() } else { text(key).to_owned() };
         let kind = json!({
             "group": or("group", &route.group), "version": or("version", &route.version), "kind": text("kind"),
         });
         let verbs = resource.get("verbs").filter(|verbs| verbs.is_array()).cloned().unwrap_or_else(|| json!([]));
-        let scope = if resource.get("namespaced").and_then(Value::as_bool) == Some(true) { "Namespaced" } else { "Cluster" };
+        let scope =
+            if resource.get("namespaced").and_then(Value::as_bool) == Some(true) { "Namespaced" } else { "Cluster" };
         let (parent, sub) = name.split_once('/').map_or((name, None), |(parent, sub)| (parent, Some(sub)));
         if parent.is_empty() {
             continue;
@@ -289,7 +287,9 @@ fn resources(route: &Route, body: &[u8]) -> Result<Vec<Value>, String> {
 fn describe(own: &mut Map<String, Value>, resource: &Value, kind: Value, verbs: Value) {
     own.insert("responseKind".to_owned(), kind);
     own.insert("verbs".to_owned(), verbs);
-    for (key, theirs) in [("singularResource", "singularName"), ("shortNames", "shortNames"), ("categories", "categories")] {
+    for (key, theirs) in
+        [("singularResource", "singularName"), ("shortNames", "shortNames"), ("categories", "categories")]
+    {
         if let Some(value) = resource.get(theirs) {
             own.insert(key.to_owned(), value.clone());
         }
@@ -342,13 +342,16 @@ mod tests {
         let found = resources(&route(), list.to_string().as_bytes()).unwrap();
         let own = |kind: &str| json!({ "group": "example.com", "version": "v1", "kind": kind });
         let scale = json!({ "group": "autoscaling", "version": "v1", "kind": "Scale" });
-        assert_eq!(json!(found), json!([
-            { "resource": "widgets", "scope": "Namespaced", "verbs": ["get", "list"], "singularResource": "widget",
-              "responseKind": own("Widget"), "shortNames": ["w"],
-              "subresources": [{ "subresource": "scale", "responseKind": scale, "verbs": ["get"] }] },
-            { "resource": "orphans", "scope": "Cluster", "verbs": [], "singularResource": "",
-              "subresources": [{ "subresource": "status", "responseKind": own("Orphan"), "verbs": ["get"] }] },
-        ]));
+        assert_eq!(
+            json!(found),
+            json!([
+                { "resource": "widgets", "scope": "Namespaced", "verbs": ["get", "list"], "singularResource": "widget",
+                  "responseKind": own("Widget"), "shortNames": ["w"],
+                  "subresources": [{ "subresource": "scale", "responseKind": scale, "verbs": ["get"] }] },
+                { "resource": "orphans", "scope": "Cluster", "verbs": [], "singularResource": "",
+                  "subresources": [{ "subresource": "status", "responseKind": own("Orphan"), "verbs": ["get"] }] },
+            ])
+        );
         assert!(resources(&route(), b"<html>").is_err() && resources(&route(), b"{}").is_err());
     }
 

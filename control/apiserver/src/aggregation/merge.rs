@@ -37,7 +37,8 @@ pub(crate) async fn serve(core: &Arc<Core>, call: &Call, path: &str) -> Option<R
         return None;
     }
     let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    let route = |group: &str, version: &str| routes.iter().find(|route| route.group == group && route.version == version);
+    let route =
+        |group: &str, version: &str| routes.iter().find(|route| route.group == group && route.version == version);
     match words[..] {
         ["apis", group, version] => return Some(proxy::serve(core, call, route(group, version)?).await),
         ["openapi", "v3", "apis", group, version] => {

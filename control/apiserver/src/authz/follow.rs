@@ -41,7 +41,8 @@ impl Followed {
         let mut changes = Vec::new();
         for resource in RESOURCES {
             let def = core.row(GROUP, "v1", resource)?;
-            let stream = Changes::begin(&core.objects, &def, |key, stored| take(&mut grants, &def, key, stored)).await?;
+            let stream =
+                Changes::begin(&core.objects, &def, |key, stored| take(&mut grants, &def, key, stored)).await?;
             changes.push((def, stream));
         }
         Ok(Followed { grants: Arc::new(grants), changes })
@@ -50,9 +51,9 @@ impl Followed {
     /// Takes over what has changed; `false` when a change was missed and all must be read again.
     fn catch_up(&mut self) -> bool {
         let Followed { grants, changes } = self;
-        changes.iter_mut().all(|(def, stream)| {
-            stream.catch_up(|key, stored| take(Arc::make_mut(grants), def, key, stored)).is_some()
-        })
+        changes
+            .iter_mut()
+            .all(|(def, stream)| stream.catch_up(|key, stored| take(Arc::make_mut(grants), def, key, stored)).is_some())
     }
 }
 

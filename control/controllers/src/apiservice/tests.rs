@@ -5,12 +5,8 @@ use super::*;
 use crate::{action::testing::describe, testing::service};
 
 fn api(service: bool, managed: Option<&str>) -> APIService {
-    let local = LocalApi {
-        group: "example.com".into(),
-        version: "v1".into(),
-        group_priority: 1000,
-        version_priority: 100,
-    };
+    let local =
+        LocalApi { group: "example.com".into(), version: "v1".into(), group_priority: 1000, version_priority: 100 };
     let mut api = local.object(managed.unwrap_or_default());
     if managed.is_none() {
         api.metadata.labels = None;
@@ -42,8 +38,16 @@ fn check(service: Option<&str>, slices: &[Arc<EndpointSlice>], expect: Expect) {
 #[test]
 fn what_keeps_requests_from_a_service() {
     check(None, &[], expect![[r#"ServiceNotFound: service/web in "default" is not present"#]]);
-    check(Some("80:8443"), &[], expect![[r#"ServicePortError: service/web in "default" is not listening on port 443"#]]);
-    check(Some("443:8443"), &[], expect![[r#"EndpointsNotFound: cannot find endpointslices for service/web in "default""#]]);
+    check(
+        Some("80:8443"),
+        &[],
+        expect![[r#"ServicePortError: service/web in "default" is not listening on port 443"#]],
+    );
+    check(
+        Some("443:8443"),
+        &[],
+        expect![[r#"EndpointsNotFound: cannot find endpointslices for service/web in "default""#]],
+    );
     let missing = expect![[
         r#"MissingEndpoints: endpointslices for service/web in "default" have no addresses with port name """#
     ]];
