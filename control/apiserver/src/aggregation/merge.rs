@@ -37,20 +37,21 @@ pub(crate) async fn serve(core: &Arc<Core>, call: &Call, path: &str) -> Option<R
         return None;
     }
     let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let own = documents::own_identity();
     let route =
         |group: &str, version: &str| routes.iter().find(|route| route.group == group && route.version == version);
-    match words[..] {
-        ["apis", group, version] => return Some(proxy::serve(core, call, route(group, version)?).await),
-        ["openapi", "v3", "apis", group, version] => {
-            let route = route(group, version)?;
-            return Some(proxy::pass(core, call, route, &documents::own_identity()).await);
-        }
-        ["apis", group] if routes.iter().any(|route| route.group == group) => {}
-        ["apis"] | ["openapi", "v2" | "v3"] => {}
+    let passed_to = match words[..] {
+        ["apis", group, version] => Some((route(group, version)?, &call.identity)),
+        ["openapi", "v3", "apis", group, version] => Some((route(group, version)?, &own)),
+        ["apis", group] if routes.iter().any(|route| route.group == group) => None,
+        ["apis"] | ["openapi", "v2" | "v3"] => None,
         _ => return None,
-    }
+    };
     if !matches!(call.info.verb, Verb::Get | Verb::Head) {
         return Some(Err(request::method_not_allowed()));
+    }
+    if let Some((route, as_)) = passed_to {
+        return Some(proxy::pass(core, call, route, as_).await);
     }
     Some(Ok(document(core, call, &words, &routes).await))
 }

@@ -162,7 +162,7 @@ mod tests {
         identity.extra.insert("example.org/s c%".to_owned(), vec!["1".to_owned(), "2".to_owned()]);
         tell(&mut headers, &identity).unwrap();
         assert_eq!(headers["x-remote-user"].as_bytes(), "jané".as_bytes());
-        assert_eq!(headers.get_all("x-remote-group").iter().count(), 2);
+        assert_eq!(headers.get_all("x-remote-group").iter().count(), 3, "with system:authenticated");
         assert_eq!(headers.get_all("x-remote-extra-example.org%2fs%20c%25").iter().count(), 2);
         assert!(!headers.contains_key("x-remote-uid"));
         assert!(tell(&mut headers, &Identity::user("a\nb", &[])).is_err());
