@@ -25,6 +25,7 @@ mod deletion;
 mod dialer;
 mod discovery;
 pub mod envelope;
+mod fetch;
 mod follow;
 mod health;
 mod heartbeats;
