@@ -36,7 +36,7 @@ pub(crate) use documents::probe;
 pub(crate) use merge::serve as discover;
 pub(crate) use proxy::serve;
 use tls::FrontProxy;
-pub(crate) use tls::{CLIENT_NAME, roots, unverified};
+pub(crate) use tls::{CLIENT_NAME, roots};
 
 pub(crate) const GROUP: &str = "apiregistration.k8s.io";
 const HTTPS: u16 = 443;
