@@ -25,7 +25,6 @@ mod deletion;
 mod dialer;
 mod discovery;
 pub mod envelope;
-mod fetch;
 mod follow;
 mod health;
 mod heartbeats;

@@ -2,6 +2,7 @@
 //! is known; only where nothing is known yet he waits, and not for long.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +13,8 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tandem_api::{Identity, groups};
@@ -114,19 +117,21 @@ pub(super) async fn refresh(core: &Arc<Core>, routes: &[Arc<Route>], with_openap
     tasks.detach_all();
 }
 
-async fn work(core: Arc<Core>, route: Arc<Route>, with_openapi_v2: bool) {
-    let slot = &route.slot;
-    let _turn = slot.turn.lock().await;
-    if slot.resources.is_due()
-        && let Err(why) = refresh_resources(&core, &route).await
-    {
-        tracing::debug!(api = route.name, why, "discovery of an API server failed");
-    }
-    if with_openapi_v2
-        && slot.openapi_v2.is_due()
-        && let Err(why) = refresh_openapi_v2(&core, &route).await
-    {
-        tracing::debug!(api = route.name, why, "the OpenAPI document of an API server cannot be had");
+fn work(core: Arc<Core>, route: Arc<Route>, with_openapi_v2: bool) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let slot = &route.slot;
+        let _turn = slot.turn.lock().await;
+        if slot.resources.is_due()
+            && let Err(why) = refresh_resources(&core, &route).await
+        {
+            tracing::debug!(api = route.name, why, "discovery of an API server failed");
+        }
+        if with_openapi_v2
+            && slot.openapi_v2.is_due()
+            && let Err(why) = refresh_openapi_v2(&core, &route).await
+        {
+            tracing::debug!(api = route.name, why, "the OpenAPI document of an API server cannot be had");
+        }
     }
 }
 
@@ -208,6 +213,11 @@ async fn fetch(
     most: usize,
 ) -> Result<Answer, String> {
     let stream = route.open(core).await?;
+    let text = |why: hyper::Error| why.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(text)?;
+    let connection = tokio::spawn(connection);
+    let _ended = Ends(connection.abort_handle());
     let mut request = Request::get(path).body(Body::empty()).map_err(|why| why.to_string())?;
     let headers = request.headers_mut();
     *headers = HeaderMap::new();
@@ -217,9 +227,19 @@ async fn fetch(
         headers.insert(header::IF_NONE_MATCH, tag);
     }
     proxy::tell(headers, &own_identity()).map_err(|why| why.message)?;
-    let response = crate::fetch::fetch(stream, request, most).await?;
-    let tag = response.headers().get(header::ETAG).cloned();
-    Ok(Answer { code: response.status(), tag, body: response.into_body() })
+    let response = sender.send_request(request).await.map_err(text)?;
+    let (code, tag) = (response.status(), response.headers().get(header::ETAG).cloned());
+    let body = Limited::new(response.into_body(), most).collect().await.map_err(|why| why.to_string())?;
+    Ok(Answer { code, tag, body: body.to_bytes() })
+}
+
+/// Ends a connection, whatever became of the question.
+struct Ends(tokio::task::AbortHandle);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// An `APIResourceList` in the words of aggregated discovery.

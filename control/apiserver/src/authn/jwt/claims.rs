@@ -164,15 +164,15 @@ fn holds(program: &Program, name: &str, of: &Value, budget: &Budget, message: &s
 
 /// A text or a list of texts.
 fn texts(value: &Cel<'_>) -> Result<Vec<String>, String> {
-    let all = match value {
-        Cel::Null | Cel::Optional(None) => Vec::new(),
-        Cel::List(items) => items.as_ref().clone(),
-        Cel::JsonList(items) => items.iter().map(Cel::from_json).collect(),
-        one => vec![one.clone()],
+    let text =
+        |value: &Cel<'_>| value.as_text().map(str::to_owned).ok_or("a claim is neither a text nor a list of texts");
+    let list =
+        |values: &mut dyn Iterator<Item = Cel<'_>>| values.map(|value| text(&value)).collect::<Result<Vec<_>, _>>();
+    let found = match value {
+        Cel::Null | Cel::Optional(None) => Ok(Vec::new()),
+        Cel::List(items) => list(&mut items.iter().cloned()),
+        Cel::JsonList(items) => list(&mut items.iter().map(Cel::from_json)),
+        one => text(one).map(|text| vec![text]),
     };
-    let text = |value: &Cel<'_>| value.as_text().map(str::to_owned);
-    all.iter()
-        .map(text)
-        .collect::<Option<_>>()
-        .ok_or_else(|| "a claim is neither a text nor a list of texts".to_owned())
+    found.map_err(str::to_owned)
 }

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -41,13 +43,25 @@ async fn fetch(connector: &TlsConnector, url: &str) -> Result<Bytes, String> {
     let stream = TcpStream::connect((address, port)).await.map_err(|why| why.to_string())?;
     let name = ServerName::try_from(address.to_owned()).map_err(|why| why.to_string())?;
     let stream = connector.connect(name, stream).await.map_err(|why| why.to_string())?;
+    let text = |why: hyper::Error| why.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(text)?;
     let authority = uri.authority().map_or(host, |authority| authority.as_str());
     let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
         .header(header::HOST, authority)
         .header(header::ACCEPT, "application/json")
         .body(Body::empty())
         .map_err(|why| why.to_string())?;
-    let answer = crate::fetch::fetch(Box::new(stream), request, DOCUMENT_MAX_BYTES).await?;
-    let code = answer.status();
-    if code.is_success() { Ok(answer.into_body()) } else { Err(format!("it answers {}", code.as_u16())) }
+    let answered = async {
+        let response = sender.send_request(request).await.map_err(text)?;
+        if !response.status().is_success() {
+            return Err(format!("it answers {}", response.status().as_u16()));
+        }
+        let body = Limited::new(response.into_body(), DOCUMENT_MAX_BYTES).collect().await;
+        Ok(body.map_err(|why| why.to_string())?.to_bytes())
+    };
+    tokio::select! {
+        answered = answered => answered,
+        ended = connection => Err(ended.map_or_else(text, |()| "the connection ended".to_owned())),
+    }
 }
