@@ -2,7 +2,6 @@
 //! is known; only where nothing is known yet he waits, and not for long.
 
 use std::{
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -117,21 +116,19 @@ pub(super) async fn refresh(core: &Arc<Core>, routes: &[Arc<Route>], with_openap
     tasks.detach_all();
 }
 
-fn work(core: Arc<Core>, route: Arc<Route>, with_openapi_v2: bool) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let slot = &route.slot;
-        let _turn = slot.turn.lock().await;
-        if slot.resources.is_due()
-            && let Err(why) = refresh_resources(&core, &route).await
-        {
-            tracing::debug!(api = route.name, why, "discovery of an API server failed");
-        }
-        if with_openapi_v2
-            && slot.openapi_v2.is_due()
-            && let Err(why) = refresh_openapi_v2(&core, &route).await
-        {
-            tracing::debug!(api = route.name, why, "the OpenAPI document of an API server cannot be had");
-        }
+async fn work(core: Arc<Core>, route: Arc<Route>, with_openapi_v2: bool) {
+    let slot = &route.slot;
+    let _turn = slot.turn.lock().await;
+    if slot.resources.is_due()
+        && let Err(why) = refresh_resources(&core, &route).await
+    {
+        tracing::debug!(api = route.name, why, "discovery of an API server failed");
+    }
+    if with_openapi_v2
+        && slot.openapi_v2.is_due()
+        && let Err(why) = refresh_openapi_v2(&core, &route).await
+    {
+        tracing::debug!(api = route.name, why, "the OpenAPI document of an API server cannot be had");
     }
 }
 

@@ -83,7 +83,7 @@ fn what_the_system_keeps_stays_as_it_is() {
     "#]];
     planned(api(false, Some("true")), true, None, available);
     let taken = expect![[r#"
-        update APIService v1.example.com 
+        update APIService v1.example.com
     "#]];
     planned(api(true, Some("true")), true, Some(Ok(())), taken);
     let gone = expect![[r#"
