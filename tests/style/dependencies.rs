@@ -33,10 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tandem-cel", &["tandem-api"]),
     ("tandem-registry", &["tandem-api", "tandem-cel"]),
     ("tandem-simulation", &["tandem-api", "tandem-store"]),
-    (
-        "tandem-apiserver",
-        &["tandem-api", "tandem-store", "tandem-registry", "tandem-pki", "tandem-component", "tandem-cel"],
-    ),
+    ("tandem-apiserver", &["tandem-api", "tandem-store", "tandem-registry", "tandem-pki", "tandem-component"]),
     ("tandem-controllers", &["tandem-api", "tandem-client"]),
     ("tandem-scheduler", &["tandem-api", "tandem-client"]),
     ("tandem-images", &["tandem-api", "tandem-client", "tandem-component"]),

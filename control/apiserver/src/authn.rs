@@ -2,7 +2,6 @@
 
 mod bootstrap_token;
 mod impersonation;
-mod jwt;
 pub(crate) mod service_account;
 
 use axum::body::Body;
@@ -11,7 +10,6 @@ use http::{Request, header::AUTHORIZATION};
 use tandem_api::{ApiError, Identity, Reason};
 
 pub(crate) use impersonation::impersonate;
-pub use jwt::Authentication;
 
 use crate::{core::Core, layers};
 
@@ -66,14 +64,6 @@ fn bearer(header: &str, is_registry: bool) -> Option<String> {
 pub(crate) async fn by_token(core: &Core, token: &str) -> Result<Identity, ApiError> {
     if let Some((id, secret)) = bootstrap_token::parts(token) {
         return bootstrap_token::authenticate(core, id, secret).await;
-    }
-    if let Some(authentication) = &core.authentication
-        && let Some(found) = authentication.identify(token, core.clock.now()).await
-    {
-        return found.map_err(|why| {
-            tracing::debug!(why, "a token of another issuer is refused");
-            unauthorized()
-        });
     }
     service_account::authenticate(core, token, &[&core.settings.token_issuer]).await
 }

@@ -67,7 +67,6 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 pub use audit::{AuditLog, LogOptions};
-pub use authn::Authentication;
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
 pub use respond::error as status;
 pub use server::{Front, OtherProtocol, serve, serve_beside};
@@ -123,8 +122,6 @@ pub struct Config {
     pub images: Option<Arc<dyn ImageKinds>>,
     /// Where requests are written down, if anywhere.
     pub audit: Option<AuditLog>,
-    /// Whose tokens are taken beside its own.
-    pub authentication: Option<Authentication>,
     pub ready: Vec<ReadyCheck>,
     /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
     pub quorum: Option<watch::Receiver<bool>>,
@@ -155,7 +152,6 @@ impl ApiServer {
             pki: config.pki,
             images: config.images,
             audit: config.audit,
-            authentication: config.authentication,
             ready: config.ready,
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),

@@ -9,7 +9,6 @@ mod custom;
 mod discovery;
 mod identity;
 mod ingresses;
-mod issuers;
 mod layers;
 mod lists;
 mod objects;
@@ -54,7 +53,6 @@ pub(crate) struct Parts {
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
     pub(crate) endpoints: Option<Arc<dyn EndpointDialer>>,
     pub(crate) audit: Option<crate::AuditLog>,
-    pub(crate) authentication: Option<crate::Authentication>,
 }
 
 pub(crate) struct Answer {
@@ -159,7 +157,6 @@ impl Server {
             pki: Some(pki.clone()),
             images: parts.images,
             audit: parts.audit,
-            authentication: parts.authentication,
             ready: Vec::new(),
             quorum: parts.quorum,
             metrics: Arc::default(),

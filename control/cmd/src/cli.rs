@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tandem_api::{Clock, Settings};
-use tandem_apiserver::{AuditLog, Authentication, LogOptions};
+use tandem_api::Clock;
+use tandem_apiserver::{AuditLog, LogOptions};
 
 /// Kubernetes in one binary, with WebAssembly components as pods beside containers.
 #[derive(Debug, Parser)]
@@ -101,20 +101,9 @@ pub(crate) struct MemberFlags {
     pub(crate) settings: SettingsFlags,
     #[command(flatten)]
     pub(crate) audit: AuditFlags,
-    /// A file with an apiserver.config.k8s.io/v1 AuthenticationConfiguration: whose tokens are taken, and what they say.
-    #[arg(long, value_name = "FILE")]
-    authentication_config: Option<PathBuf>,
 }
 
 impl MemberFlags {
-    pub(crate) fn authentication(&self, settings: &Settings) -> anyhow::Result<Option<Authentication>> {
-        let Some(path) = &self.authentication_config else { return Ok(None) };
-        let file = || format!("--authentication-config {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", file()))?;
-        let parsed = Authentication::parse(&text, settings.token_issuer.as_str());
-        parsed.map(Some).map_err(anyhow::Error::msg).with_context(file)
-    }
-
     pub(crate) fn name(&self) -> String {
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.member_name.clone().unwrap_or_else(host)

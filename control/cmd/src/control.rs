@@ -537,7 +537,6 @@ fn api_server(
         pki: Some(parts.pki.clone()),
         images: Some(images),
         audit: flags.audit.open(&parts.clock, &parts.metrics)?,
-        authentication: flags.authentication(&parts.settings)?,
         ready: vec![node],
         quorum: Some(parts.store.quorum()),
         metrics: parts.metrics.clone(),

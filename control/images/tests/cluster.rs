@@ -52,7 +52,6 @@ async fn start() -> Cluster {
         endpoints: Arc::new(tandem_apiserver::Outward),
         pki: None,
         audit: None,
-        authentication: None,
         ready: Vec::new(),
         quorum: None,
         metrics: Arc::default(),

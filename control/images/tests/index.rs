@@ -26,7 +26,6 @@ async fn objects() -> ObjectIndex {
         endpoints: Arc::new(tandem_apiserver::Outward),
         pki: None,
         audit: None,
-        authentication: None,
         ready: Vec::new(),
         quorum: None,
         metrics: Arc::default(),
