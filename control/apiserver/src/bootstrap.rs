@@ -7,6 +7,7 @@ use tandem_api::{
 };
 
 use crate::{
+    aggregation,
     authz::{defaults, rbac},
     call::Warnings,
     core::Core,
@@ -81,6 +82,34 @@ fn default_classes() -> Vec<(&'static str, &'static str, Value)> {
     vec![("networking.k8s.io", "ingressclasses", ingress), ("storage.k8s.io", "storageclasses", storage)]
 }
 
+/// What API servers beside this one need to know, to be asked by it and to ask it who their own clients are.
+fn for_other_servers(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
+    const NAME: &str = "extension-apiserver-authentication";
+    let Some(pki) = &core.pki else { return Vec::new() };
+    let list = |text: &str| json!([text]).to_string();
+    let config = json!({
+        "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": NAME, "namespace": "kube-system" },
+        "data": {
+            "client-ca-file": pki.cluster.certificate(),
+            "requestheader-client-ca-file": pki.front_proxy.certificate(),
+            "requestheader-allowed-names": list(aggregation::CLIENT_NAME),
+            "requestheader-username-headers": list("X-Remote-User"),
+            "requestheader-uid-headers": list("X-Remote-Uid"),
+            "requestheader-group-headers": list("X-Remote-Group"),
+            "requestheader-extra-headers-prefix": list("X-Remote-Extra-"),
+        },
+    });
+    let role = json!({
+        "kind": "Role", "apiVersion": format!("{}/v1", rbac::GROUP),
+        "metadata": {
+            "name": format!("{NAME}-reader"), "namespace": "kube-system",
+            "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" },
+        },
+        "rules": [{ "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [NAME], "verbs": ["get", "list", "watch"] }],
+    });
+    vec![("", "configmaps", config), (rbac::GROUP, "roles", role)]
+}
+
 fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
     let mut objects: Vec<(&str, &str, Value)> = NAMESPACES
         .iter()
@@ -117,6 +146,7 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
             },
         }),
     ));
+    objects.extend(for_other_servers(core));
     objects.extend(defaults::roles().into_iter().map(|role| (rbac::GROUP, "clusterroles", role)));
     objects.extend(defaults::bindings().into_iter().map(|binding| (rbac::GROUP, "clusterrolebindings", binding)));
     objects

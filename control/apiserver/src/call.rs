@@ -10,6 +10,7 @@ use tandem_registry::columns::IncludeObject;
 use tokio::time::{Duration, timeout};
 
 use crate::{
+    audit::Trail,
     layers::Audit,
     negotiate::{self, Offer, Representation},
     request::{RequestInfo, ResourcePath},
@@ -94,7 +95,11 @@ impl Call {
             return Err(too_large());
         }
         let late = |_| ApiError::new(Reason::Timeout, "Timeout: the request body did not arrive in time");
-        timeout(BODY_MAX, collect(body)).await.map_err(late)?
+        let body = timeout(BODY_MAX, collect(body)).await.map_err(late)??;
+        if let Some(trail) = self.parts.extensions.get::<Arc<Trail>>() {
+            trail.sent(self.header(header::CONTENT_TYPE), &body);
+        }
+        Ok(body)
     }
 
     pub(crate) fn warn(&self, message: impl Into<String>) {

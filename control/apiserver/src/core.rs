@@ -1,13 +1,16 @@
 use std::sync::Arc;
 
 use tandem_api::{ApiError, Clock, Entropy, Settings};
-use tandem_pki::ServiceAccountKey;
+use tandem_pki::{Pki, ServiceAccountKey};
 use tandem_registry::{Registry, ResourceDef, Schema};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    ImageKinds, NodeDialer, ReadyCheck, admission, authz,
+    EndpointDialer, ImageKinds, NodeDialer, ReadyCheck, admission,
+    aggregation::Aggregation,
+    audit::AuditLog,
+    authz,
     kinds::Kinds,
     layers::{Limits, Metrics},
     objects::Objects,
@@ -29,7 +32,11 @@ pub(crate) struct Core {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) service_account_key: Option<Arc<ServiceAccountKey>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
+    pub(crate) endpoints: Arc<dyn EndpointDialer>,
+    pub(crate) pki: Option<Arc<Pki>>,
+    pub(crate) aggregation: Aggregation,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
+    pub(crate) audit: Option<AuditLog>,
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) quorum: Option<watch::Receiver<bool>>,
     pub(crate) metrics: Metrics,

@@ -16,19 +16,19 @@ use tandem_registry::{KindName, Registry, ResourceDef, openapi};
 
 use crate::{call::Call, core::Core, request, respond};
 
-const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+pub(crate) const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// OpenAPI documents are large and seldom asked for: only the last few are kept.
 const DOCUMENTS_KEPT: usize = 4;
 
 /// A document with the tag by which clients ask whether it changed.
 #[derive(Clone, Debug)]
-struct Document {
+pub(crate) struct Document {
     body: Bytes,
     tag: String,
 }
 
 impl Document {
-    fn new(body: Vec<u8>) -> Document {
+    pub(crate) fn new(body: Vec<u8>) -> Document {
         let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&body)));
         Document { body: body.into(), tag }
     }
@@ -146,19 +146,22 @@ fn open_api(core: &Core, call: &Call, name: &str) -> Result<Response, ApiError> 
 
 /// The older document of everything at once; kubectl before 1.29 and Argo CD read it, in its protobuf form.
 fn open_api_v2(core: &Core, call: &Call) -> Response {
-    let accept = call.header(header::ACCEPT).unwrap_or_default();
-    let protobuf = accept.contains(openapi::V2_PROTOBUF_ACCEPT) || accept.contains(openapi::V2_PROTOBUF);
-    let (name, content_type, format) = if protobuf {
-        ("v2.pb", openapi::V2_PROTOBUF, openapi::V2Format::Protobuf)
-    } else {
-        ("v2.json", "application/json", openapi::V2Format::Json)
-    };
+    let (name, content_type, format) = v2_form(call.header(header::ACCEPT).unwrap_or_default());
     let served = core.kinds.served();
     let document = served.documents.kept(name, || Some(Document::new(openapi::v2(&served.registry, format))));
     document.map_or_else(|| respond::error(&request::not_found()), |document| answer(call, &document, content_type))
 }
 
-fn answer(call: &Call, document: &Document, content_type: &'static str) -> Response {
+/// The name, type and format of the document that is asked for.
+pub(crate) fn v2_form(accept: &str) -> (&'static str, &'static str, openapi::V2Format) {
+    if accept.contains(openapi::V2_PROTOBUF_ACCEPT) || accept.contains(openapi::V2_PROTOBUF) {
+        ("v2.pb", openapi::V2_PROTOBUF, openapi::V2Format::Protobuf)
+    } else {
+        ("v2.json", "application/json", openapi::V2Format::Json)
+    }
+}
+
+pub(crate) fn answer(call: &Call, document: &Document, content_type: &'static str) -> Response {
     let known =
         call.header(header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == document.tag));
     let mut response = if known {
@@ -175,7 +178,7 @@ fn answer(call: &Call, document: &Document, content_type: &'static str) -> Respo
 }
 
 /// Clients up to 1.29 ask for v2beta1 alone, and get the plain form.
-fn accepts_aggregated(accept: &str) -> bool {
+pub(crate) fn accepts_aggregated(accept: &str) -> bool {
     accept.split(',').any(|clause| {
         let has = |part: &str| clause.split(';').any(|mine| mine.trim() == part);
         has("application/json") && has("g=apidiscovery.k8s.io") && has("v=v2") && has("as=APIGroupDiscoveryList")
@@ -211,28 +214,35 @@ fn plain(registry: &Registry) -> Vec<(String, Value)> {
         "/api".to_owned(),
         json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": everywhere }),
     )];
-    let mut list = Vec::new();
     for group in &groups {
         let name = &group.name;
         for version in &group.versions {
             let path = if name.is_empty() { format!("/api/{version}") } else { format!("/apis/{name}/{version}") };
             documents.push((path, resources(registry, name, version)));
         }
-        if name.is_empty() {
-            continue;
-        }
-        let version = |version: &String| json!({ "groupVersion": group_version(name, version), "version": version });
-        let versions: Vec<Value> = group.versions.iter().map(version).collect();
-        let body = json!({ "name": name, "versions": versions, "preferredVersion": versions.first() });
+    }
+    let list = self::groups(registry);
+    for body in &list {
         let mut alone = json!({ "kind": "APIGroup", "apiVersion": "v1" });
         if let (Some(alone), Some(body)) = (alone.as_object_mut(), body.as_object()) {
             alone.extend(body.clone());
         }
-        documents.push((format!("/apis/{name}"), alone));
-        list.push(body);
+        documents.push((format!("/apis/{}", body["name"].as_str().unwrap_or_default()), alone));
     }
     documents.push(("/apis".to_owned(), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })));
     documents
+}
+
+/// The groups but the core one, as `/apis` lists them.
+pub(crate) fn groups(registry: &Registry) -> Vec<Value> {
+    let groups = registry.groups().into_iter().filter(|group| !group.name.is_empty());
+    let one = |group: tandem_registry::Group| {
+        let name = &group.name;
+        let version = |version: &String| json!({ "groupVersion": group_version(name, version), "version": version });
+        let versions: Vec<Value> = group.versions.iter().map(version).collect();
+        json!({ "name": name, "versions": versions, "preferredVersion": versions.first() })
+    };
+    groups.map(one).collect()
 }
 
 fn rows<'a>(registry: &Registry, group: &'a str, version: &'a str) -> Vec<std::sync::Arc<ResourceDef>> {
@@ -274,7 +284,7 @@ fn kind(kind: &KindName) -> Value {
     json!({ "group": kind.group, "version": kind.version, "kind": kind.kind })
 }
 
-fn aggregated(registry: &Registry, core: bool) -> Value {
+pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
     let groups = registry.groups();
     let groups = groups.iter().filter(|group| group.name.is_empty() == core);
     let items: Vec<Value> = groups

@@ -7,15 +7,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use parking_lot::RwLock;
 use tandem_api::{ApiError, Key};
 use tandem_registry::{Registry, ResourceDef, custom};
-use tandem_store::{Consistency, Error, Stored, WatchItem};
+use tandem_store::{Consistency, Stored};
 use tokio::sync::Mutex;
 
 use crate::{
     discovery::Documents,
+    follow::Changes,
     objects::{self, Objects},
     request,
 };
@@ -23,7 +23,7 @@ use crate::{
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
 
-type Changes = BoxStream<'static, Result<WatchItem, Error>>;
+type Rows = BTreeMap<Key, Vec<Arc<ResourceDef>>>;
 
 /// What is served at one time.
 pub(crate) struct Served {
@@ -46,7 +46,7 @@ pub(crate) struct Kinds {
 
 struct Followed {
     definition: Arc<ResourceDef>,
-    rows: BTreeMap<Key, Vec<Arc<ResourceDef>>>,
+    rows: Rows,
     changes: Changes,
 }
 
@@ -63,10 +63,7 @@ impl Kinds {
     /// Takes over what has changed since the request before.
     pub(crate) async fn follow(&self, objects: &Objects) -> Result<(), ApiError> {
         let mut followed = self.followed.lock().await;
-        let changed = match &mut *followed {
-            Some(followed) => followed.catch_up(),
-            None => None,
-        };
+        let changed = followed.as_mut().and_then(Followed::catch_up);
         let rows = match (changed, &mut *followed) {
             (Some(false), _) => return Ok(()),
             (Some(true), Some(known)) => &known.rows,
@@ -93,50 +90,28 @@ fn definition(builtin: &Registry) -> Result<Arc<ResourceDef>, ApiError> {
 impl Followed {
     async fn begin(builtin: &Registry, objects: &Objects) -> Result<Followed, ApiError> {
         let definition = definition(builtin)?;
-        let prefix = Objects::prefix(&definition, None);
-        let page = objects.page(&prefix, Consistency::Any, None, 0).await?;
-        let changes = objects.storage().watch(&prefix, page.revision).map_err(objects::store_error)?;
-        let mut followed = Followed { definition, rows: BTreeMap::new(), changes };
-        for stored in &page.items {
-            followed.take(&stored.key, Some(stored));
-        }
-        Ok(followed)
+        let mut rows = BTreeMap::new();
+        let take = |key: &Key, stored: Option<&Stored>| self::take(&definition, &mut rows, key, stored);
+        let changes = Changes::begin(objects, &definition, take).await?;
+        Ok(Followed { definition, rows, changes })
     }
 
-    /// Whether anything has changed; `None` when a change was missed and all must be read again.
     fn catch_up(&mut self) -> Option<bool> {
-        let mut changed = false;
-        // Without a budget: a request that has worked much must not overlook what is there.
-        while let Some(item) = tokio::task::unconstrained(self.changes.next()).now_or_never() {
-            match item {
-                Some(Ok(WatchItem::Progress(_))) => {}
-                Some(Ok(WatchItem::Event(event))) => {
-                    changed = true;
-                    let stored = event.value.clone().map(|value| Stored {
-                        key: event.key.clone(),
-                        value,
-                        created: event.revision,
-                        revision: event.revision,
-                    });
-                    self.take(&event.key, stored.as_ref());
-                }
-                Some(Err(_)) | None => return None,
-            }
-        }
-        Some(changed)
+        let Followed { definition, rows, changes } = self;
+        changes.catch_up(|key, stored| take(definition, rows, key, stored))
     }
+}
 
-    fn take(&mut self, key: &Key, stored: Option<&Stored>) {
-        self.rows.remove(key);
-        let Some(stored) = stored else { return };
-        match objects::decode(&self.definition, &stored.value, stored.revision) {
-            Ok(definition) => {
-                let rows = custom::rows(&definition).into_iter().map(Arc::new).collect();
-                self.rows.insert(key.clone(), rows);
-            }
-            Err(error) => {
-                tracing::error!(%key, %error, "a CustomResourceDefinition cannot be read: its kind is not served")
-            }
+fn take(definition: &ResourceDef, rows: &mut Rows, key: &Key, stored: Option<&Stored>) {
+    rows.remove(key);
+    let Some(stored) = stored else { return };
+    match objects::decode(definition, &stored.value, stored.revision) {
+        Ok(definition) => {
+            let fresh = custom::rows(&definition).into_iter().map(Arc::new).collect();
+            rows.insert(key.clone(), fresh);
+        }
+        Err(error) => {
+            tracing::error!(%key, %error, "a CustomResourceDefinition cannot be read: its kind is not served")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What every request passes, outermost first: audit, panics, parsing, metrics, compression, quorum, authentication,
+//! What every request passes, outermost first: ids, panics, parsing, metrics, compression, audit, quorum, authentication,
 //! impersonation, limits, authorization.
 
 mod audit;
@@ -21,7 +21,14 @@ pub(crate) use audit::Audit;
 pub(crate) use limits::Limits;
 pub(crate) use metrics::Metrics;
 
-use crate::{authn, authz, core::Core, request::RequestInfo, respond, server::Peer};
+use crate::{
+    audit::{Trail, record},
+    authn, authz,
+    core::Core,
+    request::RequestInfo,
+    respond,
+    server::Peer,
+};
 
 /// When to try again where there is no quorum: an election takes less.
 const RETRY_SECONDS: u32 = 1;
@@ -33,6 +40,7 @@ pub(crate) fn wrap(core: &Arc<Core>, router: Router) -> Router {
         .layer(middleware::from_fn_with_state(core.clone(), limits::hold))
         .layer(middleware::from_fn_with_state(core.clone(), authenticate))
         .layer(middleware::from_fn_with_state(core.clone(), need_quorum))
+        .layer(middleware::from_fn_with_state(core.clone(), record))
         .layer(compression::layer())
         .layer(middleware::from_fn_with_state(core.clone(), metrics::measure))
         .layer(middleware::from_fn(parse))
@@ -85,10 +93,20 @@ async fn authenticate(State(core): State<Arc<Core>>, mut request: Request, next:
         Ok(identity) => identity,
         Err(error) => return challenge(&request, &error),
     };
+    let trail = request.extensions().get::<Arc<Trail>>().cloned();
+    let user = trail.as_ref().map(|_| identity.clone());
     let identity = match authn::impersonate(&core, identity, request.headers()).await {
         Ok(identity) => identity,
-        Err(error) => return respond::error(&error),
+        Err(error) => {
+            if let (Some(trail), Some(user)) = (&trail, &user) {
+                trail.identified(user, user);
+            }
+            return respond::error(&error);
+        }
     };
+    if let (Some(trail), Some(user)) = (&trail, &user) {
+        trail.identified(user, &identity);
+    }
     request.extensions_mut().insert(identity);
     next.run(request).await
 }

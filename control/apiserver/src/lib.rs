@@ -15,6 +15,8 @@
 //! follow from a change is a controller's part.
 
 mod admission;
+mod aggregation;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
@@ -62,17 +64,20 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::json;
 use tandem_api::{ApiError, Clock, Entropy, Settings};
-use tandem_pki::ServiceAccountKey;
+use tandem_pki::{Pki, ServiceAccountKey};
 use tandem_registry::Registry;
 use tandem_store::{Leadership, Storage};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+pub use audit::{AuditLog, LogOptions};
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
 pub use respond::error as status;
 pub use server::{Front, OtherProtocol, serve, serve_beside};
+pub use services::{EndpointDialer, Outward};
 
 use crate::{
+    aggregation::Aggregation,
     call::Call,
     conversion::Converter,
     core::Core,
@@ -116,7 +121,13 @@ pub struct Config {
     pub service_account_key: Option<Arc<ServiceAccountKey>>,
     /// The way to nodes, for logs and exec.
     pub nodes: Option<Arc<dyn NodeDialer>>,
+    /// The way to pods and the endpoints of Services.
+    pub endpoints: Arc<dyn EndpointDialer>,
+    /// The authorities that other API servers are told of; without them no request is passed on to one.
+    pub pki: Option<Arc<Pki>>,
     pub images: Option<Arc<dyn ImageKinds>>,
+    /// Where requests are written down, if anywhere.
+    pub audit: Option<AuditLog>,
     pub ready: Vec<ReadyCheck>,
     /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
     pub quorum: Option<watch::Receiver<bool>>,
@@ -144,11 +155,15 @@ impl ApiServer {
             grants: authz::Follower::default(),
             policies: admission::Policies::default(),
             turns: admission::Turns::default(),
-            clock: config.clock,
+            clock: config.clock.clone(),
             entropy: config.entropy,
             service_account_key: config.service_account_key,
             nodes: config.nodes,
+            endpoints: config.endpoints,
+            aggregation: Aggregation::new(config.pki.clone(), config.clock.clone()),
+            pki: config.pki,
             images: config.images,
+            audit: config.audit,
             ready: config.ready,
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
@@ -175,6 +190,11 @@ impl ApiServer {
         layers::wrap(&self.core, others.merge(api))
     }
 
+    /// Why the server of an APIService is not to be counted on, found in bounded time.
+    pub async fn probe(&self, api_service: &str) -> Result<(), String> {
+        aggregation::probe(&self.core, api_service).await
+    }
+
     /// Creates what every cluster has: its namespaces, the RuntimeClass `wasm`, the `kubernetes` Service.
     pub async fn bootstrap(&self) -> Result<(), ApiError> {
         bootstrap::ensure(&self.core).await
@@ -195,7 +215,17 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
         Target::Resource(path) => path,
         Target::Path(path) => return nonresource(core, call, path).await,
     };
-    let def = row(core, path).await?;
+    if let Some(route) = core.aggregation.route(core, &path.group, &path.version).await? {
+        return aggregation::serve(core, call, &route).await;
+    }
+    let def = match row(core, path).await {
+        Ok(def) => def,
+        Err(error) => {
+            // By now this member has applied all that another one answered.
+            let route = core.aggregation.route(core, &path.group, &path.version).await?;
+            return aggregation::serve(core, call, &*route.ok_or(error)?).await;
+        }
+    };
     verbs::check_place(&def, path, call.info.verb)?;
     if path.subresource.is_some() {
         return subresources::serve(core, call, &def).await;
@@ -223,11 +253,14 @@ async fn row(core: &Core, path: &request::ResourcePath) -> Result<Arc<tandem_reg
     find().ok_or_else(request::not_found)
 }
 
-async fn nonresource(core: &Core, call: &Call, path: &str) -> Result<Response, ApiError> {
+async fn nonresource(core: &Arc<Core>, call: &Call, path: &str) -> Result<Response, ApiError> {
     if let Some(answer) = health::serve(core, call, path).await {
         return answer;
     }
     core.kinds.follow(&core.objects).await?;
+    if let Some(answer) = aggregation::discover(core, call, path).await {
+        return answer;
+    }
     match discovery::serve(core, call, path) {
         Some(answer) if matches!(call.info.verb, request::Verb::Get | request::Verb::Head) => answer,
         Some(_) => Err(request::method_not_allowed()),

@@ -11,7 +11,7 @@ mod reviews;
 mod scale;
 mod token;
 
-pub(crate) use connect::dial;
+pub(crate) use connect::{DIAL_MAX, dial, forward, headers_for_backend, is_upgrade};
 pub(crate) use reviews::{is_review, user_info};
 
 use std::sync::Arc;

@@ -1,7 +1,9 @@
 //! The whole router over the memory store, in process.
 
 mod admission;
+mod aggregation;
 mod apply;
+mod audit;
 mod connect;
 mod conversion;
 mod custom;
@@ -36,14 +38,14 @@ use tandem_registry::Registry;
 use tandem_store::MemoryStore;
 use tower::ServiceExt as _;
 
-use crate::{ApiServer, Config, ImageKinds, NodeDialer};
+use crate::{ApiServer, Config, EndpointDialer, ImageKinds, NodeDialer, Outward};
 
 pub(crate) struct Server {
     pub(crate) api: ApiServer,
     pub(crate) router: Router,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) clock: Arc<FixedClock>,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
     _directory: tempfile::TempDir,
 }
 
@@ -52,6 +54,8 @@ pub(crate) struct Parts {
     pub(crate) quorum: Option<tokio::sync::watch::Receiver<bool>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) images: Option<Arc<dyn ImageKinds>>,
+    pub(crate) endpoints: Option<Arc<dyn EndpointDialer>>,
+    pub(crate) audit: Option<crate::AuditLog>,
 }
 
 pub(crate) struct Answer {
@@ -141,7 +145,7 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let clock = Arc::new(FixedClock::new(now));
-        let pki = Pki::open(directory.path(), now).unwrap();
+        let pki = Arc::new(Pki::open(directory.path(), now).unwrap());
         let store = Arc::new(MemoryStore::new());
         let api = ApiServer::new(Config {
             storage: store.clone(),
@@ -152,7 +156,10 @@ impl Server {
             entropy: Arc::new(SeededEntropy::new(7)),
             service_account_key: Some(pki.service_accounts.clone()),
             nodes: parts.nodes,
+            endpoints: parts.endpoints.unwrap_or_else(|| Arc::new(Outward)),
+            pki: Some(pki.clone()),
             images: parts.images,
+            audit: parts.audit,
             ready: Vec::new(),
             quorum: parts.quorum,
             metrics: Arc::default(),

@@ -22,7 +22,10 @@ use tandem_store::Consistency;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::task::TaskTracker;
 
-use crate::{objects::Objects, services};
+use crate::{
+    objects::Objects,
+    services::{self, EndpointDialer as _, Outward},
+};
 use connection::{Client, Place, Sender};
 
 /// The largest answer that is read.
@@ -164,7 +167,7 @@ impl Webhooks {
         let stream = match &client.place.service {
             Some((namespace, name)) => {
                 let address = self.resolve(namespace, name, client.place.port).await?;
-                TcpStream::connect(address).await.map_err(|why| format!("dial tcp {address}: connect: {why}"))?
+                Outward.dial(address).await.map_err(|why| format!("dial tcp {address}: connect: {why}"))?
             }
             None => {
                 let host = client.place.host.trim_start_matches('[').trim_end_matches(']');
@@ -190,8 +193,9 @@ impl Webhooks {
             return Err(format!("no service port {port} found for service {name:?}"));
         }
         let asked = port.to_string();
-        let endpoint = services::endpoint(&self.objects, &slices, self.entropy.as_ref(), &service, &asked);
-        endpoint.await.map_err(|error| error.message)
+        let found = services::endpoints_of(&self.objects, &slices, self.entropy.as_ref(), &service, &asked).await;
+        let first = found.map_err(|error| error.message)?.into_iter().next();
+        first.ok_or_else(|| services::no_endpoints(service.name()).message)
     }
 }
 

@@ -1,8 +1,13 @@
 //! The command line: the contract with users and scripts.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tandem_api::Clock;
+use tandem_apiserver::{AuditLog, LogOptions};
 
 /// Kubernetes in one binary, with WebAssembly components as pods beside containers.
 #[derive(Debug, Parser)]
@@ -94,12 +99,56 @@ pub(crate) struct MemberFlags {
     pub(crate) member_name: Option<String>,
     #[command(flatten)]
     pub(crate) settings: SettingsFlags,
+    #[command(flatten)]
+    pub(crate) audit: AuditFlags,
 }
 
 impl MemberFlags {
     pub(crate) fn name(&self) -> String {
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.member_name.clone().unwrap_or_else(host)
+    }
+}
+
+/// Each member writes down the requests that it answers.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Audit log")]
+pub(crate) struct AuditFlags {
+    /// A file with an audit.k8s.io/v1 Policy, which says what is written down. Credentials never are.
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    audit_policy_file: Option<PathBuf>,
+    /// Where to, one JSON object a line; `-` is the standard output.
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    audit_log_path: Option<PathBuf>,
+    /// The size at which a file is put aside.
+    #[arg(long, value_name = "MIB", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    audit_log_maxsize: u64,
+    /// How long files that were put aside stay; 0: for ever.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    audit_log_maxage: u32,
+    /// How many of them stay; 0: all.
+    #[arg(long, value_name = "FILES", default_value_t = 0)]
+    audit_log_maxbackup: usize,
+}
+
+impl AuditFlags {
+    /// Begins to write, where that was asked for.
+    pub(crate) fn open(
+        &self,
+        clock: &Arc<dyn Clock>,
+        metrics: &Mutex<MetricsRegistry>,
+    ) -> anyhow::Result<Option<AuditLog>> {
+        let (Some(policy), Some(path)) = (&self.audit_policy_file, &self.audit_log_path) else { return Ok(None) };
+        let text = std::fs::read_to_string(policy)
+            .with_context(|| format!("read --audit-policy-file {}", policy.display()))?;
+        let days = i64::from(self.audit_log_maxage);
+        let options = LogOptions {
+            path: path.clone(),
+            max_bytes: self.audit_log_maxsize << 20,
+            max_age: (days > 0).then(|| jiff::SignedDuration::from_hours(days * 24)),
+            max_backups: Some(self.audit_log_maxbackup).filter(|most| *most > 0),
+        };
+        AuditLog::open(&text, options, clock.clone(), &mut metrics.lock()).map(Some).map_err(anyhow::Error::msg)
     }
 }
 

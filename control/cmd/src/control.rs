@@ -257,7 +257,7 @@ fn front_of(
     let certificate = ServerCertificate::issue(parts.pki.clone(), &parts.settings, &addresses, &*parts.clock)?;
     let node_ready = Arc::new(AtomicBool::new(false));
     let known = Arc::new(KnownImages(OnceLock::new()));
-    let api = api_server(parts, node_ready.clone(), known.clone())?;
+    let api = api_server(parts, start.flags, node_ready.clone(), known.clone())?;
     let members = leading::addresses(parts.store.members(), advertised, &mut running.tasks, shutdown.clone());
     let images = image_registry(data, &api, parts, advertised, members.clone())?;
     // The API server asks the registry of images, whose index is objects of the API server: one of them comes first.
@@ -279,6 +279,7 @@ fn front_of(
     running.tasks.spawn(images.run(shutdown.clone()));
     let (leads, term) = leading::follow(parts.store.leadership(), &mut running.tasks, shutdown.clone());
     let work = leading::Work {
+        api: &api,
         router: &router,
         leads,
         term,
@@ -508,7 +509,12 @@ fn image_registry(
     Ok(Arc::new(registry.context("the registry's folder cannot be opened")?))
 }
 
-fn api_server(parts: &Parts, node_ready: Arc<AtomicBool>, images: Arc<KnownImages>) -> anyhow::Result<ApiServer> {
+fn api_server(
+    parts: &Parts,
+    flags: &MemberFlags,
+    node_ready: Arc<AtomicBool>,
+    images: Arc<KnownImages>,
+) -> anyhow::Result<ApiServer> {
     let masters = [tandem_api::groups::MASTERS];
     let client = certificates::client(&parts.pki, "kube-apiserver-kubelet-client", &masters, &*parts.clock)?;
     let nodes = TlsDialer::new(parts.pki.cluster.certificate(), &client.certificate, &client.key)?;
@@ -527,7 +533,10 @@ fn api_server(parts: &Parts, node_ready: Arc<AtomicBool>, images: Arc<KnownImage
         entropy: parts.entropy.clone(),
         service_account_key: Some(parts.pki.service_accounts.clone()),
         nodes: Some(Arc::new(nodes)),
+        endpoints: Arc::new(tandem_apiserver::Outward),
+        pki: Some(parts.pki.clone()),
         images: Some(images),
+        audit: flags.audit.open(&parts.clock, &parts.metrics)?,
         ready: vec![node],
         quorum: Some(parts.store.quorum()),
         metrics: parts.metrics.clone(),

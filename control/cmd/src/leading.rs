@@ -3,16 +3,20 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::Router;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tandem_api::{Clock, Identity, Settings};
+use tandem_apiserver::ApiServer;
 use tandem_client::{
     events::{Note, Recorder, Severity},
     in_process, in_process_as_leader,
     k8s_openapi::api::core::v1::ObjectReference,
     kube,
 };
+use tandem_controllers::{LocalApi, Prober};
 use tandem_pki::Pki;
+use tandem_registry::{Registry, is_replaceable, priorities};
 use tandem_store::{Leadership, Member, Role};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -86,6 +90,7 @@ fn voters(members: &[Member], own: SocketAddr) -> Vec<SocketAddr> {
 
 /// What the leader's work is made of.
 pub(crate) struct Work<'a> {
+    pub(crate) api: &'a ApiServer,
     pub(crate) router: &'a Router,
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) term: watch::Receiver<u64>,
@@ -115,6 +120,8 @@ impl Work<'_> {
             signer: Arc::new(ClusterSigner { pki: self.pki.clone(), clock: self.clock.clone() }),
             members: self.members,
             node_grace: tandem_controllers::NODE_GRACE,
+            local_apis: local_apis(),
+            prober: Arc::new(OtherServers(self.api.clone())),
         };
         tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
         let events = in_process_as_leader(self.router.clone(), Identity::controller("member"), self.term.clone());
@@ -131,6 +138,29 @@ impl Work<'_> {
             metrics: tandem_scheduler::Metrics::register(&mut self.metrics.lock()),
         };
         tasks.spawn(tandem_scheduler::run(context, shutdown.clone()));
+    }
+}
+
+/// The groups that every cluster has. Those that other servers may serve are left to whoever brings one: a chart could
+/// not make an object that is there.
+fn local_apis() -> Vec<LocalApi> {
+    let groups = Registry::builtin().groups().into_iter();
+    let own = groups.filter(|group| group.name != "apiregistration.k8s.io" && !is_replaceable(&group.name));
+    let apis = own.flat_map(|group| {
+        let api = move |version: String| {
+            let (group_priority, version_priority) = priorities(&group.name, &version);
+            LocalApi { group: group.name.clone(), version, group_priority, version_priority }
+        };
+        group.versions.clone().into_iter().map(api)
+    });
+    apis.collect()
+}
+
+struct OtherServers(ApiServer);
+
+impl Prober for OtherServers {
+    fn probe<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(self.0.probe(name))
     }
 }
 

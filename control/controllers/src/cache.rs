@@ -509,6 +509,7 @@ stores! {
     ingress_classes: IngressClass from k8s_openapi::api::networking::v1::IngressClass, everything();
     cluster_roles: ClusterRole from k8s_openapi::api::rbac::v1::ClusterRole, everything();
     definitions: CustomResourceDefinition from crate::customresourcedefinition::CustomResourceDefinition, everything();
+    api_services: APIService from k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService, everything();
     signing_requests: CertificateSigningRequest from k8s_openapi::api::certificates::v1::CertificateSigningRequest, everything();
 }
 

@@ -85,6 +85,13 @@ fn is_ending(definition: &CustomResourceDefinition) -> bool {
     object::is_deleting(&definition.metadata)
 }
 
+/// Whether its kind is served.
+pub(crate) fn is_established(definition: &CustomResourceDefinition) -> bool {
+    let status = definition.status.as_ref();
+    let established = status.and_then(|status| types::find(&status.conditions, ESTABLISHED));
+    established.is_some_and(|condition| condition.status == "True")
+}
+
 /// How the objects of a definition are reached; `None` where nobody can have made any.
 fn resource(definition: &CustomResourceDefinition) -> Option<ApiResource> {
     let status = definition.status.as_ref()?;

@@ -61,7 +61,7 @@ impl<C: Controller> Reconcile for C {
     }
 
     fn keys(&self, cache: &Cache) -> Vec<Key> {
-        C::store(cache).keys()
+        Controller::keys(self, cache)
     }
 
     fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key> {

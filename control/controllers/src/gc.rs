@@ -48,6 +48,9 @@ use graph::{FOREGROUND, Graph, Item, ORPHAN};
 
 /// How often is looked for new resources.
 const DISCOVER: Duration = Duration::from_secs(30);
+/// A resource that cannot be listed for so long, as when it is another server's that is down, does not keep the others from
+/// being collected: whether an owner is gone is asked for each one.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Owners that are known to be gone from a namespace. Uids are never used again, so this cannot become wrong; it is
 /// emptied when full.
 const ABSENT: usize = 10_000;
@@ -273,6 +276,7 @@ impl Collector {
         let resource = Arc::new(resource.api);
         let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Retry::default()).boxed();
         let (mut seen, mut first, mut complaints) = (HashSet::new(), true, Complaints::default());
+        let begun = Instant::now();
         while let Some(event) = events.next().await {
             let item = |object: PartialObjectMeta<DynamicObject>| Item::of(&resource, object.metadata);
             let woken = match event {
@@ -308,6 +312,9 @@ impl Collector {
                 }
                 Err(error) => {
                     tracing::debug!(kind = resource.kind, %error, "informer of the garbage collector retries");
+                    if begun.elapsed() > PATIENCE && std::mem::take(&mut first) {
+                        listed.send_modify(|count| *count += 1);
+                    }
                     continue;
                 }
             };

@@ -10,6 +10,7 @@
 //! for each controller. This crate never touches the store or the API server's inside, and acts only while it leads.
 
 mod action;
+mod apiservice;
 mod autoscaler;
 mod backends;
 mod cache;
@@ -66,6 +67,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use action::{Action, Body, Deletion, Manifest, Plan, Report, Target};
+pub use apiservice::{LocalApi, Prober};
 pub use cache::{Cache, Cached, Change, Delta, Expectation, Gone, Key, Store};
 pub use execute::{Error, Failure};
 pub use metrics::Metrics;
@@ -101,6 +103,11 @@ pub trait Controller: Send + Sync + 'static {
 
     fn store(cache: &Cache) -> &Store<Self::Parent>;
 
+    /// What is planned for when this member begins to lead.
+    fn keys(&self, cache: &Cache) -> Vec<Key> {
+        Self::store(cache).keys()
+    }
+
     /// The parents that a change may matter to. Too many cost time, too few are a bug.
     fn wakes(&self, cache: &Cache, change: &Change) -> Vec<Key>;
 
@@ -135,6 +142,9 @@ pub struct Context {
     pub members: watch::Receiver<Vec<SocketAddr>>,
     /// A node that was not heard of for this long is not ready.
     pub node_grace: Duration,
+    /// The groups that the API server has built in.
+    pub local_apis: Vec<LocalApi>,
+    pub prober: Arc<dyn Prober>,
 }
 
 /// Nodes send a heartbeat every few seconds; a node is given up after missing several.
@@ -165,6 +175,8 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(namespace::Namespaces);
     running.add(resourcequota::Quotas);
     running.add(customresourcedefinition::Definitions);
+    let (local, prober) = (running.context.local_apis.clone(), running.context.prober.clone());
+    running.add(apiservice::ApiServices { local, prober });
     running.add(node_ipam::NodeRanges { settings });
     running.add(node_lifecycle::NodeLifecycle::new(running.context.node_grace));
     running.add(pod_gc::PodCollector);

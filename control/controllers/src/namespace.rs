@@ -37,6 +37,8 @@ struct Contents {
     remaining: Vec<Remaining>,
     /// Resources that could not be listed, and why.
     unknown: Vec<String>,
+    /// Groups whose resources are not known: there may be objects of them.
+    undiscovered: Vec<String>,
 }
 
 /// The objects of one resource.
@@ -78,7 +80,8 @@ impl Controller for Namespaces {
             return Ok(View { namespace, contents: None });
         }
         let name = object::name(&namespace.metadata);
-        let mut contents = Contents::default();
+        let undiscovered = resources::undiscovered(input.client).await?;
+        let mut contents = Contents { undiscovered, ..Contents::default() };
         for resource in resources::all(input.client).await?.into_iter().filter(|resource| resource.namespaced) {
             match list(input.client, &resource.api, name).await {
                 Ok(objects) if objects.is_empty() => {}
@@ -116,7 +119,7 @@ fn plan(view: &View, now: Timestamp) -> Plan {
     let namespace = &view.namespace;
     let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
     let mut plan = Plan::default();
-    if contents.remaining.is_empty() && contents.unknown.is_empty() {
+    if contents.remaining.is_empty() && contents.unknown.is_empty() && contents.undiscovered.is_empty() {
         if finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
             let mut empty = (**namespace).clone();
             let rest = finalizers.into_iter().filter(|finalizer| finalizer != FINALIZER).collect();
@@ -173,8 +176,12 @@ fn conditions(namespace: &Namespace, contents: &Contents, now: Timestamp) -> Vec
         holders.iter().map(|(finalizer, count)| format!("{finalizer} in {count} resource instances")).collect();
     let content_failed = !contents.unknown.is_empty();
     vec![
-        condition("NamespaceDeletionDiscoveryFailure", false, {
-            ("ResourcesDiscovered", "All resources successfully discovered".to_owned())
+        condition("NamespaceDeletionDiscoveryFailure", !contents.undiscovered.is_empty(), {
+            if contents.undiscovered.is_empty() {
+                ("ResourcesDiscovered", "All resources successfully discovered".to_owned())
+            } else {
+                ("DiscoveryFailed", undiscovered_text(&contents.undiscovered))
+            }
         }),
         condition("NamespaceDeletionGroupVersionParsingFailure", false, {
             ("ParsedGroupVersions", "All legacy kube types successfully parsed".to_owned())
@@ -202,6 +209,15 @@ fn conditions(namespace: &Namespace, contents: &Contents, now: Timestamp) -> Vec
             }
         }),
     ]
+}
+
+fn undiscovered_text(groups: &[String]) -> String {
+    let why: Vec<String> =
+        groups.iter().map(|group| format!("{group}: stale GroupVersion discovery: {group}")).collect();
+    let (count, why) = (groups.len(), why.join(", "));
+    format!(
+        "Discovery failed for some groups, {count} failing: unable to retrieve the complete list of server APIs: {why}"
+    )
 }
 
 /// `pods. has 2 resource instances`
@@ -243,8 +259,10 @@ mod tests {
         let remaining = remaining.into_iter().filter(|(_, names)| !names.is_empty());
         let remaining = remaining
             .map(|(resource, names)| Remaining { resource, objects: names.iter().map(|name| meta(name)).collect() });
+        let (undiscovered, unknown): (Vec<&str>, Vec<&str>) = unknown.iter().partition(|text| text.contains('/'));
+        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
         let contents =
-            Contents { remaining: remaining.collect(), unknown: unknown.iter().map(ToString::to_string).collect() };
+            Contents { remaining: remaining.collect(), unknown: owned(unknown), undiscovered: owned(undiscovered) };
         let view = View { namespace: Arc::new(namespace), contents: Some(contents) };
         expect.assert_eq(&describe(&plan(&view, Timestamp::UNIX_EPOCH), |action| {
             let Some(namespace) = action.object::<Namespace>() else { return String::new() };
@@ -291,6 +309,19 @@ mod tests {
             &["widgets: no answer"],
             expect![[r#"
             status Namespace a widgets: no answer
+            again in 1s
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_group_that_is_not_known_keeps_the_namespace() {
+        check(
+            &[],
+            &[],
+            &["example.com/v1"],
+            expect![[r#"
+            status Namespace a Discovery failed for some groups, 1 failing: unable to retrieve the complete list of server APIs: example.com/v1: stale GroupVersion discovery: example.com/v1
             again in 1s
         "#]],
         );

@@ -31,6 +31,6 @@ mod strategy;
 pub mod validate;
 
 pub use def::{Column, Conversion, Heartbeat, Hooks, KindName, NameRule, ResourceDef, Scope, StorageName, Subresource};
-pub use registry::{Group, Registry};
+pub use registry::{Group, Registry, is_replaceable, priorities};
 pub use schema::Schema;
 pub use tandem_api::quantity;

@@ -114,8 +114,14 @@ pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0
 
 /// The v2 document of all groups.
 pub fn v2(registry: &Registry, format: V2Format) -> Vec<u8> {
+    v2_with(registry, format, |_| ())
+}
+
+/// The same with what is added to it.
+pub fn v2_with(registry: &Registry, format: V2Format, add: impl FnOnce(&mut Value)) -> Vec<u8> {
     let (paths, schemas) = parts(registry, &registry.all());
-    let document = v2::document(&paths, &schemas, &served());
+    let mut document = v2::document(&paths, &schemas, &served());
+    add(&mut document);
     match format {
         V2Format::Json => document.to_string().into_bytes(),
         V2Format::Protobuf => v2::protobuf(&document),

@@ -123,6 +123,47 @@ fn is_stable(version: &str) -> bool {
         .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Where a group and a version of it stand among others, by Kubernetes' `groupPriorityMinimum` and `versionPriority`:
+/// what is preferred has the higher number.
+pub fn priorities(group: &str, version: &str) -> (i32, i32) {
+    let of_group = match group {
+        "" => return (18_000, 1),
+        "apps" => 17_800,
+        "events.k8s.io" => 17_750,
+        "authentication.k8s.io" => 17_700,
+        "authorization.k8s.io" => 17_600,
+        "autoscaling" => 17_500,
+        "batch" => 17_400,
+        "certificates.k8s.io" => 17_300,
+        "networking.k8s.io" => 17_200,
+        "policy" => 17_100,
+        "rbac.authorization.k8s.io" => 17_000,
+        "storage.k8s.io" => 16_800,
+        "apiextensions.k8s.io" | "admissionregistration.k8s.io" => 16_700,
+        "scheduling.k8s.io" => 16_600,
+        "coordination.k8s.io" => 16_500,
+        "node.k8s.io" => 16_300,
+        "discovery.k8s.io" => 16_200,
+        "flowcontrol.apiserver.k8s.io" => 16_100,
+        "resource.k8s.io" => 15_900,
+        // As kinds that are defined at run time.
+        _ => return (1000, 100),
+    };
+    (of_group, if (group, version) == ("autoscaling", "v2") { 30 } else { 15 })
+}
+
+/// Whether the objects of a group are this server's alone. What `metrics.k8s.io` shows is measured, not kept, and may
+/// come from another server.
+pub(crate) fn is_own(group: &str) -> bool {
+    let name = if group.is_empty() { "core" } else { group };
+    own(name).next().is_some() && !is_replaceable(group)
+}
+
+/// Groups that another server may serve in place of this one, where somebody registers it.
+pub fn is_replaceable(group: &str) -> bool {
+    group == "metrics.k8s.io"
+}
+
 /// Groups that have never had a stable version, and that clients rely on all the same.
 const ALWAYS_BETA: [&str; 1] = ["metrics.k8s.io"];
 

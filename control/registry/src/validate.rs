@@ -3,6 +3,7 @@
 //! The hooks of the kinds are one file a family; what they share stands here.
 
 pub(crate) mod admission;
+pub(crate) mod apiservice;
 pub(crate) mod autoscaling;
 pub(crate) mod batch;
 pub(crate) mod config;

@@ -333,14 +333,3 @@ fn keep(new: &mut Object, object: &Object, path: &[&str]) {
         }
     }
 }
-
-impl Operation {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Operation::Create => "CREATE",
-            Operation::Update => "UPDATE",
-            Operation::Delete => "DELETE",
-            Operation::Connect => "CONNECT",
-        }
-    }
-}

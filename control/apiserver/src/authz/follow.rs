@@ -1,4 +1,4 @@
-//! The roles and bindings of the store, as far as this member has applied them.
+//! The roles and bindings of the store: whoever decides takes over what has changed since the decision before.
 
 use std::sync::Arc;
 

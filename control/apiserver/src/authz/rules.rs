@@ -239,6 +239,8 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("resourcequota"), READ, ANY, ANY),
     rule(Subject::Controller("resourcequota"), &["update", "patch"], CORE, &["resourcequotas/status"]),
     rule(Subject::Controller("resourcequota"), WRITE, EVENTS, &["events"]),
+    rule(Subject::Controller("apiservice"), ALL, &["apiregistration.k8s.io"], &["apiservices"]),
+    rule(Subject::Controller("apiservice"), &["update", "patch"], &["apiregistration.k8s.io"], &["apiservices/status"]),
     rule(Subject::Controller("customresourcedefinition"), CHANGE, DEFINITIONS, &["customresourcedefinitions"]),
     rule(
         Subject::Controller("customresourcedefinition"),

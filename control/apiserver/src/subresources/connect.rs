@@ -31,7 +31,7 @@ use crate::{
     write::Target,
 };
 
-pub(super) const DIAL_MAX: Duration = Duration::from_secs(10);
+pub(crate) const DIAL_MAX: Duration = Duration::from_secs(10);
 /// What a node says about a failure is shown up to this length.
 const ERROR_MAX_BYTES: usize = 4096;
 const LOG_PARAMETERS: [&str; 7] =
@@ -241,7 +241,7 @@ pub(crate) async fn dial(core: &Core, node: &str) -> Result<(NodeStream, SocketA
     Ok((stream, address))
 }
 
-/// Speaks HTTP/1.1 over the stream: the request with another path, its body, and an upgrade where one is asked for.
+/// Sends the request with another path. What the other side refuses is told as a Status.
 pub(super) async fn send(
     core: &Core,
     call: &Call,
@@ -249,6 +249,25 @@ pub(super) async fn send(
     host: &str,
     path: &str,
 ) -> Result<Response, ApiError> {
+    let headers = headers_for_backend(call.headers(), is_upgrade(call), host);
+    told(forward(core, call, stream, path, headers).await?).await
+}
+
+/// Whether the client asks for another protocol on its connection.
+pub(crate) fn is_upgrade(call: &Call) -> bool {
+    call.parts.extensions.get::<OnUpgrade>().is_some() && call.headers().contains_key(header::UPGRADE)
+}
+
+/// Speaks HTTP/1.1 over the stream: the request with another path and other headers, its body, and an upgrade where one
+/// is asked for.
+pub(crate) async fn forward(
+    core: &Core,
+    call: &Call,
+    stream: NodeStream,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let failed = |why: hyper::Error| ApiError::internal(format!("error dialing backend: {host}: {why}"));
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(failed)?;
@@ -257,19 +276,19 @@ pub(super) async fn send(
             tracing::debug!(%error, "a connection to a backend ended");
         }
     });
-    let upgrade = call.parts.extensions.get::<OnUpgrade>().cloned();
-    let upgrade = upgrade.filter(|_| call.headers().contains_key(header::UPGRADE));
+    let upgrade = call.parts.extensions.get::<OnUpgrade>().cloned().filter(|_| is_upgrade(call));
     let mut request = Request::builder().method(call.parts.method.clone()).uri(path);
-    if let Some(headers) = request.headers_mut() {
-        *headers = headers_for_backend(call.headers(), upgrade.is_some(), host);
+    if let Some(own) = request.headers_mut() {
+        *own = headers;
     }
     let body = if upgrade.is_some() { Body::empty() } else { call.take_body() };
     let request = request.body(body).map_err(|why| ApiError::bad_request(why.to_string()))?;
     let response = sender.send_request(request).await.map_err(failed)?;
-    answer(core, response, upgrade).await
+    answer(core, response, upgrade)
 }
 
-fn headers_for_backend(given: &HeaderMap, upgrade: bool, host: &str) -> HeaderMap {
+/// The headers without those that belong to this connection, and without credentials.
+pub(crate) fn headers_for_backend(given: &HeaderMap, upgrade: bool, host: &str) -> HeaderMap {
     let mut headers = given.clone();
     for name in DROPPED {
         headers.remove(name);
@@ -291,7 +310,7 @@ fn headers_for_backend(given: &HeaderMap, upgrade: bool, host: &str) -> HeaderMa
     headers
 }
 
-async fn answer(
+fn answer(
     core: &Core,
     mut response: http::Response<Incoming>,
     upgrade: Option<OnUpgrade>,
@@ -308,19 +327,21 @@ async fn answer(
         });
         return Ok(response.map(|_| Body::empty()));
     }
-    if response.status().is_success() {
-        let mut response = response.map(Body::new);
-        response.headers_mut().remove(header::TRANSFER_ENCODING);
-        response.headers_mut().remove(header::CONNECTION);
-        return Ok(response);
-    }
+    let mut response = response.map(Body::new);
+    response.headers_mut().remove(header::TRANSFER_ENCODING);
+    response.headers_mut().remove(header::CONNECTION);
+    Ok(response)
+}
+
+/// The answer, or what it says was wrong.
+async fn told(response: Response) -> Result<Response, ApiError> {
     let status = response.status();
-    let is_status = response
+    let is_json = response
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    if is_status {
-        return Ok(response.map(Body::new));
+    if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS || is_json {
+        return Ok(response);
     }
     let text = match http_body_util::Limited::new(response.into_body(), ERROR_MAX_BYTES).collect().await {
         Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),

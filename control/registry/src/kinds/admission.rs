@@ -4,9 +4,9 @@ use serde_json::json;
 use tandem_api::Object;
 
 use crate::{
-    Hooks, columns, custom,
+    Hooks, NameRule, columns, custom,
     json::{Fields, FieldsExt},
-    validate::{admission, webhooks},
+    validate::{self, admission, webhooks},
 };
 
 pub(super) const MUTATING_WEBHOOKS: Hooks = Hooks {
@@ -47,8 +47,13 @@ pub(super) const MUTATING_POLICY_BINDING: Hooks = Hooks {
 };
 pub(super) const CUSTOM_RESOURCE: Hooks =
     Hooks { default: default_custom_resource, prepare: custom::prepare, validate: custom::validate, ..Hooks::NONE };
-pub(super) const API_SERVICE: Hooks =
-    Hooks { default: default_api_service, cells: columns::admission::api_service, ..Hooks::NONE };
+pub(super) const API_SERVICE: Hooks = Hooks {
+    default: default_api_service,
+    validate: validate::apiservice::api_service,
+    cells: columns::admission::api_service,
+    name: NameRule::PathSegment,
+    ..Hooks::NONE
+};
 
 const HTTPS: i64 = 443;
 
