@@ -71,8 +71,7 @@ fn fill(snapshot: &mut Snapshot, pods: usize, spec: &Spec) -> anyhow::Result<(us
     while placed < pods && began.elapsed() < ROW_MAX {
         let (name, app) = (format!("p{placed}"), format!("app-{}", placed / PODS_OF_ONE));
         let mut spec = spec(&app);
-        spec["containers"] =
-            json!([{"name": "c", "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}}]);
+        spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}}]);
         let metadata = json!({"name": name, "namespace": "bench", "uid": name, "labels": {"app": app}});
         let pod = PodInfo::of(&from_value::<Pod>(json!({"metadata": metadata, "spec": spec}))?);
         let decision = Instant::now();

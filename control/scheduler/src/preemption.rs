@@ -53,13 +53,7 @@ pub enum Verdict {
 }
 
 /// Decides for a pod that fits nowhere. `turn` is where the search begins; the same arguments give the same verdict.
-pub fn preempt(
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    profile: &Profile,
-    turn: usize,
-    refused: &Unschedulable,
-) -> Verdict {
+pub fn preempt(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile, turn: usize, refused: &Unschedulable) -> Verdict {
     if let Some(why) = ineligible(pod, snapshot, refused) {
         return Verdict::Ineligible(why.to_owned());
     }
@@ -164,7 +158,8 @@ impl Candidate<'_> {
         // Each pod counts, also those of priorities below zero.
         let weight = |victim: &&Placed| i64::from(victim.priority) - i64::from(i32::MIN);
         let sum = self.victims.iter().map(weight).fold(0, i64::saturating_add);
-        let eldest = self.victims.iter().filter(|victim| victim.priority == highest).map(|victim| started(victim)).min();
+        let eldest =
+            self.victims.iter().filter(|victim| victim.priority == highest).map(|victim| started(victim)).min();
         (self.violations, highest, sum, self.victims.len(), Reverse(eldest.unwrap_or(Timestamp::MAX)))
     }
 

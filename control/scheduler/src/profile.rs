@@ -203,7 +203,8 @@ fn refused<T>(why: impl Into<String>) -> Result<T, Error> {
 /// The profiles of a file; what it says and is not there is refused.
 pub fn read(text: &str) -> Result<Vec<Profile>, Error> {
     let file: Configuration = serde_saphyr::from_str(text)?;
-    if (file.kind.as_str(), file.api_version.as_str()) != ("KubeSchedulerConfiguration", "kubescheduler.config.k8s.io/v1")
+    if (file.kind.as_str(), file.api_version.as_str())
+        != ("KubeSchedulerConfiguration", "kubescheduler.config.k8s.io/v1")
     {
         return refused(format!(
             "it must be a KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1, and is a {} of {}",
@@ -308,7 +309,9 @@ mod tests {
     use super::*;
 
     fn of(profiles: &str) -> Result<Vec<Profile>, Error> {
-        read(&format!("apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles: {profiles}"))
+        read(&format!(
+            "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles: {profiles}"
+        ))
     }
 
     #[test]
@@ -337,7 +340,10 @@ mod tests {
             ("[{plugins: {score: {enabled: [{name: Mine}]}}}]", "no score plugin \"Mine\""),
             ("[{plugins: {score: {enabled: [{name: NodeAffinity, weight: 101}]}}}]", "from 1 to 100"),
             ("[{pluginConfig: [{name: Mine, args: {}}]}]", "Mine"),
-            ("[{pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: {type: RequestedToCapacityRatio}}}]}]", "shape"),
+            (
+                "[{pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: {type: RequestedToCapacityRatio}}}]}]",
+                "shape",
+            ),
         ] {
             let error = of(profiles).unwrap_err().to_string();
             assert!(error.contains(why), "{profiles}: {error}");

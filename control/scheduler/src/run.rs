@@ -183,7 +183,7 @@ impl Scheduler {
 
     async fn stop(&mut self) {
         self.writes.shutdown().await;
-        self.snapshot.forget_assumed();
+        self.snapshot.forget_decisions();
         self.queue.land();
         self.waiting = Waiting::default();
         self.listed = Listed::default();

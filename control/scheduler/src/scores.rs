@@ -206,7 +206,10 @@ mod tests {
 
     #[test]
     fn even_use_is_liked() {
-        assert_eq!(totals("NodeResourcesBalancedAllocation", &pod(), &[node(0, 0), node(400, 0), node(0, 800)]), [100, 80, 60]);
+        assert_eq!(
+            totals("NodeResourcesBalancedAllocation", &pod(), &[node(0, 0), node(400, 0), node(0, 800)]),
+            [100, 80, 60]
+        );
     }
 
     #[test]

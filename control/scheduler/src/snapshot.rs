@@ -27,8 +27,8 @@ use crate::{
 };
 pub(crate) use images::Images;
 pub(crate) use nominations::Nominations;
-pub use pod::PodInfo;
 pub(crate) use pod::PREEMPTION;
+pub use pod::PodInfo;
 pub use terms::{AffinityTerm, SpreadConstraint, WeightedTerm};
 use terms::{Labels, Namespaces};
 
@@ -277,9 +277,9 @@ impl Snapshot {
 
     /// All placed pods of nodes that are known, each group with the nodes that it is on.
     pub(crate) fn groups(&self) -> impl Iterator<Item = (&Group, impl Iterator<Item = (&NodeInfo, i64)>)> {
-        self.groups.iter().map(|(group, nodes)| {
-            (group, nodes.iter().filter_map(|(name, count)| Some((self.node(name)?, *count))))
-        })
+        self.groups
+            .iter()
+            .map(|(group, nodes)| (group, nodes.iter().filter_map(|(name, count)| Some((self.node(name)?, *count)))))
     }
 
     /// What has to be known of the cluster besides pods, nodes and namespaces is.
@@ -423,6 +423,16 @@ impl Snapshot {
     pub fn forget(&mut self, uid: &str) {
         if self.placed.get(uid).is_some_and(|placed| placed.assumed) {
             self.remove_pod(uid);
+        }
+    }
+
+    /// Forgets what was decided here and may not have been written: another leader may have decided otherwise.
+    pub(crate) fn forget_decisions(&mut self) {
+        self.forget_assumed();
+        self.nominations = Nominations::default();
+        let condemned = self.placed.values().filter(|placed| placed.condemned).map(|placed| placed.uid.clone());
+        for uid in condemned.collect::<Vec<String>>() {
+            self.spare(&uid);
         }
     }
 

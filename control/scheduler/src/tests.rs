@@ -124,9 +124,9 @@ fn pods_that_say_nothing_are_spread_like_those_of_their_owner() {
     }
     let place = |snapshot: &mut Snapshot, index: usize, owner: &str| {
         let name = format!("{owner}{index}");
-        let owners = (owner == "set").then(|| {
-            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "u", "controller": true}])
-        });
+        let owners = (owner == "set").then(
+            || json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "u", "controller": true}]),
+        );
         let pod = PodInfo::of(&read(json!({
             "metadata": {"name": name, "uid": name, "namespace": "ns", "labels": {"app": owner}, "ownerReferences": owners},
             "spec": {"containers": [{"name": "c"}]}})));

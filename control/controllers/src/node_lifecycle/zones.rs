@@ -97,7 +97,10 @@ mod tests {
     fn nodes(ready: usize, unwell: usize) -> Vec<Node> {
         let node = |status: &str| {
             let ready = NodeCondition { type_: READY.into(), status: status.into(), ..NodeCondition::default() };
-            Node { status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }), ..Node::default() }
+            Node {
+                status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }),
+                ..Node::default()
+            }
         };
         (0..ready).map(|_| node("True")).chain((0..unwell).map(|_| node("Unknown"))).collect()
     }

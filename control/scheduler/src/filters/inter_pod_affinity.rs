@@ -109,7 +109,8 @@ impl<'a> Domains<'a> {
         if !self.repelling.is_empty() && self.anti_affinity.iter().any(repels) {
             return vec![Reason::PodAntiAffinity];
         }
-        let is_repelled = |(key, value): (&String, &String)| self.repelled.contains_key(&(key.as_str(), value.as_str()));
+        let is_repelled =
+            |(key, value): (&String, &String)| self.repelled.contains_key(&(key.as_str(), value.as_str()));
         if !self.repelled.is_empty() && node.labels.iter().any(is_repelled) {
             return vec![Reason::ExistingAntiAffinity];
         }

@@ -70,12 +70,7 @@ fn the_least_harm_is_done() {
         ("of one priority the younger", &["a n1 1 2 01", "b n1 1 2 02"], &[], "n1: b"),
         ("equal and higher priorities stay", &["a n1 10 2", "b n1 1 2"], &[], "n1: b"),
         ("the lower highest priority", &["a n1 5 4", "b n2 4 4"], &[], "n2: b"),
-        (
-            "the lower sum",
-            &["a n1 5 1", "b n1 4 1", "x n1 10 2", "c n2 5 1", "d n2 3 1", "y n2 10 2"],
-            &[],
-            "n2: c d",
-        ),
+        ("the lower sum", &["a n1 5 1", "b n1 4 1", "x n1 10 2", "c n2 5 1", "d n2 3 1", "y n2 10 2"], &[], "n2: c d"),
         ("fewer pods", &["a n1 5 1", "b n1 5 1", "x n1 10 2", "c n2 5 4"], &[], "n2: c"),
         ("fewer broken budgets, whatever the priority", &["a n1 1 4 app=a", "b n2 9 4"], &["app=a 0"], "n2: b"),
         ("a budget that allows it is no reason", &["a n1 1 4 app=a", "b n2 9 4"], &["app=a 1"], "n1: a"),

@@ -5,12 +5,15 @@ use crate::{Preemption, Unschedulable, Verdict, preempt};
 
 impl Scheduler {
     pub(super) fn refused(&mut self, taken: Taken, mut refused: Unschedulable) {
-        let stuck = self.snapshot.storage.to_deselect(&taken.pod);
+        let mut stuck = self.snapshot.storage.to_deselect(&taken.pod);
+        // Another pod may be about to get what was chosen.
+        stuck.retain(|claim| self.snapshot.claim_users(&taken.pod, claim) == 0);
         if !stuck.is_empty() {
             // What was chosen for its claims before does not do any more; when they are free it is tried again.
             let (client, pod) = (self.context.client.clone(), taken.pod.clone());
             self.put_back(&taken, Setback::FitsNowhere, refused.to_string(), Nomination::Keep);
-            self.writes.spawn(async move { Written::Explained(within(bind::select(&client, &pod, &stuck, None)).await) });
+            self.writes
+                .spawn(async move { Written::Explained(within(bind::select(&client, &pod, &stuck, None)).await) });
             return;
         }
         if refused.nodes == 0 {

@@ -66,7 +66,13 @@ fn start(leads: bool) -> (watch::Sender<bool>, mpsc::Receiver<String>, Cancellat
     let (lead, leadership) = watch::channel(leads);
     let (sender, written) = mpsc::channel(64);
     let clock = Arc::new(FixedClock::new(jiff::Timestamp::UNIX_EPOCH));
-    let context = Context { client: client(sender), leadership, clock, metrics: Metrics::default(), profiles: vec![Profile::default()] };
+    let context = Context {
+        client: client(sender),
+        leadership,
+        clock,
+        metrics: Metrics::default(),
+        profiles: vec![Profile::default()],
+    };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(context, shutdown.clone()));
     (lead, written, shutdown, running)

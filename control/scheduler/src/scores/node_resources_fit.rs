@@ -41,7 +41,9 @@ fn points(used: i64, has: i64, strategy: &Strategy) -> i64 {
     let percent = if used > has { None } else { i64::try_from(i128::from(used) * 100 / i128::from(has)).ok() };
     match strategy {
         Strategy::LeastAllocated if used > has => 0,
-        Strategy::LeastAllocated => i64::try_from(i128::from(has - used) * i128::from(MAX) / i128::from(has)).unwrap_or(0),
+        Strategy::LeastAllocated => {
+            i64::try_from(i128::from(has - used) * i128::from(MAX) / i128::from(has)).unwrap_or(0)
+        }
         Strategy::MostAllocated => percent.unwrap_or(MAX),
         Strategy::RequestedToCapacityRatio(shape) => along(shape, percent.unwrap_or(100)),
     }
@@ -68,18 +70,19 @@ mod tests {
     #[test]
     fn strategies_like_different_use() {
         let shape = Strategy::RequestedToCapacityRatio(vec![(0, 0), (50, 100), (100, 20)]);
-        for (used, least, most, ratio) in [(0, 100, 0, 0), (25, 75, 25, 50), (50, 50, 50, 100), (75, 25, 75, 60), (110, 0, 100, 20)] {
-            let all = [&Strategy::LeastAllocated, &Strategy::MostAllocated, &shape].map(|strategy| points(used, 100, strategy));
+        for (used, least, most, ratio) in
+            [(0, 100, 0, 0), (25, 75, 25, 50), (50, 50, 50, 100), (75, 25, 75, 60), (110, 0, 100, 20)]
+        {
+            let all = [&Strategy::LeastAllocated, &Strategy::MostAllocated, &shape]
+                .map(|strategy| points(used, 100, strategy));
             assert_eq!(all, [least, most, ratio], "{used}");
         }
     }
 
     #[test]
     fn resources_that_are_not_wanted_do_not_count() {
-        let mut node = NodeInfo {
-            allocatable: Resources { milli_cpu: 1000, ..Resources::default() },
-            ..NodeInfo::default()
-        };
+        let mut node =
+            NodeInfo { allocatable: Resources { milli_cpu: 1000, ..Resources::default() }, ..NodeInfo::default() };
         node.allocatable.extended.insert("gpu".into(), 4);
         let mut pod = PodInfo { presumed: Resources { milli_cpu: 500, ..Resources::default() }, ..PodInfo::default() };
         let fit = Fit { strategy: Strategy::MostAllocated, resources: vec![("cpu".into(), 1), ("gpu".into(), 3)] };

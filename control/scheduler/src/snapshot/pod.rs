@@ -12,9 +12,7 @@ use tandem_client::volumes;
 
 use crate::PROFILE;
 
-use super::{
-    AffinityTerm, Amounts, HostPort, Resources, SpreadConstraint, WeightedTerm, images, terms::Labels,
-};
+use super::{AffinityTerm, Amounts, HostPort, Resources, SpreadConstraint, WeightedTerm, images, terms::Labels};
 
 /// The reason of the condition of pods that make room.
 pub(crate) const PREEMPTION: &str = "PreemptionByScheduler";
@@ -237,4 +235,3 @@ fn requests(spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resource
     total.pods = 1;
     total
 }
-

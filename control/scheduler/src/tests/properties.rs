@@ -33,7 +33,11 @@ struct Wish {
 }
 
 fn machine() -> impl Strategy<Value = Machine> {
-    (0..ZONES.len(), 1..5_i64, prop::bool::weighted(0.2)).prop_map(|(zone, cpu, tainted)| Machine { zone, cpu, tainted })
+    (0..ZONES.len(), 1..5_i64, prop::bool::weighted(0.2)).prop_map(|(zone, cpu, tainted)| Machine {
+        zone,
+        cpu,
+        tainted,
+    })
 }
 
 fn wish() -> impl Strategy<Value = Wish> {
@@ -93,8 +97,7 @@ type There<'a> = Vec<(&'a Wish, usize)>;
 /// Whether the rules let the pod go to the machine, beside those that are there.
 fn allowed(wish: &Wish, to: usize, machines: &[Machine], there: &There<'_>) -> bool {
     let on = |index: usize| there.iter().filter(move |(_, at)| *at == index).map(|(other, _)| *other);
-    let in_zone =
-        |zone: usize| there.iter().filter(move |(_, at)| machines[*at].zone == zone).map(|(other, _)| *other);
+    let in_zone = |zone: usize| there.iter().filter(move |(_, at)| machines[*at].zone == zone).map(|(other, _)| *other);
     let machine = &machines[to];
     let fits = on(to).map(|other| other.cpu).sum::<i64>() + wish.cpu <= machine.cpu;
     let port = !wish.port || !on(to).any(|other| other.port);

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::core::v1::NodeStatus, apimachinery::pkg::api::resource::Quantity};
 use serde::Serialize;
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 pub(super) struct Patch {
     status: Allocatable,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 struct Allocatable {
     /// Nothing for those that were taken away.
     allocatable: BTreeMap<String, Option<Quantity>>,
@@ -26,9 +26,10 @@ fn is_extended(name: &str) -> bool {
 pub(super) fn patch(status: &NodeStatus) -> Option<Patch> {
     let none = BTreeMap::new();
     let (has, says) = (status.capacity.as_ref().unwrap_or(&none), status.allocatable.as_ref().unwrap_or(&none));
-    let given = has.iter().filter(|(name, amount)| is_extended(name) && says.get(*name) != Some(amount));
+    let given = has.iter().filter(|(name, amount)| is_extended(name) && says.get(*name) != Some(*amount));
     let given = given.map(|(name, amount)| (name.clone(), Some(amount.clone())));
-    let taken = says.keys().filter(|name| is_extended(name) && !has.contains_key(*name)).map(|name| (name.clone(), None));
+    let taken =
+        says.keys().filter(|name| is_extended(name) && !has.contains_key(*name)).map(|name| (name.clone(), None));
     let allocatable: BTreeMap<String, Option<Quantity>> = given.chain(taken).collect();
     (!allocatable.is_empty()).then_some(Patch { status: Allocatable { allocatable } })
 }
@@ -51,11 +52,8 @@ mod tests {
             ("", "cpu=3 example.com/gpu=2", r#"{"example.com/gpu":null}"#),
             ("a.kubernetes.io/x=1", "", ""),
         ] {
-            let status = NodeStatus {
-                capacity: amounts(capacity),
-                allocatable: amounts(allocatable),
-                ..NodeStatus::default()
-            };
+            let status =
+                NodeStatus { capacity: amounts(capacity), allocatable: amounts(allocatable), ..NodeStatus::default() };
             let said = patch(&status).map(|patch| serde_json::to_string(&patch.status.allocatable).unwrap());
             assert_eq!(said.unwrap_or_default(), wanted, "{capacity} {allocatable}");
         }
