@@ -13,6 +13,7 @@ mod neighbours;
 mod pods;
 mod report;
 mod scale;
+mod scheduling;
 mod serving;
 mod store;
 
@@ -20,7 +21,7 @@ use report::Report;
 use tandem_tests::{cluster::Daemon, machine::Network};
 
 /// Parts that can be measured alone: `cargo bench --workspace --bench product -- neighbours scale`.
-const PARTS: [&str; 5] = ["node", "ingress", "neighbours", "failover", "scale"];
+const PARTS: [&str; 6] = ["node", "ingress", "neighbours", "failover", "scheduling", "scale"];
 
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
@@ -41,6 +42,7 @@ fn main() -> anyhow::Result<()> {
                 ingress::requests(&mut report, &cluster)?;
             }
             "failover" => failover::kills(&mut report, &network)?,
+            "scheduling" => scheduling::decisions(&mut report)?,
             _ => {
                 scale::clients(&mut report, &network)?;
                 scale::objects(&mut report, &network)?;

@@ -36,6 +36,11 @@ fn jobs_run_on_containers_and_components() {
 }
 
 #[test]
+fn pods_make_room_for_those_of_higher_priority() {
+    run_both("preemption");
+}
+
+#[test]
 fn daemon_sets_run_on_containers_and_components() {
     run_both("daemons");
 }

@@ -64,7 +64,8 @@ fn volumes_stay_on_their_node(cluster: &Daemon, second: &Daemon) {
     cluster.read(&["delete", "pod", "keeper", "--timeout=60s"]);
     cluster.read(&["label", "node", "one", "volumes=yes"]);
     let wanted = "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, \
-                  1 node(s) had volume node affinity conflict.";
+                  1 node(s) had volume node affinity conflict. preemption: 0/2 nodes are available: \
+                  2 Preemption is not helpful for scheduling.";
     until("a pod for the other node says why it waits", DEADLINE, || {
         let path = "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}";
         match cluster.read(&["get", "pod", "elsewhere", "-o", path]) {

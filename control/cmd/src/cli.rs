@@ -97,6 +97,9 @@ pub(crate) struct MemberFlags {
     /// The member's name among the members [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub(crate) member_name: Option<String>,
+    /// A KubeSchedulerConfiguration with the profiles of the scheduler; each member should have the same.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) scheduler_config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: SettingsFlags,
     #[command(flatten)]

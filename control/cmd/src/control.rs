@@ -289,6 +289,7 @@ fn front_of(
         clock: &parts.clock,
         metrics: &parts.metrics,
         pki: &parts.pki,
+        schedulers: settings::schedulers(start.flags.scheduler_config.as_deref())?,
     };
     work.start(&mut running.tasks, shutdown);
     Ok(Made { api, router, node_ready })

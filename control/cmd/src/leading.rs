@@ -101,6 +101,7 @@ pub(crate) struct Work<'a> {
     pub(crate) clock: &'a Arc<dyn Clock>,
     pub(crate) metrics: &'a Mutex<MetricsRegistry>,
     pub(crate) pki: &'a Arc<Pki>,
+    pub(crate) schedulers: Vec<tandem_scheduler::Profile>,
 }
 
 impl Work<'_> {
@@ -136,6 +137,7 @@ impl Work<'_> {
             leadership: self.leads,
             clock: self.clock.clone(),
             metrics: tandem_scheduler::Metrics::register(&mut self.metrics.lock()),
+            profiles: self.schedulers,
         };
         tasks.spawn(tandem_scheduler::run(context, shutdown.clone()));
     }

@@ -1,8 +1,11 @@
 //! Cluster settings: flags or a file at first start, the store from then on.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tandem_api::{Key, Settings};
+use tandem_scheduler::Profile;
 use tandem_store::{Command, Consistency, Expect, Reply, Storage, Stored};
 
 use crate::cli::SettingsFlags;
@@ -13,17 +16,29 @@ fn key() -> Key {
     Key::from_raw("/tandem.dev/settings/cluster")
 }
 
+fn text_of(file: &Path) -> anyhow::Result<String> {
+    let shown = file.display();
+    let length = std::fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
+    if length > FILE_BYTES_MAX {
+        bail!("{shown} is too large for settings ({length} bytes)");
+    }
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))
+}
+
+/// The schedulers that the file of a member describes; without one, the one that every cluster has.
+pub(crate) fn schedulers(file: Option<&Path>) -> anyhow::Result<Vec<Profile>> {
+    let Some(file) = file else { return Ok(vec![Profile::default()]) };
+    tandem_scheduler::read_profiles(&text_of(file)?)
+        .with_context(|| format!("{} given with --scheduler-config cannot be used", file.display()))
+}
+
 /// The settings of a cluster that starts for the first time: the defaults, the file's or the flags', never both for one value.
 pub(crate) fn from_flags(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let mut settings = Settings::default();
     let mut named = Vec::new();
     if let Some(file) = &flags.config {
         let shown = file.display();
-        let length = std::fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
-        if length > FILE_BYTES_MAX {
-            bail!("{shown} is too large for cluster settings ({length} bytes)");
-        }
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+        let text = text_of(file)?;
         settings = serde_saphyr::from_str(&text).with_context(|| format!("{shown} does not hold cluster settings"))?;
         named = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect();
     }

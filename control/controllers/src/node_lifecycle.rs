@@ -6,7 +6,9 @@
 //!  NoExecute ─> pods that do not tolerate it are deleted, others when their time is over
 //! ```
 //! When all nodes are silent it is rather this side that is cut off: then no node is given up, and patience begins anew
-//! when the first of them is heard again.
+//! when the first of them is heard again. Nodes of a zone are given up one after the other.
+
+mod zones;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -30,6 +32,7 @@ use crate::{
     action::{Action, Deletion, Plan, Target},
     object, pod,
 };
+use zones::{Pace, Turn};
 
 /// Where nodes renew their Leases.
 pub(crate) const LEASES: &str = "kube-node-lease";
@@ -56,6 +59,7 @@ pub(crate) struct NodeLifecycle {
     grace: Duration,
     /// The last heartbeat of each node and when it was first seen here: clocks of nodes may differ from ours.
     heartbeats: Mutex<HashMap<String, Heartbeat>>,
+    pace: Mutex<Pace>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +75,8 @@ pub(crate) struct View {
     heard: Timestamp,
     grace: Duration,
     others: Others,
+    /// When it may be given up, if it is to be.
+    turn: Turn,
     /// Its pods; none while the node is well.
     pods: Vec<Arc<Pod>>,
 }
@@ -95,7 +101,7 @@ enum Told {
 
 impl NodeLifecycle {
     pub(crate) fn new(grace: Duration) -> NodeLifecycle {
-        NodeLifecycle { grace, heartbeats: Mutex::new(HashMap::new()) }
+        NodeLifecycle { grace, heartbeats: Mutex::default(), pace: Mutex::default() }
     }
 
     /// When the node was last heard of. Renewals of a Lease are not all written down, so a cache may be behind:
@@ -126,6 +132,19 @@ impl NodeLifecycle {
             others = Others::Unheard;
         }
         others
+    }
+
+    /// Asks for the node's turn, if it is to be given up and is not yet.
+    fn turn(&self, cache: &Cache, node: &Node, is_held: bool, now: Timestamp) -> Turn {
+        let name = object::name(&node.metadata);
+        let is_well = matches!(status_of(node, READY), "True" | "");
+        if is_well || is_given_up(node) || is_held {
+            self.pace.lock().settle(name);
+            return Turn::Now;
+        }
+        let (zone, all) = (zones::zone_of(node), cache.nodes.all());
+        let pause = zones::pause(all.iter().map(AsRef::as_ref).filter(|other| zones::zone_of(other) == zone));
+        self.pace.lock().ask(name, zone, pause, now)
     }
 
     fn heard(&self, node: &Node, lease: Option<&Lease>, told: Told, now: Timestamp) -> Timestamp {
@@ -163,6 +182,7 @@ impl Controller for NodeLifecycle {
             Change::Node(delta) => {
                 if delta.new.is_none() {
                     self.heartbeats.lock().remove(&delta.key().name);
+                    self.pace.lock().settle(&delta.key().name);
                 }
                 let mut keys = vec![delta.key()];
                 let is_ready =
@@ -193,7 +213,8 @@ impl Controller for NodeLifecycle {
         let others = if is_unknown { self.others(input.cache, name, deadline) } else { Others::Heard };
         let mut pods = if silent || is_unwell(&node) { input.cache.pods.all() } else { Vec::new() };
         pods.retain(|pod| pod::node(pod) == Some(name) && !pod::is_terminal(pod));
-        Ok(View { node, heard, grace: self.grace, others, pods })
+        let turn = self.turn(input.cache, &node, others != Others::Heard, input.now);
+        Ok(View { node, heard, grace: self.grace, others, turn, pods })
     }
 
     fn plan(view: &View, now: Timestamp) -> Plan {
@@ -215,6 +236,12 @@ fn status_of<'a>(node: &'a Node, kind: &str) -> &'a str {
 
 fn taints(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+}
+
+/// Its pods are being sent away because of what became of it.
+fn is_given_up(node: &Node) -> bool {
+    let is_ours = |taint: &Taint| [NOT_READY, UNREACHABLE].contains(&taint.key.as_str());
+    taints(node).iter().any(|taint| is_ours(taint) && taint.effect == "NoExecute")
 }
 
 fn is_unwell(node: &Node) -> bool {
@@ -251,7 +278,14 @@ fn plan(view: &View, now: Timestamp) -> Plan {
             format!("Node {} status is now: NodeNotReady", object::name(&node.metadata)),
         )));
     } else {
-        let wanted = wanted_taints(node, hold, now);
+        let may_begin = hold == Hold::None && (view.turn == Turn::Now || is_given_up(node));
+        match view.turn {
+            Turn::In(rest) => plan.requeue_after(rest),
+            // When more of its zone is well, that wakes this one.
+            Turn::Never => plan.requeue_after(view.grace),
+            Turn::Now => {}
+        }
+        let wanted = wanted_taints(node, hold, may_begin, now);
         if wanted != taints(node) {
             plan.actions.push(set_taints(node, wanted));
         }
@@ -314,21 +348,28 @@ fn taint(key: &str, effect: &str) -> Taint {
     Taint { key: key.to_owned(), effect: effect.to_owned(), value: None, time_added: None }
 }
 
-/// The taints that the node's conditions ask for, and those that others have put on it.
-fn wanted_taints(node: &Node, hold: Hold, now: Timestamp) -> Vec<Taint> {
+/// The taints that the node's conditions ask for, and those that others have put on it. `may_begin` says whether pods may
+/// begin to be sent away.
+fn wanted_taints(node: &Node, hold: Hold, may_begin: bool, now: Timestamp) -> Vec<Taint> {
     let mut own = Vec::new();
     match status_of(node, READY) {
         "True" => {}
         "Unknown" => {
             own.push(taint(UNREACHABLE, "NoSchedule"));
             let has_begun = taints(node).iter().any(|taint| taint.key == UNREACHABLE && taint.effect == "NoExecute");
-            if hold == Hold::None || (hold == Hold::Still && has_begun) {
+            if may_begin || (hold == Hold::Still && has_begun) {
                 own.push(taint(UNREACHABLE, "NoExecute"));
             }
         }
         // A node that has said nothing yet keeps pods away, but sends none away.
         "" => own.push(taint(NOT_READY, "NoSchedule")),
-        _ => own.extend([taint(NOT_READY, "NoSchedule"), taint(NOT_READY, "NoExecute")]),
+        _ => {
+            own.push(taint(NOT_READY, "NoSchedule"));
+            // It says so itself: whoever else is silent does not matter.
+            if may_begin || hold != Hold::None {
+                own.push(taint(NOT_READY, "NoExecute"));
+            }
+        }
     }
     for (kind, key) in PRESSURES {
         if status_of(node, kind) == "True" {

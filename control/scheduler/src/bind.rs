@@ -1,7 +1,8 @@
-//! What the scheduler writes: bindings, and why a pod has none.
+//! What the scheduler writes: bindings, why a pod has none, and who makes room for it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Binding, ObjectReference, PersistentVolumeClaim, Pod},
@@ -9,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     core::Request,
 };
 use serde::Serialize;
@@ -19,7 +20,15 @@ use tandem_client::{
     volumes::SELECTED_NODE,
 };
 
-use crate::snapshot::PodInfo;
+use crate::{
+    preemption::Victim,
+    snapshot::{PREEMPTION, PodInfo},
+};
+
+/// A write that takes longer counts as failed.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+/// Victims of one preemption that are told at a time.
+const VICTIMS_AT_A_TIME: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -81,11 +90,16 @@ struct Selection<'a> {
 
 #[derive(Debug, Serialize)]
 struct SelectionMeta<'a> {
-    annotations: BTreeMap<&'a str, &'a str>,
+    annotations: BTreeMap<&'a str, Option<&'a str>>,
 }
 
-/// Tells claims which node their volumes are for.
-pub(crate) async fn select(client: &kube::Client, pod: &PodInfo, claims: &[String], node: &str) -> Result<(), Error> {
+/// Tells claims which node their volumes are for, or that none is chosen any more.
+pub(crate) async fn select(
+    client: &kube::Client,
+    pod: &PodInfo,
+    claims: &[String],
+    node: Option<&str>,
+) -> Result<(), Error> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &pod.namespace);
     let annotations = BTreeMap::from([(SELECTED_NODE, node)]);
     let selection = Selection { metadata: SelectionMeta { annotations } };
@@ -96,13 +110,26 @@ pub(crate) async fn select(client: &kube::Client, pod: &PodInfo, claims: &[Strin
 }
 
 #[derive(Debug, Serialize)]
-struct Waiting<'a> {
-    status: WaitingStatus<'a>,
+struct StatusPatch<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Identity<'a>>,
+    status: Status<'a>,
+}
+
+/// Keeps a successor of the same name from what is meant for another pod.
+#[derive(Debug, Serialize)]
+struct Identity<'a> {
+    uid: &'a str,
 }
 
 #[derive(Debug, Serialize)]
-struct WaitingStatus<'a> {
-    conditions: [Condition<'a>; 1],
+#[serde(rename_all = "camelCase")]
+struct Status<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conditions: Option<[Condition<'a>; 1]>,
+    /// Nothing is left as it is, nothing inside is taken away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nominated_node_name: Option<Option<&'a str>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,9 +143,35 @@ struct Condition<'a> {
     last_transition_time: Option<Time>,
 }
 
-/// Writes the reason into the pod's condition, unless it is there already.
-pub(crate) async fn explain(client: &kube::Client, pod: &PodInfo, message: &str, now: Timestamp) -> Result<(), Error> {
-    if pod.waiting_because.as_deref() == Some(message) {
+async fn patch(client: &kube::Client, namespace: &str, name: &str, patch: &StatusPatch<'_>) -> Result<(), Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok(())
+}
+
+/// What becomes of `status.nominatedNodeName`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Nomination {
+    Keep,
+    Set(String),
+    Clear,
+}
+
+/// Writes the reason into the pod's condition, and where room is made for it, unless both are there already.
+pub(crate) async fn explain(
+    client: &kube::Client,
+    pod: &PodInfo,
+    message: &str,
+    nomination: &Nomination,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let nominated_node_name = match nomination {
+        Nomination::Set(node) if pod.nominated.as_ref() != Some(node) => Some(Some(node.as_str())),
+        Nomination::Clear if pod.nominated.is_some() => Some(None),
+        Nomination::Keep | Nomination::Set(_) | Nomination::Clear => None,
+    };
+    let is_said = pod.waiting_because.as_deref() == Some(message);
+    if is_said && nominated_node_name.is_none() {
         return Ok(());
     }
     let condition = Condition {
@@ -128,9 +181,53 @@ pub(crate) async fn explain(client: &kube::Client, pod: &PodInfo, message: &str,
         message,
         last_transition_time: pod.waiting_because.is_none().then_some(Time(now)),
     };
-    let waiting = Waiting { status: WaitingStatus { conditions: [condition] } };
-    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
-    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(&waiting)).await?;
+    let conditions = (!is_said).then_some([condition]);
+    let status = Status { conditions, nominated_node_name };
+    patch(client, &pod.namespace, &pod.name, &StatusPatch { metadata: None, status }).await
+}
+
+/// Takes back where room was made for a pod: one of higher priority needs it.
+pub(crate) async fn denominate(client: &kube::Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
+    let status = Status { conditions: None, nominated_node_name: Some(None) };
+    patch(client, namespace, name, &StatusPatch { metadata: Some(Identity { uid }), status }).await
+}
+
+/// Has the victims end in order, and says which of them could not be told.
+pub(crate) async fn preempt(
+    client: &kube::Client,
+    victims: &[Victim],
+    scheduler: &str,
+    now: Timestamp,
+) -> Vec<(String, Error)> {
+    let message = format!("{scheduler}: preempting to accommodate a higher priority pod");
+    let running: Vec<Victim> = victims.iter().filter(|victim| !victim.terminating).cloned().collect();
+    let told = stream::iter(running).map(|victim| {
+        let (client, message) = (client.clone(), message.clone());
+        async move {
+            let end = tokio::time::timeout(WRITE_MAX, end(&client, &victim, &message, now)).await;
+            let error = end.unwrap_or(Err(Error::Timeout)).err()?;
+            // Who is gone, or another by now, makes room as well.
+            let is_gone = error.is_not_found() || error.is_race();
+            (!is_gone).then_some((victim.uid, error))
+        }
+    });
+    told.buffer_unordered(VICTIMS_AT_A_TIME).filter_map(std::future::ready).collect().await
+}
+
+async fn end(client: &kube::Client, victim: &Victim, message: &str, now: Timestamp) -> Result<(), Error> {
+    let condition = Condition {
+        r#type: "DisruptionTarget",
+        status: "True",
+        reason: PREEMPTION,
+        message,
+        last_transition_time: Some(Time(now)),
+    };
+    let status = Status { conditions: Some([condition]), nominated_node_name: None };
+    let uid = victim.uid.as_str();
+    patch(client, &victim.namespace, &victim.name, &StatusPatch { metadata: Some(Identity { uid }), status }).await?;
+    let api: Api<Pod> = Api::namespaced(client.clone(), &victim.namespace);
+    let only = Preconditions { uid: Some(victim.uid.clone()), resource_version: None };
+    api.delete(&victim.name, &DeleteParams { preconditions: Some(only), ..DeleteParams::default() }).await?;
     Ok(())
 }
 
@@ -143,15 +240,25 @@ pub(crate) fn failed(pod: &PodInfo, message: String) -> Note {
     note(pod, Severity::Warning, "FailedScheduling", message)
 }
 
-fn note(pod: &PodInfo, severity: Severity, reason: &str, message: String) -> Note {
-    let regarding = ObjectReference {
+pub(crate) fn preempted(victim: &Victim, pod: &PodInfo, node: &str) -> Note {
+    let regarding = reference(&victim.namespace, &victim.name, &victim.uid);
+    let message = format!("Preempted by pod {} on node {node}", pod.uid);
+    Note::new(regarding, Severity::Normal, "Preempted", message)
+}
+
+fn reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
-        namespace: Some(pod.namespace.clone()),
-        name: Some(pod.name.clone()),
-        uid: Some(pod.uid.clone()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
         ..ObjectReference::default()
-    };
+    }
+}
+
+fn note(pod: &PodInfo, severity: Severity, reason: &str, message: String) -> Note {
+    let regarding = reference(&pod.namespace, &pod.name, &pod.uid);
     let mut note = Note::new(regarding, severity, reason, message);
     note.annotations.extend(pod.trace.iter().map(|trace| (TRACE_ANNOTATION.to_owned(), trace.clone())));
     note

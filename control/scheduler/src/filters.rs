@@ -12,12 +12,12 @@ mod taint_toleration;
 use std::{fmt, sync::Arc};
 
 use crate::{
-    snapshot::{NodeInfo, PodInfo, Snapshot},
+    snapshot::{NodeInfo, Placed, PodInfo, Snapshot},
     storage::Needs,
 };
 
 pub(crate) use node_affinity::matches as term_matches;
-pub(crate) use pod_topology_spread::{count as count_spread, has_keys};
+pub(crate) use pod_topology_spread::{Nodes, count as count_spread, has_keys};
 
 /// Why a node cannot take a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,10 +71,35 @@ impl fmt::Display for Reason {
     }
 }
 
+impl Reason {
+    /// Whether another pod that goes may make the node possible.
+    fn is_resolvable(&self) -> bool {
+        match self {
+            Reason::Ports
+            | Reason::TooManyPods
+            | Reason::Insufficient(_)
+            | Reason::TopologySpread
+            | Reason::PodAntiAffinity
+            | Reason::ExistingAntiAffinity
+            | Reason::ExclusiveClaim => true,
+            Reason::Unschedulable
+            | Reason::NodeName
+            | Reason::Taint { .. }
+            | Reason::Affinity
+            | Reason::TopologyLabel
+            | Reason::PodAffinity
+            | Reason::VolumeAffinity
+            | Reason::VolumeMissing
+            | Reason::NoVolume => false,
+        }
+    }
+}
+
 /// A pod to be placed, with what is the same for all nodes and so is worked out once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cycle<'a> {
     pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
     affinity: inter_pod_affinity::Domains<'a>,
     spread: Vec<pod_topology_spread::Spread<'a>>,
     volumes: Needs<'a>,
@@ -84,15 +109,81 @@ impl<'a> Cycle<'a> {
     pub fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Cycle<'a> {
         Cycle {
             pod,
+            snapshot,
             affinity: inter_pod_affinity::Domains::of(pod, snapshot),
             spread: pod_topology_spread::Spread::of(pod, snapshot),
             volumes: Needs::of(pod, snapshot),
         }
     }
 
+    /// Why the node cannot take the pod; nothing when it can, with and without the pods that room is being made for.
+    pub fn reasons(&self, filters: &[Filter], node: &NodeInfo) -> Vec<Reason> {
+        let kept_for = |other: &&Placed| other.priority >= self.pod.priority && other.uid != self.pod.uid;
+        let mut nominated = self.snapshot.nominations.on(&node.name).filter(kept_for).peekable();
+        if nominated.peek().is_some()
+            && let Some(known) = self.snapshot.node(&node.name)
+        {
+            let mut trial = Trial { cycle: self.clone(), node: node.clone(), known };
+            nominated.for_each(|other| trial.place(other));
+            let reasons = trial.cycle.check(filters, &trial.node);
+            if !reasons.is_empty() {
+                return reasons;
+            }
+        }
+        self.check(filters, node)
+    }
+
+    fn check(&self, filters: &[Filter], node: &NodeInfo) -> Vec<Reason> {
+        let failing = filters.iter().map(|filter| (filter.check)(self, node)).find(|reasons| !reasons.is_empty());
+        failing.unwrap_or_default()
+    }
+
+    /// Whether the node might take the pod if other pods went.
+    pub(crate) fn may_be_helped(&self, node: &NodeInfo, reasons: &[Reason]) -> bool {
+        let lacks_room = reasons.iter().any(|reason| matches!(reason, Reason::Insufficient(_)));
+        reasons.iter().all(Reason::is_resolvable) && (!lacks_room || node_resources_fit::fits_alone(self.pod, node))
+    }
+
+    /// What would be if pods came to the node or went.
+    pub(crate) fn trial(&self, node: &'a NodeInfo) -> Trial<'a> {
+        Trial { cycle: self.clone(), node: node.clone(), known: node }
+    }
+
     /// Why the pod can go nowhere, whatever the node.
     pub fn refusal(&self) -> Option<&str> {
         self.volumes.refusal.as_deref()
+    }
+}
+
+/// A node with other pods than it has.
+#[derive(Debug)]
+pub(crate) struct Trial<'a> {
+    cycle: Cycle<'a>,
+    node: NodeInfo,
+    known: &'a NodeInfo,
+}
+
+impl<'a> Trial<'a> {
+    pub(crate) fn place(&mut self, other: &'a Placed) {
+        self.node.place(other);
+        self.cycle.volumes.place(other);
+        self.adjust(other, 1);
+    }
+
+    pub(crate) fn displace(&mut self, other: &'a Placed) {
+        self.node.displace(other);
+        self.cycle.volumes.displace(other);
+        self.adjust(other, -1);
+    }
+
+    fn adjust(&mut self, other: &'a Placed, change: i64) {
+        let Cycle { pod, snapshot, affinity, spread, .. } = &mut self.cycle;
+        affinity.adjust(pod, snapshot, other, self.known, change);
+        pod_topology_spread::adjust(spread, pod, other, self.known, change);
+    }
+
+    pub(crate) fn reasons(&self, filters: &[Filter]) -> Vec<Reason> {
+        self.cycle.reasons(filters, &self.node)
     }
 }
 

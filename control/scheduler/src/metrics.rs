@@ -11,12 +11,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{PROFILE, queue::Pending};
+use crate::queue::Pending;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Attempt {
     result: &'static str,
-    profile: &'static str,
+    profile: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,6 +32,8 @@ pub struct Metrics {
     algorithm: Histogram,
     latency: Histogram,
     pending: Family<Place, Gauge>,
+    preemptions: Counter,
+    victims: Histogram,
 }
 
 fn seconds() -> Histogram {
@@ -46,6 +48,8 @@ impl Default for Metrics {
             algorithm: seconds(),
             latency: seconds(),
             pending: Family::default(),
+            preemptions: Counter::default(),
+            victims: Histogram::new(exponential_buckets(1.0, 2.0, 7)),
         }
     }
 }
@@ -64,11 +68,24 @@ impl Metrics {
         registry.register("scheduler_pod_scheduling_sli_duration_seconds", help, metrics.latency.clone());
         let help = "Number of pending pods, by the queue type";
         registry.register("scheduler_pending_pods", help, metrics.pending.clone());
+        let help = "Total preemption attempts in the cluster till now";
+        registry.register("scheduler_preemption_attempts", help, metrics.preemptions.clone());
+        let help = "Number of selected preemption victims";
+        registry.register("scheduler_preemption_victims", help, metrics.victims.clone());
         metrics
     }
 
-    pub(crate) fn attempted(&self, result: &'static str, seconds: f64) {
-        let labels = Attempt { result, profile: PROFILE };
+    pub(crate) fn tried_to_preempt(&self) {
+        self.preemptions.inc();
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a node does not have 2^52 pods")]
+    pub(crate) fn preempted(&self, victims: usize) {
+        self.victims.observe(victims as f64);
+    }
+
+    pub(crate) fn attempted(&self, profile: &str, result: &'static str, seconds: f64) {
+        let labels = Attempt { result, profile: profile.to_owned() };
         self.attempts.get_or_create(&labels).inc();
         self.durations.get_or_create(&labels).observe(seconds);
     }

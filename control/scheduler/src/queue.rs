@@ -24,7 +24,7 @@ const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
     Active,
-    /// Did not fit before something changed; comes after those that were not tried yet.
+    /// Did not fit before something changed; of one priority it comes after those that were not tried yet.
     Woken,
     Backoff(Instant),
     Unschedulable(Instant),
@@ -112,6 +112,10 @@ impl Queue {
         self.entries.remove(uid);
     }
 
+    pub(crate) fn get(&self, uid: &str) -> Option<&PodInfo> {
+        self.entries.get(uid).map(|entry| &entry.pod)
+    }
+
     pub(crate) fn uids(&self) -> Vec<String> {
         self.entries.keys().cloned().collect()
     }
@@ -119,7 +123,9 @@ impl Queue {
     /// The pod whose turn it is: the highest priority first, then who has waited longest.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<Taken> {
         self.mature(now);
-        let (_, _, uid) = self.active.pop_first().or_else(|| self.woken.pop_first())?;
+        let priority = |places: &BTreeSet<Rank>| places.first().map(|(Reverse(priority), ..)| *priority);
+        let next = if priority(&self.woken) > priority(&self.active) { &mut self.woken } else { &mut self.active };
+        let (_, _, uid) = next.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
         entry.attempts += 1;
@@ -276,6 +282,12 @@ mod tests {
         queue.put(pod("new", 0), start);
         let order = [pop(&mut queue, start), pop(&mut queue, start)];
         assert_eq!(order, [Some("new".into()), Some("a".into())], "new ones are not held up");
+        queue.put(pod("high", 9), start);
+        let taken = queue.pop(start).unwrap();
+        queue.put_back(&taken, Setback::FitsNowhere, start);
+        queue.wake();
+        queue.put(pod("low", 8), start);
+        assert_eq!(pop(&mut queue, start), Some("high".into()), "lower ones do not take the room made for it");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The loop that owns the queue and the snapshot: changes come in, pods go out to their nodes.
 
+mod follow;
+mod preempting;
 mod waiting;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -29,11 +31,12 @@ use waiting::{Held, Waiting};
 
 use crate::{
     Metrics, PROFILE, Profile,
-    bind::{self, Error},
+    bind::{self, Error, Nomination},
+    kept::Kept,
+    preemption::Victim,
     queue::{Queue, Setback, Taken},
     schedule,
     snapshot::{PodInfo, Seen, Snapshot},
-    storage::Kept,
 };
 
 /// Writes under way at a time; nothing is scheduled while there are more.
@@ -49,6 +52,8 @@ pub struct Context {
     pub leadership: watch::Receiver<bool>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
+    /// The schedulers that this one is, by name; at least one.
+    pub profiles: Vec<Profile>,
 }
 
 /// Schedules, whenever this member leads, until it is told to stop.
@@ -58,7 +63,6 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         snapshot: Snapshot::default(),
         queue: Queue::default(),
         writes: JoinSet::new(),
-        profile: Profile::default(),
         turn: 0,
         listed: Listed::default(),
         waiting: Waiting::default(),
@@ -114,6 +118,14 @@ enum Written {
         result: Result<(), Error>,
     },
     Explained(Result<(), Error>),
+    /// Pods were told to make room; those that could not be are named.
+    Preempted {
+        taken: Box<Taken>,
+        node: String,
+        victims: Vec<Victim>,
+        message: String,
+        failed: Vec<(String, Error)>,
+    },
 }
 
 struct Scheduler {
@@ -121,7 +133,6 @@ struct Scheduler {
     snapshot: Snapshot,
     queue: Queue,
     writes: JoinSet<Written>,
-    profile: Profile,
     turn: usize,
     listed: Listed,
     waiting: Waiting,
@@ -140,6 +151,7 @@ impl Scheduler {
             let mut claims: Changes<PersistentVolumeClaim> = changes(&self.context.client);
             let mut volumes: Changes<PersistentVolume> = changes(&self.context.client);
             let mut classes: Changes<StorageClass> = changes(&self.context.client);
+            let mut others = follow::all(&self.context.client);
             loop {
                 let ready = leads && self.is_listed() && self.writes.len() < WRITES;
                 tokio::select! {
@@ -160,6 +172,7 @@ impl Scheduler {
                     Some(change) = claims.next() => self.storage_changed(change, |storage| &mut storage.claims),
                     Some(change) = volumes.next() => self.storage_changed(change, |storage| &mut storage.volumes),
                     Some(change) = classes.next() => self.storage_changed(change, |storage| &mut storage.classes),
+                    Some(change) = others.next() => change(&mut self.snapshot),
                     () = self.waiting.overdue() => self.give_up_waiting(),
                     () = due(&self.queue), if ready => self.schedule_batch(),
                 }
@@ -170,11 +183,11 @@ impl Scheduler {
 
     async fn stop(&mut self) {
         self.writes.shutdown().await;
-        self.snapshot.forget_assumed();
+        self.snapshot.forget_decisions();
         self.queue.land();
         self.waiting = Waiting::default();
         self.listed = Listed::default();
-        self.snapshot.storage.unlist();
+        self.snapshot.unlist();
     }
 
     fn pod_changed(&mut self, change: watcher::Result<Event<Pod>>) {
@@ -211,10 +224,14 @@ impl Scheduler {
                 Seen::New => self.queue.wake_minding(|waiting| self.snapshot.may_follow(waiting, &info)),
                 Seen::Changed => self.queue.wake_minding(PodInfo::minds_others),
             }
-        } else if is_ours(pod) {
+        } else if self.is_ours(pod) {
+            self.follow_nomination(&info);
             self.queue.put(info, Instant::now());
         } else {
             self.queue.remove(uid);
+            if self.snapshot.nominations.remove(uid) {
+                self.queue.wake();
+            }
             if self.waiting.remove(uid).is_some() {
                 self.snapshot.forget(uid);
             }
@@ -291,7 +308,7 @@ impl Scheduler {
         for _ in 0..BATCH {
             let started = Instant::now();
             let Some(taken) = self.queue.pop(started) else { return };
-            let decided = schedule(&taken.pod, &self.snapshot, &self.profile, self.turn);
+            let decided = schedule(&taken.pod, &self.snapshot, self.profile(&taken.pod), self.turn);
             self.turn = self.turn.wrapping_add(1);
             self.context.metrics.decided(started.elapsed().as_secs_f64());
             match decided {
@@ -305,18 +322,35 @@ impl Scheduler {
                     }
                 }
                 Err(refused) => {
-                    self.context.metrics.attempted("unschedulable", started.elapsed().as_secs_f64());
-                    self.put_back(&taken, Setback::FitsNowhere, refused.to_string());
+                    let seconds = started.elapsed().as_secs_f64();
+                    self.context.metrics.attempted(&taken.pod.scheduler, "unschedulable", seconds);
+                    self.refused(taken, refused);
                 }
             }
         }
     }
 
-    fn put_back(&mut self, taken: &Taken, setback: Setback, message: String) {
+    /// The profile of the pod's scheduler.
+    fn profile(&self, pod: &PodInfo) -> &Profile {
+        let profiles = &self.context.profiles;
+        profiles.iter().find(|profile| profile.name == pod.scheduler).unwrap_or(&profiles[0])
+    }
+
+    fn is_ours(&self, pod: &Pod) -> bool {
+        let Some(spec) = &pod.spec else { return false };
+        let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+        let named = spec.scheduler_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(PROFILE);
+        let is_known = self.context.profiles.iter().any(|profile| profile.name == named);
+        is_known && !gated && pod.metadata.deletion_timestamp.is_none()
+    }
+
+    fn put_back(&mut self, taken: &Taken, setback: Setback, message: String, nomination: Nomination) {
         self.queue.put_back(taken, setback, Instant::now());
         self.recorder.record(bind::failed(&taken.pod, message.clone()));
         let (client, pod, now) = (self.context.client.clone(), taken.pod.clone(), self.context.clock.now());
-        self.writes.spawn(async move { Written::Explained(within(bind::explain(&client, &pod, &message, now)).await) });
+        self.writes.spawn(async move {
+            Written::Explained(within(bind::explain(&client, &pod, &message, &nomination, now)).await)
+        });
     }
 
     fn written(&mut self, written: Written) {
@@ -328,6 +362,9 @@ impl Scheduler {
             Written::Selected { taken, node, started, result: Err(error) } => {
                 return self.give_back(&Held { taken, node, started }, format!("binding volumes: {error}"));
             }
+            Written::Preempted { taken, node, victims, message, failed } => {
+                return self.room_is_made(&taken, node, &victims, message, &failed);
+            }
             Written::Explained(Ok(())) => return,
             Written::Explained(Err(error)) => {
                 tracing::debug!(%error, "why a pod waits could not be written");
@@ -336,21 +373,23 @@ impl Scheduler {
         };
         let seconds = started.elapsed().as_secs_f64();
         let Err(error) = result else {
-            self.context.metrics.attempted("scheduled", seconds);
+            self.context.metrics.attempted(&taken.pod.scheduler, "scheduled", seconds);
             self.context.metrics.bound(taken.queued.elapsed().as_secs_f64());
             self.recorder.record(bind::scheduled(&taken.pod, &node));
             return;
         };
-        self.context.metrics.attempted("error", seconds);
+        self.context.metrics.attempted(&taken.pod.scheduler, "error", seconds);
         self.snapshot.forget(&taken.pod.uid);
+        self.follow_nomination(&taken.pod);
         self.queue.wake();
         if error.is_not_found() {
             self.queue.remove(&taken.pod.uid);
+            self.snapshot.nominations.remove(&taken.pod.uid);
         } else if error.is_race() {
             self.queue.put_back(&taken, Setback::Error, Instant::now());
         } else {
             tracing::warn!(pod = taken.pod.name, namespace = taken.pod.namespace, attempts = taken.attempts, %error, "not bound");
-            self.put_back(&taken, Setback::Error, format!("binding rejected: {error}"));
+            self.put_back(&taken, Setback::Error, format!("binding rejected: {error}"), Nomination::Keep);
         }
     }
 }
@@ -370,13 +409,6 @@ async fn due(queue: &Queue) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-fn is_ours(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
-    let named = spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == PROFILE);
-    named && !gated && pod.metadata.deletion_timestamp.is_none()
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 //! The preferences: which of the possible nodes is best. One file each, named as in Kubernetes.
 
 mod balanced_allocation;
+mod image_locality;
 mod inter_pod_affinity;
-mod least_allocated;
 mod node_affinity;
+mod node_resources_fit;
 mod pod_topology_spread;
 mod taint_toleration;
 
-use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::{
+    profile::{Fit, Profile},
+    snapshot::{NodeInfo, PodInfo, Snapshot, SpreadConstraint},
+};
 
 /// The best that a node can get from one score, before its weight.
 pub const MAX: i64 = 100;
@@ -31,16 +35,27 @@ pub enum Scale {
 #[derive(Debug)]
 pub struct Preferences<'a> {
     pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
+    fit: &'a Fit,
     affinity: inter_pod_affinity::Weights<'a>,
     spread: pod_topology_spread::Spread<'a>,
 }
 
 impl<'a> Preferences<'a> {
-    pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot, candidates: &[(&NodeInfo, i64)]) -> Preferences<'a> {
+    /// `defaults` say how a pod should be spread that says nothing itself.
+    pub(crate) fn new(
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        candidates: &[(&NodeInfo, i64)],
+        profile: &'a Profile,
+        defaults: &'a [SpreadConstraint],
+    ) -> Preferences<'a> {
         Preferences {
             pod,
+            snapshot,
+            fit: &profile.fit,
             affinity: inter_pod_affinity::Weights::of(pod, snapshot),
-            spread: pod_topology_spread::Spread::of(pod, snapshot, candidates),
+            spread: pod_topology_spread::Spread::of(pod, snapshot, candidates, defaults),
         }
     }
 }
@@ -80,15 +95,21 @@ pub const ALL: &[Score] = &[
         scale: Scale::Stretch,
     },
     Score {
-        name: "LeastAllocated",
+        name: "NodeResourcesFit",
         weight: 1,
-        score: |preferences, node| least_allocated::score(preferences.pod, node),
+        score: |preferences, node| node_resources_fit::score(preferences.pod, node, preferences.fit),
         scale: Scale::None,
     },
     Score {
-        name: "BalancedAllocation",
+        name: "NodeResourcesBalancedAllocation",
         weight: 1,
         score: |preferences, node| balanced_allocation::score(preferences.pod, node),
+        scale: Scale::None,
+    },
+    Score {
+        name: "ImageLocality",
+        weight: 1,
+        score: |preferences, node| image_locality::score(preferences.pod, node, preferences.snapshot),
         scale: Scale::None,
     },
 ];
@@ -168,20 +189,41 @@ mod tests {
     fn totals(name: &str, pod: &PodInfo, nodes: &[NodeInfo]) -> Vec<i64> {
         let score = ALL.iter().find(|score| score.name == name).unwrap();
         let mut candidates: Vec<(&NodeInfo, i64)> = nodes.iter().map(|node| (node, 0)).collect();
-        let snapshot = Snapshot::default();
-        let preferences = Preferences::new(pod, &snapshot, &candidates);
+        let mut snapshot = Snapshot::default();
+        nodes.iter().enumerate().for_each(|(index, node)| {
+            snapshot.add_node(NodeInfo { name: format!("n{index}"), ..node.clone() });
+        });
+        let profile = Profile::default();
+        let preferences = Preferences::new(pod, &snapshot, &candidates, &profile, &[]);
         score.add(&preferences, &mut candidates);
         candidates.iter().map(|(_, total)| *total).collect()
     }
 
     #[test]
     fn empty_nodes_are_liked() {
-        assert_eq!(totals("LeastAllocated", &pod(), &[node(0, 0), node(400, 0), node(900, 900)]), [90, 70, 0]);
+        assert_eq!(totals("NodeResourcesFit", &pod(), &[node(0, 0), node(400, 0), node(900, 900)]), [90, 70, 0]);
     }
 
     #[test]
     fn even_use_is_liked() {
-        assert_eq!(totals("BalancedAllocation", &pod(), &[node(0, 0), node(400, 0), node(0, 800)]), [100, 80, 60]);
+        assert_eq!(
+            totals("NodeResourcesBalancedAllocation", &pod(), &[node(0, 0), node(400, 0), node(0, 800)]),
+            [100, 80, 60]
+        );
+    }
+
+    #[test]
+    fn nodes_with_large_images_are_liked() {
+        let with = |images: &[(&str, i64)]| NodeInfo {
+            images: std::sync::Arc::new(images.iter().map(|(name, size)| ((*name).into(), size << 20)).collect()),
+            ..node(0, 0)
+        };
+        let pod = PodInfo { images: ["a".to_owned()].into(), ..pod() };
+        let totals = |nodes: &[NodeInfo]| totals("ImageLocality", &pod, nodes);
+        assert_eq!(totals(&[with(&[]), with(&[("b", 900)]), with(&[("a", 20)])]), [0, 0, 0]);
+        // One of two nodes has it: half of its size counts.
+        assert_eq!(totals(&[with(&[]), with(&[("a", 1000)])]), [0, 48]);
+        assert_eq!(totals(&[with(&[("a", 1000)]), with(&[("a", 3000)])]), [100, 100]);
     }
 
     #[test]

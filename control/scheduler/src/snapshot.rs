@@ -1,5 +1,8 @@
 //! What scheduling decides on: nodes with what is used of them, pods with what they ask for.
 
+mod images;
+mod nominations;
+mod pod;
 mod terms;
 
 use std::{
@@ -9,17 +12,23 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{
-        Container, Namespace, Node, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, PreferredSchedulingTerm, Taint,
-        Toleration, WeightedPodAffinityTerm,
+    api::{
+        core::v1::{Namespace, Node, Taint},
+        policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use tandem_api::TRACE_ANNOTATION;
-use tandem_client::volumes;
-
-use crate::{quantity, storage::Storage};
+use crate::{
+    kept::Kept,
+    owners::Owners,
+    quantity,
+    storage::{Needs, Reservations, Storage},
+};
+pub(crate) use images::Images;
+pub(crate) use nominations::Nominations;
+pub(crate) use pod::PREEMPTION;
+pub use pod::PodInfo;
 pub use terms::{AffinityTerm, SpreadConstraint, WeightedTerm};
 use terms::{Labels, Namespaces};
 
@@ -107,190 +116,6 @@ impl HostPort {
     }
 }
 
-/// A pod as the scheduler sees it.
-#[derive(Clone, Debug, Default)]
-pub struct PodInfo {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub labels: Arc<BTreeMap<String, String>>,
-    /// It is being deleted, and may still run.
-    pub terminating: bool,
-    pub priority: i32,
-    pub created: Option<Timestamp>,
-    /// What it asks for, with overhead.
-    pub requests: Resources,
-    /// The same with defaults for what it does not say; for scores.
-    pub presumed: Resources,
-    pub node_selector: BTreeMap<String, String>,
-    /// Any one of these terms has to match; no terms at all match nothing.
-    pub required: Option<Vec<NodeSelectorTerm>>,
-    pub preferred: Vec<PreferredSchedulingTerm>,
-    /// The pods that must, must not, and should or should not be in its topology domain.
-    pub pod_affinity: Arc<[AffinityTerm]>,
-    pub pod_anti_affinity: Arc<[AffinityTerm]>,
-    pub pod_preferences: Arc<[WeightedTerm]>,
-    pub topology_spread: Arc<[SpreadConstraint]>,
-    pub tolerations: Vec<Toleration>,
-    pub ports: Vec<HostPort>,
-    /// The names of its claims.
-    pub claims: Arc<[String]>,
-    /// The node that it names itself, or is bound to.
-    pub node_name: Option<String>,
-    /// The message of the condition that says why it waits.
-    pub waiting_because: Option<String>,
-    /// The trace of the request that made it, for the events about it.
-    pub trace: Option<String>,
-}
-
-impl PodInfo {
-    pub fn of(pod: &Pod) -> PodInfo {
-        let (meta, none) = (&pod.metadata, PodSpec::default());
-        let spec = pod.spec.as_ref().unwrap_or(&none);
-        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()).unwrap_or_default();
-        let required = affinity.required_during_scheduling_ignored_during_execution;
-        let namespace = meta.namespace.clone().unwrap_or_default();
-        let labels = meta.labels.clone().unwrap_or_default();
-        let spread = spec.topology_spread_constraints.iter().flatten();
-        PodInfo {
-            name: meta.name.clone().unwrap_or_default(),
-            uid: meta.uid.clone().unwrap_or_default(),
-            terminating: meta.deletion_timestamp.is_some(),
-            priority: spec.priority.unwrap_or(0),
-            created: meta.creation_timestamp.as_ref().map(|time| time.0),
-            requests: requests(spec, Resources::of),
-            presumed: requests(spec, Resources::presumed),
-            node_selector: spec.node_selector.clone().unwrap_or_default(),
-            required: required.map(|selector| selector.node_selector_terms),
-            preferred: affinity.preferred_during_scheduling_ignored_during_execution.unwrap_or_default(),
-            pod_affinity: affinity_terms(spec, &namespace, &labels),
-            pod_anti_affinity: anti_affinity_terms(spec, &namespace, &labels),
-            pod_preferences: preferences(spec, &namespace, &labels),
-            topology_spread: spread.map(|constraint| SpreadConstraint::of(constraint, &labels)).collect(),
-            tolerations: spec.tolerations.clone().unwrap_or_default(),
-            ports: spec.containers.iter().chain(sidecars(spec)).flat_map(host_ports).collect(),
-            claims: volumes::claims_of(pod).map(str::to_owned).collect(),
-            node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
-            waiting_because: waiting_because(pod),
-            trace: meta.annotations.as_ref().and_then(|all| all.get(TRACE_ANNOTATION)).cloned(),
-            namespace,
-            labels: Arc::new(labels),
-        }
-    }
-
-    /// Whether other pods decide where it fits.
-    pub(crate) fn minds_others(&self) -> bool {
-        let spreads = || self.topology_spread.iter().any(|constraint| constraint.is_required);
-        !self.pod_affinity.is_empty() || !self.pod_anti_affinity.is_empty() || spreads()
-    }
-
-    pub(crate) fn has_claims(&self) -> bool {
-        !self.claims.is_empty()
-    }
-
-    /// True when nothing has changed that decides where the pod fits.
-    pub(crate) fn fits_like(&self, other: &PodInfo) -> bool {
-        self.requests == other.requests
-            && self.node_selector == other.node_selector
-            && self.required == other.required
-            && self.tolerations == other.tolerations
-            && self.labels == other.labels
-            && self.pod_affinity == other.pod_affinity
-            && self.pod_anti_affinity == other.pod_anti_affinity
-            && self.topology_spread == other.topology_spread
-    }
-}
-
-fn terms(terms: Option<&[PodAffinityTerm]>, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
-    terms.unwrap_or_default().iter().map(|term| AffinityTerm::of(term, namespace, labels)).collect()
-}
-
-fn affinity_terms(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.pod_affinity.as_ref());
-    let required = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_deref());
-    terms(required, namespace, labels)
-}
-
-fn anti_affinity_terms(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[AffinityTerm]> {
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.pod_anti_affinity.as_ref());
-    let required = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_deref());
-    terms(required, namespace, labels)
-}
-
-fn preferences(spec: &PodSpec, namespace: &str, labels: &Labels) -> Arc<[WeightedTerm]> {
-    let Some(affinity) = &spec.affinity else { return Arc::default() };
-    let attracting = affinity.pod_affinity.as_ref();
-    let attracting = attracting.and_then(|it| it.preferred_during_scheduling_ignored_during_execution.as_deref());
-    let repelling = affinity.pod_anti_affinity.as_ref();
-    let repelling = repelling.and_then(|it| it.preferred_during_scheduling_ignored_during_execution.as_deref());
-    let weighted = |preferred: &WeightedPodAffinityTerm, sign: i64| WeightedTerm {
-        weight: sign * i64::from(preferred.weight),
-        term: AffinityTerm::of(&preferred.pod_affinity_term, namespace, labels),
-    };
-    let attracting = attracting.unwrap_or_default().iter().map(|preferred| weighted(preferred, 1));
-    attracting.chain(repelling.unwrap_or_default().iter().map(|preferred| weighted(preferred, -1))).collect()
-}
-
-fn waiting_because(pod: &Pod) -> Option<String> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
-    (scheduled.reason.as_deref() == Some("Unschedulable")).then(|| scheduled.message.clone()).flatten()
-}
-
-fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
-}
-
-fn sidecars(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    spec.init_containers.iter().flatten().filter(|container| is_sidecar(container))
-}
-
-fn host_ports(container: &Container) -> Vec<HostPort> {
-    let ports = container.ports.iter().flatten().filter(|port| port.host_port.is_some_and(|port| port > 0));
-    ports
-        .map(|port| HostPort {
-            address: port.host_ip.clone().filter(|address| !matches!(address.as_str(), "" | "0.0.0.0" | "::")),
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-            port: port.host_port.unwrap_or(0),
-        })
-        .collect()
-}
-
-/// The most that the pod needs at any time: its containers together, or an init container with the sidecars before it.
-///
-/// <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>
-fn requests(spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resources {
-    let of =
-        |container: &Container| read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
-    let mut total = Resources::default();
-    spec.containers.iter().for_each(|container| total.add(&of(container)));
-    let (mut sidecars, mut peak) = (Resources::default(), Resources::default());
-    for container in spec.init_containers.iter().flatten() {
-        let mut own = of(container);
-        if is_sidecar(container) {
-            total.add(&own);
-            sidecars.add(&own);
-            own = sidecars.clone();
-        } else {
-            own.add(&sidecars);
-        }
-        peak.at_least(&own);
-    }
-    total.at_least(&peak);
-    if let Some(whole) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) {
-        let said = Resources::of(Some(whole));
-        if whole.contains_key("cpu") {
-            total.milli_cpu = said.milli_cpu;
-        }
-        if whole.contains_key("memory") {
-            total.memory = said.memory;
-        }
-    }
-    total.add(&Resources::of(spec.overhead.as_ref()));
-    total.pods = 1;
-    total
-}
-
 /// A node as the scheduler sees it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
@@ -303,6 +128,8 @@ pub struct NodeInfo {
     pub requested: Resources,
     pub presumed: Resources,
     pub ports: Vec<HostPort>,
+    /// The sizes of the images that are there, by each of their names.
+    pub images: Images,
 }
 
 impl NodeInfo {
@@ -314,6 +141,7 @@ impl NodeInfo {
             taints: spec.taints.unwrap_or_default(),
             unschedulable: spec.unschedulable.unwrap_or(false),
             allocatable: Resources::of(node.status.as_ref().and_then(|status| status.allocatable.as_ref())),
+            images: images::of(node),
             ..NodeInfo::default()
         }
     }
@@ -325,13 +153,13 @@ impl NodeInfo {
             && self.allocatable == other.allocatable
     }
 
-    fn place(&mut self, pod: &Placed) {
+    pub(crate) fn place(&mut self, pod: &Placed) {
         self.requested.add(&pod.requests);
         self.presumed.add(&pod.presumed);
         self.ports.extend(pod.ports.iter().cloned());
     }
 
-    fn displace(&mut self, pod: &Placed) {
+    pub(crate) fn displace(&mut self, pod: &Placed) {
         self.requested.subtract(&pod.requests);
         self.presumed.subtract(&pod.presumed);
         for port in &pod.ports {
@@ -345,42 +173,67 @@ impl NodeInfo {
 /// A pod that takes room on a node.
 #[derive(Clone, Debug)]
 pub(crate) struct Placed {
+    pub(crate) uid: String,
     pub(crate) namespace: String,
+    pub(crate) name: String,
     pub(crate) labels: Arc<Labels>,
     pub(crate) terminating: bool,
+    pub(crate) preempted: bool,
+    pub(crate) priority: i32,
+    pub(crate) started: Option<Timestamp>,
     pub(crate) pod_affinity: Arc<[AffinityTerm]>,
     pub(crate) pod_anti_affinity: Arc<[AffinityTerm]>,
     pub(crate) pod_preferences: Arc<[WeightedTerm]>,
+    pub(crate) claims: Arc<[String]>,
     node: String,
     requests: Resources,
     presumed: Resources,
     ports: Vec<HostPort>,
-    claims: Arc<[String]>,
     /// Decided here and not yet confirmed by the API.
     assumed: bool,
+    /// It is being made to give room, which the API may not show yet.
+    condemned: bool,
 }
 
 impl Placed {
-    fn of(pod: &PodInfo, node: &str, assumed: bool) -> Placed {
+    pub(crate) fn of(pod: &PodInfo, node: &str) -> Placed {
         Placed {
+            uid: pod.uid.clone(),
             namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
             labels: pod.labels.clone(),
             terminating: pod.terminating,
+            preempted: pod.preempted,
+            priority: pod.priority,
+            started: pod.started,
             pod_affinity: pod.pod_affinity.clone(),
             pod_anti_affinity: pod.pod_anti_affinity.clone(),
             pod_preferences: pod.pod_preferences.clone(),
+            claims: pod.claims.clone(),
             node: node.to_owned(),
             requests: pod.requests.clone(),
             presumed: pod.presumed.clone(),
             ports: pod.ports.clone(),
-            claims: pod.claims.clone(),
-            assumed,
+            assumed: false,
+            condemned: false,
         }
     }
 
     fn attracts(&self) -> bool {
         !self.pod_affinity.is_empty() || !self.pod_preferences.is_empty()
     }
+
+    fn group(&self) -> Group {
+        Group { namespace: self.namespace.clone(), labels: self.labels.clone(), terminating: self.terminating }
+    }
+}
+
+/// What affinity and spreading know a pod by. Few groups have many pods: those of one template are in one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Group {
+    pub(crate) namespace: String,
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) terminating: bool,
 }
 
 /// What the API said of a pod on a node, as far as other pods mind.
@@ -400,8 +253,17 @@ pub struct Snapshot {
     placed: HashMap<String, Placed>,
     /// The uids of the pods on each node, also of nodes that are not known.
     residents: HashMap<String, HashSet<String>>,
+    /// How many pods of each group each node has.
+    groups: HashMap<Group, HashMap<String, i64>>,
     namespaces: Namespaces,
+    pub(crate) nominations: Nominations,
     pub(crate) storage: Storage,
+    /// The volumes that the claims of assumed pods are about to have.
+    pub(crate) reserved: Reservations,
+    pub(crate) budgets: Kept<PodDisruptionBudget>,
+    pub(crate) owners: Owners,
+    /// On how many nodes each image is.
+    image_nodes: HashMap<Arc<str>, i64>,
     /// The uids of the placed pods that have required anti-affinity.
     repelling: HashSet<String>,
     /// The uids of the placed pods that have required affinity, or preferences for or against other pods.
@@ -413,9 +275,28 @@ impl Snapshot {
         &self.nodes
     }
 
-    /// All placed pods, also those of nodes that are not known.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &Placed> {
-        self.placed.values()
+    /// All placed pods of nodes that are known, each group with the nodes that it is on.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (&Group, impl Iterator<Item = (&NodeInfo, i64)>)> {
+        self.groups
+            .iter()
+            .map(|(group, nodes)| (group, nodes.iter().filter_map(|(name, count)| Some((self.node(name)?, *count)))))
+    }
+
+    /// What has to be known of the cluster besides pods, nodes and namespaces is.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.storage.is_listed() && self.budgets.is_listed() && self.owners.is_listed()
+    }
+
+    /// What was listed counts no more.
+    pub(crate) fn unlist(&mut self) {
+        self.storage.unlist();
+        self.budgets.unlist();
+        self.owners.unlist();
+    }
+
+    /// On how many nodes the image is.
+    pub(crate) fn nodes_with(&self, image: &str) -> i64 {
+        self.image_nodes.get(image).copied().unwrap_or(0)
     }
 
     pub(crate) fn pods_on(&self, node: &str) -> impl Iterator<Item = &Placed> {
@@ -444,10 +325,10 @@ impl Snapshot {
         self.index.get(name).map(|index| &self.nodes[*index])
     }
 
-    /// Whether another pod that has a node uses the claim of this one.
-    pub(crate) fn uses_claim(&self, pod: &PodInfo, claim: &str) -> bool {
-        let mut others = self.placed.iter().filter(|(uid, other)| **uid != pod.uid && other.namespace == pod.namespace);
-        others.any(|(_, other)| other.claims.iter().any(|name| name == claim))
+    /// How many other pods that have a node use the claim of this one.
+    pub(crate) fn claim_users(&self, pod: &PodInfo, claim: &str) -> usize {
+        let others = self.placed.values().filter(|other| other.uid != pod.uid && other.namespace == pod.namespace);
+        others.filter(|other| other.claims.iter().any(|name| name == claim)).count()
     }
 
     /// Whether the term means a pod with these labels in this namespace.
@@ -491,6 +372,11 @@ impl Snapshot {
     pub fn add_node(&mut self, mut info: NodeInfo) -> bool {
         let known = self.index.get(&info.name).copied();
         let changed = known.is_none_or(|index| !self.nodes[index].is_like(&info));
+        if let Some(index) = known {
+            let old = std::mem::replace(&mut self.nodes[index].images, info.images.clone());
+            images::count(&mut self.image_nodes, &old, -1);
+        }
+        images::count(&mut self.image_nodes, &info.images, 1);
         if !changed {
             return false;
         }
@@ -512,7 +398,8 @@ impl Snapshot {
     /// Says whether there was such a node: pods that other pods kept away may fit when a domain goes.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(index) = self.index.remove(name) else { return false };
-        self.nodes.swap_remove(index);
+        let gone = self.nodes.swap_remove(index);
+        images::count(&mut self.image_nodes, &gone.images, -1);
         if let Some(moved) = self.nodes.get(index) {
             self.index.insert(moved.name.clone(), index);
         }
@@ -525,13 +412,27 @@ impl Snapshot {
 
     /// Takes room for a pod before the API knows of it, so that the next pod does not get the same room.
     pub fn assume(&mut self, pod: &PodInfo, node: &str) {
-        self.place(pod, node, true);
+        let reserved = self.node(node).map(|info| Needs::of(pod, self).choose(info)).unwrap_or_default();
+        self.take(&pod.uid);
+        self.nominations.remove(&pod.uid);
+        self.reserved.add(&pod.uid, reserved);
+        self.insert(Placed { assumed: true, ..Placed::of(pod, node) });
     }
 
     /// Gives the room back when the binding failed, unless the API has confirmed it meanwhile.
     pub fn forget(&mut self, uid: &str) {
         if self.placed.get(uid).is_some_and(|placed| placed.assumed) {
             self.remove_pod(uid);
+        }
+    }
+
+    /// Forgets what was decided here and may not have been written: another leader may have decided otherwise.
+    pub(crate) fn forget_decisions(&mut self) {
+        self.forget_assumed();
+        self.nominations = Nominations::default();
+        let condemned = self.placed.values().filter(|placed| placed.condemned).map(|placed| placed.uid.clone());
+        for uid in condemned.collect::<Vec<String>>() {
+            self.spare(&uid);
         }
     }
 
@@ -561,33 +462,72 @@ impl Snapshot {
             Some(_) => Seen::Before,
             None => Seen::New,
         };
-        self.place(pod, node, false);
+        let condemned = self.placed.get(&pod.uid).is_some_and(|known| known.condemned);
+        let mut placed = Placed { condemned, ..Placed::of(pod, node) };
+        placed.terminating |= condemned;
+        placed.preempted |= condemned;
+        self.take(&pod.uid);
+        self.nominations.remove(&pod.uid);
+        self.insert(placed);
         seen
     }
 
-    fn place(&mut self, pod: &PodInfo, node: &str, assumed: bool) {
-        self.remove_pod(&pod.uid);
-        let placed = Placed::of(pod, node, assumed);
+    /// The pod is being made to give room: it counts as one that ends, whatever the API still shows.
+    pub(crate) fn condemn(&mut self, uid: &str) {
+        if let Some(placed) = self.take(uid) {
+            self.insert(Placed { condemned: true, terminating: true, preempted: true, ..placed });
+        }
+    }
+
+    /// The pod could not be told to end.
+    pub(crate) fn spare(&mut self, uid: &str) {
+        if let Some(placed) = self.take(uid) {
+            let kept = !placed.condemned && placed.terminating;
+            self.insert(Placed { condemned: false, terminating: kept, preempted: kept && placed.preempted, ..placed });
+        }
+    }
+
+    fn insert(&mut self, placed: Placed) {
+        let uid = placed.uid.clone();
         if !placed.pod_anti_affinity.is_empty() {
-            self.repelling.insert(pod.uid.clone());
+            self.repelling.insert(uid.clone());
         }
         if placed.attracts() {
-            self.attracting.insert(pod.uid.clone());
+            self.attracting.insert(uid.clone());
         }
-        if let Some(index) = self.index.get(node) {
+        if let Some(index) = self.index.get(&placed.node) {
             self.nodes[*index].place(&placed);
         }
-        self.residents.entry(node.to_owned()).or_default().insert(pod.uid.clone());
-        self.placed.insert(pod.uid.clone(), placed);
+        *self.groups.entry(placed.group()).or_default().entry(placed.node.clone()).or_default() += 1;
+        self.residents.entry(placed.node.clone()).or_default().insert(uid.clone());
+        self.placed.insert(uid, placed);
     }
 
     /// Says whether that made room.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
-        let Some(placed) = self.placed.remove(uid) else { return false };
+        let was_nominated = self.nominations.remove(uid);
+        self.take(uid).is_some() || was_nominated
+    }
+
+    fn take(&mut self, uid: &str) -> Option<Placed> {
+        let placed = self.placed.remove(uid)?;
         self.repelling.remove(uid);
         self.attracting.remove(uid);
+        self.reserved.remove(uid);
         if let Some(index) = self.index.get(&placed.node) {
             self.nodes[*index].displace(&placed);
+        }
+        let group = placed.group();
+        if let Some(nodes) = self.groups.get_mut(&group) {
+            if let Some(count) = nodes.get_mut(&placed.node) {
+                *count -= 1;
+                if *count == 0 {
+                    nodes.remove(&placed.node);
+                }
+            }
+            if nodes.is_empty() {
+                self.groups.remove(&group);
+            }
         }
         if let Some(residents) = self.residents.get_mut(&placed.node) {
             residents.remove(uid);
@@ -595,7 +535,7 @@ impl Snapshot {
                 self.residents.remove(&placed.node);
             }
         }
-        true
+        Some(placed)
     }
 }
 

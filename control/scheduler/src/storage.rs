@@ -11,57 +11,13 @@ use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
     storage::v1::StorageClass,
 };
-use kube::runtime::watcher::Event;
-use tandem_client::volumes;
+use tandem_client::volumes::{self, Promise};
 
 use crate::{
     filters::Reason,
-    snapshot::{NodeInfo, PodInfo, Snapshot},
+    kept::Kept,
+    snapshot::{NodeInfo, Placed, PodInfo, Snapshot},
 };
-
-/// Namespace, empty for what has none, and name.
-type Key = (String, String);
-
-/// All objects of a kind, and what the list under way has shown of them.
-#[derive(Debug)]
-pub(crate) struct Kept<K> {
-    all: HashMap<Key, Arc<K>>,
-    seen: HashSet<Key>,
-    listed: bool,
-}
-
-impl<K> Default for Kept<K> {
-    fn default() -> Kept<K> {
-        Kept { all: HashMap::new(), seen: HashSet::new(), listed: false }
-    }
-}
-
-impl<K: kube::Resource> Kept<K> {
-    pub(crate) fn take(&mut self, event: Event<K>) {
-        let key = |object: &K| {
-            let meta = object.meta();
-            (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-        };
-        match event {
-            Event::Init => self.seen.clear(),
-            Event::InitApply(object) => {
-                self.seen.insert(key(&object));
-                self.all.insert(key(&object), Arc::new(object));
-            }
-            Event::InitDone => {
-                let seen = std::mem::take(&mut self.seen);
-                self.all.retain(|key, _| seen.contains(key));
-                self.listed = true;
-            }
-            Event::Apply(object) => drop(self.all.insert(key(&object), Arc::new(object))),
-            Event::Delete(object) => drop(self.all.remove(&key(&object))),
-        }
-    }
-
-    fn get(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
-        self.all.get(&(namespace.to_owned(), name.to_owned()))
-    }
-}
 
 /// The storage of the whole cluster.
 #[derive(Debug, Default)]
@@ -82,12 +38,14 @@ pub(crate) enum Standing {
 
 impl Storage {
     pub(crate) fn is_listed(&self) -> bool {
-        self.claims.listed && self.volumes.listed && self.classes.listed
+        self.claims.is_listed() && self.volumes.is_listed() && self.classes.is_listed()
     }
 
     /// What was listed counts no more.
     pub(crate) fn unlist(&mut self) {
-        (self.claims.listed, self.volumes.listed, self.classes.listed) = (false, false, false);
+        self.claims.unlist();
+        self.volumes.unlist();
+        self.classes.unlist();
     }
 
     /// The claims of a pod that wait for a node and have not been told this one.
@@ -98,6 +56,22 @@ impl Storage {
                 .is_some_and(|claim| !volumes::is_bound(claim) && selected(claim) != Some(node))
         };
         pod.claims.iter().filter(waits).cloned().collect()
+    }
+
+    /// The claims of a pod that can go nowhere, which wait for a volume on a node that was chosen before: nobody has
+    /// begun to make one, so another node may be chosen.
+    pub(crate) fn to_deselect(&self, pod: &PodInfo) -> Vec<String> {
+        let is_stuck = |name: &&String| {
+            self.claims.get(&pod.namespace, name).is_some_and(|claim| {
+                let class = volumes::class_of(claim).and_then(|class| self.classes.get("", class));
+                let promised = |volume: &Arc<PersistentVolume>| volumes::promised(volume, claim) == Promise::This;
+                selected(claim).is_some()
+                    && volumes::volume_name(claim).is_none()
+                    && class.is_some_and(|class| is_provisioned(class))
+                    && !self.volumes.all().any(promised)
+            })
+        };
+        pod.claims.iter().filter(is_stuck).cloned().collect()
     }
 
     pub(crate) fn standing(&self, pod: &PodInfo, node: &NodeInfo) -> Standing {
@@ -125,7 +99,7 @@ impl Storage {
     fn has_lost(&self, claim: &PersistentVolumeClaim, node: &NodeInfo) -> bool {
         let class = volumes::class_of(claim).and_then(|class| self.classes.get("", class));
         let is_open = volumes::volume_name(claim).is_none() && class.is_some_and(|class| !is_provisioned(class));
-        is_open && volumes::find(claim, self.volumes.all.values(), |volume| reaches(volume, node)).is_none()
+        is_open && volumes::find(claim, self.volumes.all(), |volume| reaches(volume, node)).is_none()
     }
 
     fn volume_of(&self, claim: &PersistentVolumeClaim) -> Option<&Arc<PersistentVolume>> {
@@ -145,8 +119,27 @@ fn reaches(volume: &PersistentVolume, node: &NodeInfo) -> bool {
     volumes::reaches(volume, &node.name, &node.labels)
 }
 
+/// Volumes, made by hand, that the claims of pods with a node are about to have, each with the uid of its pod.
+#[derive(Debug, Default)]
+pub(crate) struct Reservations(HashMap<String, String>);
+
+impl Reservations {
+    pub(crate) fn add(&mut self, uid: &str, volumes: Vec<String>) {
+        self.0.extend(volumes.into_iter().map(|volume| (volume, uid.to_owned())));
+    }
+
+    pub(crate) fn remove(&mut self, uid: &str) {
+        self.0.retain(|_, owner| owner != uid);
+    }
+
+    fn is_free(&self, volume: &PersistentVolume, uid: &str) -> bool {
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        self.0.get(name).is_none_or(|owner| owner == uid)
+    }
+}
+
 /// One claim of a pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Need<'a> {
     /// `None` when the volume is gone.
     Bound(Option<&'a PersistentVolume>),
@@ -159,19 +152,23 @@ enum Need<'a> {
 }
 
 /// What a pod's claims ask of its node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Needs<'a> {
     snapshot: &'a Snapshot,
     needs: Vec<Need<'a>>,
-    /// Another pod has a claim that only one may use.
-    is_taken: bool,
+    /// The pod's namespace, and its claims that only one pod may use.
+    namespace: String,
+    exclusive: Vec<String>,
+    /// How often other pods use those.
+    users: usize,
     /// Why the pod can go nowhere, whatever the node.
     pub(crate) refusal: Option<String>,
 }
 
 impl<'a> Needs<'a> {
     pub(crate) fn of(pod: &PodInfo, snapshot: &'a Snapshot) -> Needs<'a> {
-        let mut found = Needs { snapshot, needs: Vec::new(), is_taken: false, refusal: None };
+        let (namespace, exclusive) = (pod.namespace.clone(), Vec::new());
+        let mut found = Needs { snapshot, needs: Vec::new(), namespace, exclusive, users: 0, refusal: None };
         for name in pod.claims.iter() {
             match found.need(pod, name) {
                 Ok(need) => found.needs.push(need),
@@ -196,7 +193,10 @@ impl<'a> Needs<'a> {
             let volume = volumes::volume_name(claim).unwrap_or_default();
             return Err(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"));
         }
-        self.is_taken |= volumes::is_exclusive(claim) && self.snapshot.uses_claim(pod, name);
+        if volumes::is_exclusive(claim) {
+            self.users += self.snapshot.claim_users(pod, name);
+            self.exclusive.push(name.to_owned());
+        }
         if volumes::is_bound(claim) {
             return Ok(Need::Bound(storage.volume_of(claim).map(AsRef::as_ref)));
         }
@@ -205,7 +205,8 @@ impl<'a> Needs<'a> {
             |class: &&Arc<StorageClass>| class.volume_binding_mode.as_deref() == Some(volumes::WAIT_FOR_FIRST_CONSUMER);
         match class.filter(waits) {
             Some(class) if volumes::volume_name(claim).is_none() => {
-                let candidates = volumes::candidates(claim, storage.volumes.all.values());
+                let mut candidates = volumes::candidates(claim, storage.volumes.all());
+                candidates.retain(|volume| self.snapshot.reserved.is_free(volume, &pod.uid));
                 Ok(Need::Unbound { claim, class, candidates })
             }
             _ => Err("pod has unbound immediate PersistentVolumeClaims".to_owned()),
@@ -214,7 +215,33 @@ impl<'a> Needs<'a> {
 
     /// The claims that only one pod may use are free.
     pub(crate) fn restrict(&self) -> Vec<Reason> {
-        if self.is_taken { vec![Reason::ExclusiveClaim] } else { Vec::new() }
+        if self.users > 0 { vec![Reason::ExclusiveClaim] } else { Vec::new() }
+    }
+
+    /// As if the other pod were there too.
+    pub(crate) fn place(&mut self, other: &Placed) {
+        self.users += self.shared(other);
+    }
+
+    /// As if the other pod were gone.
+    pub(crate) fn displace(&mut self, other: &Placed) {
+        self.users = self.users.saturating_sub(self.shared(other));
+    }
+
+    fn shared(&self, other: &Placed) -> usize {
+        let is_shared = |name: &&String| other.claims.iter().any(|own| own == *name);
+        if other.namespace == self.namespace { self.exclusive.iter().filter(is_shared).count() } else { 0 }
+    }
+
+    /// The volumes, made by hand, that the claims would have on the node.
+    pub(crate) fn choose(&self, node: &NodeInfo) -> Vec<String> {
+        let mut taken = HashSet::new();
+        for need in &self.needs {
+            if let Need::Unbound { claim, class, candidates } = need {
+                self.find(claim, class, candidates, node, &mut taken);
+            }
+        }
+        taken.into_iter().flatten().map(str::to_owned).collect()
     }
 
     /// Every claim has a volume that the node reaches, or can have one.
@@ -225,7 +252,7 @@ impl<'a> Needs<'a> {
                 Need::Bound(None) => Some(Reason::VolumeMissing),
                 Need::Bound(Some(volume)) if reaches(volume, node) => None,
                 Need::Bound(Some(_)) => Some(Reason::VolumeAffinity),
-                Need::Unbound { claim, class, candidates } => self.place(claim, class, candidates, node, &mut taken),
+                Need::Unbound { claim, class, candidates } => self.find(claim, class, candidates, node, &mut taken),
             };
             if let Some(reason) = reason {
                 return vec![reason];
@@ -234,7 +261,7 @@ impl<'a> Needs<'a> {
         Vec::new()
     }
 
-    fn place(
+    fn find(
         &self,
         claim: &PersistentVolumeClaim,
         class: &StorageClass,

@@ -1,3 +1,4 @@
+mod properties;
 mod topology;
 
 use std::collections::{BTreeMap, HashMap};
@@ -106,4 +107,44 @@ fn a_full_cluster_takes_no_more() {
     assert!(counts.values().all(|count| *count == 2));
     let refused = schedule(&pod("p", "1m"), &snapshot, &Profile::default(), 0).unwrap_err();
     assert_eq!(refused.to_string(), "0/200 nodes are available: 200 Insufficient cpu.");
+}
+
+#[test]
+fn pods_that_say_nothing_are_spread_like_those_of_their_owner() {
+    use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Service};
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+    use topology::read;
+
+    let mut snapshot = Snapshot::default();
+    for (name, zone) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        snapshot.set_node(&read(json!({"metadata": {"name": name, "labels":
+            {"topology.kubernetes.io/zone": zone, "kubernetes.io/hostname": name}},
+            "status": {"allocatable": {"cpu": "64", "memory": "64Gi", "pods": "110"}}})));
+    }
+    let place = |snapshot: &mut Snapshot, index: usize, owner: &str| {
+        let name = format!("{owner}{index}");
+        let owners = (owner == "set").then(
+            || json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "u", "controller": true}]),
+        );
+        let pod = PodInfo::of(&read(json!({
+            "metadata": {"name": name, "uid": name, "namespace": "ns", "labels": {"app": owner}, "ownerReferences": owners},
+            "spec": {"containers": [{"name": "c"}]}})));
+        let node = schedule(&pod, snapshot, &Profile::default(), 0).unwrap();
+        snapshot.assume(&pod, &node);
+        node
+    };
+    let selector = json!({"matchLabels": {"app": "set"}});
+    let set: ReplicaSet = read(json!({"metadata": {"name": "set", "namespace": "ns"}, "spec": {"selector": selector}}));
+    snapshot.owners.replica_sets.take(Event::Apply(set));
+    let service: Service =
+        read(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": {"selector": {"app": "web"}}}));
+    snapshot.owners.services.take(Event::Apply(service));
+    for owner in ["set", "web"] {
+        let mut nodes: Vec<String> = (0..3).map(|index| place(&mut snapshot, index, owner)).collect();
+        assert!(nodes[..2].contains(&"b1".to_owned()), "zones first: {nodes:?}");
+        nodes.sort();
+        assert_eq!(nodes, ["a1", "a2", "b1"], "{owner}");
+    }
+    assert!(snapshot.owners.selector(&pod("alone", "1")).is_none());
 }

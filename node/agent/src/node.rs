@@ -4,6 +4,9 @@
 //!  watch of the own Node ─> pod CIDR ─> network      conditions (pure) ─> status, only when it changed
 //! ```
 
+mod extended;
+mod stored;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
@@ -13,8 +16,8 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler, NodeSpec,
-            NodeStatus, NodeSystemInfo, Taint,
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
+            NodeSpec, NodeStatus, NodeSystemInfo, Taint,
         },
     },
     apimachinery::pkg::{
@@ -81,6 +84,7 @@ pub(crate) struct NodeAgent {
     /// Whether the API says that the node is ready; nothing until it has said.
     stored: watch::Sender<Option<bool>>,
     sent: Option<(NodeStatus, Timestamp)>,
+    images: Vec<ContainerImage>,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,7 +108,7 @@ impl NodeAgent {
         registration: Registration,
         pod_cidr: watch::Sender<Option<Ipv4Net>>,
     ) -> NodeAgent {
-        NodeAgent { context, registration, pod_cidr, stored: watch::channel(None).0, sent: None }
+        NodeAgent { context, registration, pod_cidr, stored: watch::channel(None).0, sent: None, images: Vec::new() }
     }
 
     pub(crate) async fn run(self, shutdown: CancellationToken) {
@@ -235,6 +239,9 @@ impl NodeAgent {
 
     /// Sends the status if it changed, or if it was not sent for long.
     async fn send(&mut self, now: Timestamp) -> Result<(), kube::Error> {
+        if let Ok(Some(images)) = tokio::time::timeout(REQUEST_TIMEOUT, stored::images(&self.context)).await {
+            self.images = images;
+        }
         let status = self.status(&self.health(), self.sent.as_ref().map(|(status, _)| status), now);
         if let Some((sent, at)) = &self.sent
             && without_times(sent) == without_times(&status)
@@ -282,6 +289,7 @@ impl NodeAgent {
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(self.registration.port) }),
             }),
+            images: Some(self.images.clone()),
             node_info: Some(self.info()),
             runtime_handlers: Some(self.handlers()),
             ..NodeStatus::default()
@@ -424,6 +432,14 @@ async fn follow_node(
                 continue;
             }
         };
+        // When this fails the watch breaks as well, and shows the node again.
+        if let Some(patch) = node.status.as_ref().and_then(extended::patch) {
+            let api: Api<Node> = Api::all(context.client.clone());
+            let (name, how) = (&context.node_name, PatchParams::default());
+            if let Err(error) = bounded(api.patch_status(name, &how, &Patch::Merge(&patch))).await {
+                tracing::warn!(%error, "the node's extended resources are not said to be there");
+            }
+        }
         let is_ready = node.status.as_ref().map(is_ready);
         stored.send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
         let text = node.spec.and_then(|spec| spec.pod_cidr);

@@ -93,5 +93,7 @@ fn assign(target: &Target<'_>, live: &Object, binding: &Object, node: &str, now:
     conditions
         .push(json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now }));
     bound.set(&["status", "conditions"], conditions);
+    // It has its room: from now on the node alone says where it is.
+    bound.remove(&["status", "nominatedNodeName"]);
     Ok(bound)
 }

@@ -62,7 +62,7 @@ fn check(node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
 fn check_among(others: Others, node_text: &str, silent_for: i64, pods: &str, expect: Expect) {
     let pods = pods.split_whitespace().map(|text| Arc::new(pod(text))).collect();
     let (node, heard) = (Arc::new(node(node_text)), at(NOW - silent_for));
-    let view = View { node, heard, grace: Duration::from_secs(10), others, pods };
+    let view = View { node, heard, grace: Duration::from_secs(10), others, turn: Turn::Now, pods };
     expect.assert_eq(&describe(&plan(&view, at(NOW)), |action| {
         if let Some(node) = action.object::<Node>() {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -180,6 +180,7 @@ fn patience_with_a_users_taint_counts_from_when_it_is_seen() {
 fn a_silent_node_among_silent_ones_is_told_of_but_not_given_up() {
     for others in [Others::Unheard, Others::Down] {
         let mut told = View {
+            turn: Turn::Now,
             node: Arc::new(node("ready")),
             heard: at(NOW - 10),
             grace: Duration::from_secs(10),
@@ -343,4 +344,26 @@ fn heartbeats_count_by_our_clock() {
     assert_eq!(heard(5, Told::Perhaps, 109), at(108), "the cache is behind");
     assert_eq!(heard(6, Told::Newest, 110), at(108));
     assert_eq!(heard(4, Told::Newest, 111), at(111), "its clock was set back");
+}
+
+#[test]
+fn a_node_waits_for_its_turn_to_be_given_up() {
+    for (node_text, turn, executes, again) in [
+        ("unknown", Turn::In(Duration::from_secs(4)), false, Some(4)),
+        ("unknown", Turn::Never, false, Some(10)),
+        ("failing", Turn::In(Duration::from_secs(1)), false, Some(1)),
+        ("unknown", Turn::Now, true, None),
+        // What has begun goes on.
+        ("failing unreachable:NoExecute:5", Turn::Never, true, None),
+    ] {
+        let silent_for = if node_text == "unknown" { 11 } else { 1 };
+        let (node, heard) = (Arc::new(node(node_text)), at(NOW - silent_for));
+        let view = View { node, heard, grace: Duration::from_secs(10), others: Others::Heard, turn, pods: Vec::new() };
+        let plan = plan(&view, at(NOW));
+        let said = describe(&plan, |_| String::new());
+        assert_eq!(said.contains(r#""effect":"NoExecute""#), executes, "{node_text} {turn:?}: {said}");
+        if let Some(again) = again {
+            assert_eq!(plan.requeue, Some(Duration::from_secs(again)), "{node_text} {turn:?}");
+        }
+    }
 }

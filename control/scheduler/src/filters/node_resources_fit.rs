@@ -26,3 +26,13 @@ pub(super) fn check(pod: &PodInfo, node: &NodeInfo) -> Vec<Reason> {
     }
     missing
 }
+
+/// Whether the pod would fit on the node if it were alone there.
+pub(super) fn fits_alone(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let (wants, has) = (&pod.requests, &node.allocatable);
+    let fits = |wants: i64, has: i64| wants <= 0 || wants <= has;
+    fits(wants.milli_cpu, has.milli_cpu)
+        && fits(wants.memory, has.memory)
+        && fits(wants.ephemeral_storage, has.ephemeral_storage)
+        && wants.extended.iter().all(|(name, amount)| fits(*amount, has.extended.get(name).copied().unwrap_or(0)))
+}

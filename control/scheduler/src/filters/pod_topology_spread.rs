@@ -1,10 +1,10 @@
 use std::collections::HashMap;
 
 use super::{Reason, node_affinity, taint_toleration};
-use crate::snapshot::{NodeInfo, PodInfo, Snapshot, SpreadConstraint};
+use crate::snapshot::{NodeInfo, Placed, PodInfo, Snapshot, SpreadConstraint};
 
 /// A constraint that must hold, with the pods that it counts in each domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Spread<'a> {
     constraint: &'a SpreadConstraint,
     counts: HashMap<&'a str, i64>,
@@ -18,13 +18,31 @@ impl<'a> Spread<'a> {
     pub(super) fn of(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Vec<Spread<'a>> {
         let constraints: Vec<&SpreadConstraint> =
             pod.topology_spread.iter().filter(|constraint| constraint.is_required).collect();
-        let counts = count(pod, snapshot, &constraints);
+        if constraints.is_empty() {
+            return Vec::new();
+        }
+        let mut counts = count(pod, snapshot, &constraints, Nodes::WithAllKeys);
+        for node in snapshot.nodes().iter().filter(|node| has_keys(node, &constraints)) {
+            for (constraint, counts) in constraints.iter().zip(&mut counts) {
+                if let Some(value) = node.labels.get(&constraint.topology_key)
+                    && includes(constraint, pod, node)
+                {
+                    counts.entry(value.as_str()).or_default();
+                }
+            }
+        }
         let spread = |(constraint, counts): (&'a SpreadConstraint, HashMap<&'a str, i64>)| {
-            let enough = counts.len() >= constraint.min_domains;
-            let least = if enough { counts.values().copied().min().unwrap_or(0) } else { 0 };
-            Spread { constraint, least, own: i64::from(constraint.selects(&pod.labels)), counts }
+            let own = i64::from(constraint.selects(&pod.labels));
+            let mut spread = Spread { constraint, least: 0, own, counts };
+            spread.find_least();
+            spread
         };
         constraints.into_iter().zip(counts).map(spread).collect()
+    }
+
+    fn find_least(&mut self) {
+        let enough = self.counts.len() >= self.constraint.min_domains;
+        self.least = if enough { self.counts.values().copied().min().unwrap_or(0) } else { 0 };
     }
 
     /// Whether the domain that the node is in would not be too far ahead of the emptiest; `None` for no domain.
@@ -41,25 +59,65 @@ pub(super) fn check(spread: &[Spread<'_>], node: &NodeInfo) -> Vec<Reason> {
     broken.map(reason).into_iter().collect()
 }
 
-/// For each constraint the pods that it counts, by domain. Only nodes with the keys of all of them have domains.
+/// As if there were one such pod more, or less, on the node.
+pub(super) fn adjust<'a>(spread: &mut [Spread<'a>], pod: &PodInfo, other: &Placed, node: &'a NodeInfo, change: i64) {
+    if other.namespace != pod.namespace || other.terminating {
+        return;
+    }
+    if !spread.iter().all(|spread| node.labels.contains_key(&spread.constraint.topology_key)) {
+        return;
+    }
+    for spread in spread {
+        let constraint = spread.constraint;
+        if let Some(value) = node.labels.get(&constraint.topology_key)
+            && constraint.counts(&other.labels)
+            && includes(constraint, pod, node)
+        {
+            *spread.counts.entry(value.as_str()).or_default() += change;
+            spread.find_least();
+        }
+    }
+}
+
+/// Which nodes are in domains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nodes {
+    /// Those that have the keys of all constraints.
+    WithAllKeys,
+    /// For each constraint those that have its key.
+    WithItsKey,
+}
+
+/// For each constraint the pods that it counts, by domain; domains without any may be left out.
 pub(crate) fn count<'a>(
     pod: &PodInfo,
     snapshot: &'a Snapshot,
     constraints: &[&SpreadConstraint],
+    nodes: Nodes,
 ) -> Vec<HashMap<&'a str, i64>> {
     let mut counts = vec![HashMap::new(); constraints.len()];
     if constraints.is_empty() {
         return counts;
     }
-    for node in snapshot.nodes().iter().filter(|node| has_keys(node, constraints)) {
-        for (constraint, counts) in constraints.iter().zip(&mut counts) {
-            if let Some(value) = node.labels.get(&constraint.topology_key)
-                && includes(constraint, pod, node)
-            {
-                let same = snapshot.pods_on(&node.name).filter(|placed| {
-                    placed.namespace == pod.namespace && !placed.terminating && constraint.counts(&placed.labels)
-                });
-                *counts.entry(value.as_str()).or_default() += same.map(|_| 1).sum::<i64>();
+    for (group, on) in snapshot.groups() {
+        if group.namespace != pod.namespace || group.terminating {
+            continue;
+        }
+        let counting: Vec<bool> = constraints.iter().map(|constraint| constraint.counts(&group.labels)).collect();
+        if !counting.contains(&true) {
+            continue;
+        }
+        for (node, pods) in on {
+            if nodes == Nodes::WithAllKeys && !has_keys(node, constraints) {
+                continue;
+            }
+            for ((constraint, counts), counts_them) in constraints.iter().zip(&mut counts).zip(&counting) {
+                if let Some(value) = node.labels.get(&constraint.topology_key)
+                    && *counts_them
+                    && includes(constraint, pod, node)
+                {
+                    *counts.entry(value.as_str()).or_default() += pods;
+                }
             }
         }
     }

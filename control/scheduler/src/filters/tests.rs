@@ -17,8 +17,7 @@ fn node() -> NodeInfo {
 fn check(pod: &PodInfo, node: &NodeInfo) -> String {
     let snapshot = Snapshot::default();
     let cycle = Cycle::new(pod, &snapshot);
-    let reasons = ALL.iter().map(|filter| (filter.check)(&cycle, node)).find(|reasons| !reasons.is_empty());
-    let reasons = reasons.unwrap_or_default();
+    let reasons = cycle.reasons(ALL, node);
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 

@@ -43,6 +43,9 @@ fn client(written: mpsc::Sender<String>) -> kube::Client {
                 ("GET", "/api/v1/namespaces") => NAMESPACES.to_owned(),
                 ("GET", "/api/v1/persistentvolumeclaims" | "/api/v1/persistentvolumes") => EMPTY.to_owned(),
                 ("GET", "/apis/storage.k8s.io/v1/storageclasses") => EMPTY.to_owned(),
+                ("GET", "/apis/policy/v1/poddisruptionbudgets" | "/api/v1/services") => EMPTY.to_owned(),
+                ("GET", "/apis/apps/v1/replicasets" | "/apis/apps/v1/statefulsets") => EMPTY.to_owned(),
+                ("GET", "/api/v1/replicationcontrollers") => EMPTY.to_owned(),
                 (_, path) if path.ends_with("/events") => {
                     String::from_utf8(body.collect_bytes().await.unwrap().to_vec()).unwrap()
                 }
@@ -63,7 +66,13 @@ fn start(leads: bool) -> (watch::Sender<bool>, mpsc::Receiver<String>, Cancellat
     let (lead, leadership) = watch::channel(leads);
     let (sender, written) = mpsc::channel(64);
     let clock = Arc::new(FixedClock::new(jiff::Timestamp::UNIX_EPOCH));
-    let context = Context { client: client(sender), leadership, clock, metrics: Metrics::default() };
+    let context = Context {
+        client: client(sender),
+        leadership,
+        clock,
+        metrics: Metrics::default(),
+        profiles: vec![Profile::default()],
+    };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(context, shutdown.clone()));
     (lead, written, shutdown, running)

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt::Debug, time::Duration};
 use kube::runtime::watcher::{self, Event};
 use tokio::time::Instant;
 
-use super::{Kept, Scheduler, Setback, Taken, Written, bind, within};
+use super::{Kept, Nomination, Scheduler, Setback, Taken, Written, bind, within};
 use crate::{
     snapshot::PodInfo,
     storage::{Standing, Storage},
@@ -48,7 +48,7 @@ impl Waiting {
 
 impl Scheduler {
     pub(super) fn is_listed(&self) -> bool {
-        self.listed.is_complete() && self.snapshot.storage.is_listed()
+        self.listed.is_complete() && self.snapshot.is_listed()
     }
 
     pub(super) fn storage_changed<K: kube::Resource + Debug>(
@@ -75,7 +75,7 @@ impl Scheduler {
         let claims = self.snapshot.storage.to_select(&taken.pod, &node);
         let client = self.context.client.clone();
         self.writes.spawn(async move {
-            let result = within(bind::select(&client, &taken.pod, &claims, &node)).await;
+            let result = within(bind::select(&client, &taken.pod, &claims, Some(&node))).await;
             Written::Selected { taken, node, started, result }
         });
     }
@@ -121,9 +121,10 @@ impl Scheduler {
     }
 
     pub(super) fn give_back(&mut self, held: &Held, why: String) {
-        self.context.metrics.attempted("error", held.started.elapsed().as_secs_f64());
+        self.context.metrics.attempted(&held.taken.pod.scheduler, "error", held.started.elapsed().as_secs_f64());
         self.snapshot.forget(&held.taken.pod.uid);
+        self.follow_nomination(&held.taken.pod);
         self.queue.wake();
-        self.put_back(&held.taken, Setback::Error, why);
+        self.put_back(&held.taken, Setback::Error, why, Nomination::Keep);
     }
 }

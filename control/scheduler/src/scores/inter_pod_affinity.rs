@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use crate::snapshot::{AffinityTerm, NodeInfo, PodInfo, Snapshot};
+use crate::snapshot::{AffinityTerm, NodeInfo, PodInfo, Snapshot, WeightedTerm};
 
 /// What the required affinity of a placed pod is worth to one that it wants near itself.
 const REQUIRED_WEIGHT: i64 = 1;
@@ -14,10 +14,14 @@ impl<'a> Weights<'a> {
     pub(super) fn of(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Weights<'a> {
         let mut weights = Weights::default();
         if !pod.pod_preferences.is_empty() {
-            for placed in snapshot.pods() {
-                let wanted = pod.pod_preferences.iter();
-                for preferred in wanted.filter(|it| snapshot.means(&it.term, &placed.namespace, &placed.labels)) {
-                    weights.add(&preferred.term, preferred.weight, snapshot.node_of(placed));
+            for (group, nodes) in snapshot.groups() {
+                let means = |it: &&WeightedTerm| snapshot.means(&it.term, &group.namespace, &group.labels);
+                let wanted: Vec<&WeightedTerm> = pod.pod_preferences.iter().filter(means).collect();
+                if wanted.is_empty() {
+                    continue;
+                }
+                for (node, pods) in nodes {
+                    wanted.iter().for_each(|it| weights.add(&it.term, it.weight * pods, Some(node)));
                 }
             }
         }

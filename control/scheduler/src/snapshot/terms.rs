@@ -112,6 +112,19 @@ impl SpreadConstraint {
         }
     }
 
+    /// One that should hold for pods that say nothing themselves.
+    pub(crate) fn preferred(topology_key: &str, max_skew: i64, selector: Selector) -> SpreadConstraint {
+        SpreadConstraint {
+            topology_key: topology_key.to_owned(),
+            max_skew,
+            min_domains: 1,
+            is_required: false,
+            honors_affinity: true,
+            honors_taints: false,
+            selector: Some(selector),
+        }
+    }
+
     /// Whether a pod with these labels would be one of those that are spread.
     pub(crate) fn selects(&self, labels: &Labels) -> bool {
         self.selector.as_ref().is_some_and(|selector| selector.matches(labels))

@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::{ContainerPort, NodeStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, NodeStatus, Pod, PodSpec, ResourceRequirements};
 use kube::api::ObjectMeta;
 
 use super::*;

@@ -1,3 +1,4 @@
+use kube::runtime::watcher::Event;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -173,5 +174,38 @@ fn a_list_says_what_is_gone() {
         storage.claims.take(event);
     }
     assert!(storage.claims.get("ns", "a").is_none() && storage.claims.get("ns", "b").is_some());
-    assert!(storage.claims.listed && !storage.is_listed());
+    assert!(storage.claims.is_listed() && !storage.is_listed());
+}
+
+#[test]
+fn two_pods_are_not_given_the_same_volume() {
+    let mut snapshot = cluster();
+    snapshot.storage.volumes.take(Event::Apply(volume("v", "by-hand", "n1")));
+    for name in ["a", "b"] {
+        snapshot.storage.claims.take(Event::Apply(claim(name, "by-hand", "", json!({}))));
+    }
+    let first = pod("first", &["a"]);
+    assert_eq!(schedule(&first, &snapshot, &Profile::default(), 0).unwrap(), "n1");
+    snapshot.assume(&first, "n1");
+    let refused = "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.";
+    assert_eq!(place(&snapshot, &["b"]), refused, "before the first claim is bound");
+    snapshot.forget("first");
+    assert_eq!(place(&snapshot, &["b"]), "n1", "given back");
+}
+
+#[test]
+fn a_node_that_was_chosen_in_vain_is_forgotten() {
+    let mut snapshot = cluster();
+    let chosen = || json!({ volumes::SELECTED_NODE: "n2" });
+    for (name, class, annotations) in
+        [("late", "late", chosen()), ("by-hand", "by-hand", chosen()), ("none", "late", json!({}))]
+    {
+        snapshot.storage.claims.take(Event::Apply(claim(name, class, "", annotations)));
+    }
+    let stuck = |snapshot: &Snapshot| snapshot.storage.to_deselect(&pod("p", &["late", "by-hand", "none"]));
+    assert_eq!(stuck(&snapshot), ["late"]);
+    let mut made = volume("made", "late", "n2");
+    made.spec.as_mut().unwrap().claim_ref = Some(read(json!({ "name": "late", "namespace": "ns" })));
+    snapshot.storage.volumes.take(Event::Apply(made));
+    assert_eq!(stuck(&snapshot), [""; 0], "its volume is being made there");
 }

@@ -1,6 +1,7 @@
 //! Where other pods decide: affinity, anti-affinity, spreading.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 
 use super::super::*;
@@ -12,6 +13,10 @@ const NODES: &str = "\
     b1 zone=b
     c1 zone=c tainted
     x1 disk=ssd";
+
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> T {
+    from_value(value).unwrap()
+}
 
 fn labels(text: &str) -> Value {
     let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));
@@ -66,7 +71,7 @@ fn cluster(there: There<'_>) -> Snapshot {
 /// The nodes that could take the pod.
 fn possible(pod: &PodInfo, snapshot: &Snapshot) -> String {
     let cycle = Cycle::new(pod, snapshot);
-    let fits = |node: &&NodeInfo| filters::ALL.iter().all(|filter| (filter.check)(&cycle, node).is_empty());
+    let fits = |node: &&NodeInfo| cycle.reasons(filters::ALL, node).is_empty();
     let mut names: Vec<&str> = snapshot.nodes().iter().filter(fits).map(|node| node.name.as_str()).collect();
     names.sort_unstable();
     names.join(" ")
