@@ -3,6 +3,7 @@
 //! ```text
 //!  Services, EndpointSlices ──> rules (pure) ──> transaction (pure) ──> nft
 //!        │                 └──> dns::Zone ──> dns::Server on the cluster DNS address
+//!  NetworkPolicies, pods ──> policy rules (pure) ──> transaction (pure) ──> nft
 //!        └ Nodes ──> routes
 //!  pods, containerd ──> forward (gateway:6443, loopback) ──> any control-plane member
 //! ```
@@ -14,7 +15,9 @@ pub mod dns;
 pub mod forward;
 pub mod ipam;
 pub mod links;
+mod nft;
 pub mod node;
+pub mod policy;
 pub mod proxy;
 pub mod rules;
 
@@ -23,7 +26,7 @@ pub use addresses::Allocator;
 /// Why the node's network could not be made as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("nftables refused the service rules: {why}")]
+    #[error("nftables refused the rules: {why}")]
     Rules { why: String },
     #[error("cannot set up the node's network: {0}")]
     Links(#[from] links::Error),

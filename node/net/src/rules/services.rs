@@ -1,8 +1,4 @@
-use std::{
-    collections::BTreeSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use k8s_openapi::{
     api::{
@@ -12,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{MASQUERADE_MARK, Ruleset, Snapshot};
+use super::{MASQUERADE_MARK, Ruleset, Snapshot, hashed};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// How long a client stays with an endpoint where the Service does not say (`service.spec.sessionAffinityConfig`).
@@ -81,13 +77,13 @@ enum Map {
 
 fn dispatch(ruleset: &mut Ruleset, map: Map, key: String, chain: &str, balanced: bool) {
     let (served, refused) = match map {
-        Map::Address => (&mut ruleset.services, &mut ruleset.no_endpoints),
-        Map::NodePort => (&mut ruleset.node_ports, &mut ruleset.no_node_endpoints),
+        Map::Address => ("services", "no_endpoints"),
+        Map::NodePort => ("nodeports", "no_node_endpoints"),
     };
     if balanced {
-        served.insert(key, format!("goto {chain}"));
+        ruleset.insert(served, key, format!("goto {chain}"));
     } else {
-        refused.insert(key, String::new());
+        ruleset.insert(refused, key, "");
     }
 }
 
@@ -103,7 +99,7 @@ fn balance(
         return false;
     }
     for target in targets {
-        ruleset.hairpins.insert(format!("{0} . {0}", target.address), String::new());
+        ruleset.insert("hairpins", format!("{0} . {0}", target.address), "");
     }
     let protocol = protocol(port);
     let rules = match affinity {
@@ -127,7 +123,7 @@ fn sticky(ruleset: &mut Ruleset, chain: &str, targets: &BTreeSet<Target>, protoc
     let (mut remembered, mut choices) = (Vec::new(), Vec::new());
     for (index, Target { address, port }) in targets.iter().enumerate() {
         let name = format!("{chain}-{}-{port}", address.to_string().replace('.', "-"));
-        ruleset.affinity_sets.insert(name.clone(), seconds);
+        ruleset.declare("set", name.clone(), "type ipv4_addr; flags timeout;");
         let update = format!("update @{name} {{ ip saddr timeout {seconds}s }}");
         ruleset.chains.insert(name.clone(), vec![update, format!("meta l4proto {protocol} dnat to {address}:{port}")]);
         remembered.push(format!("ip saddr @{name} goto {name}"));
@@ -234,8 +230,7 @@ fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<Ipv4Addr> 
 /// nftables names chains with letters, digits and `-_/`; a hash keeps them short, the name keeps them readable.
 fn chain_name(service: &Service, port: &ServicePort, kind: &str) -> String {
     let (namespace, name) = (&service.metadata.namespace, &service.metadata.name);
-    let mut hasher = DefaultHasher::new();
-    (namespace, name, port.port, protocol(port)).hash(&mut hasher);
+    let hash = hashed((namespace, name, port.port, protocol(port)));
     let readable: String = name.as_deref().unwrap_or_default().chars().take(40).collect();
-    format!("{kind}-{:08x}-{}", hasher.finish() as u32, readable.replace('.', "-"))
+    format!("{kind}-{hash}-{}", readable.replace('.', "-"))
 }

@@ -74,15 +74,15 @@ fn a_service_is_spread_over_its_ready_endpoints() {
         &before,
         &after,
         expect![[r#"
-        add chain ip tandem ext-5c771066-web
-        add chain ip tandem svc-5c771066-web
-        add rule ip tandem ext-5c771066-web meta mark set meta mark | 0x4000
-        add rule ip tandem ext-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
-        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
-        add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-5c771066-web }
-        add element ip tandem nodeports { tcp . 30080 : goto ext-5c771066-web }
-        add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
-    "#]],
+            add chain ip tandem ext-23bb61fe5c771066-web
+            add chain ip tandem svc-23bb61fe5c771066-web
+            add rule ip tandem ext-23bb61fe5c771066-web meta mark set meta mark | 0x4000
+            add rule ip tandem ext-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+            add rule ip tandem svc-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+            add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
+            add element ip tandem nodeports { tcp . 30080 : goto ext-23bb61fe5c771066-web }
+            add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-23bb61fe5c771066-web }
+        "#]],
     );
 }
 
@@ -95,10 +95,10 @@ fn a_change_costs_what_changed() {
         &before,
         &after,
         expect![[r#"
-        flush chain ip tandem svc-5c771066-web
-        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
-        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
-    "#]],
+            flush chain ip tandem svc-23bb61fe5c771066-web
+            add rule ip tandem svc-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
+            delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+        "#]],
     );
     check(&after, &after, expect![""]);
 }
@@ -112,12 +112,12 @@ fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
         &served,
         &empty,
         expect![[r#"
-        delete element ip tandem services { 10.96.0.5 . tcp . 80 }
-        add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
-        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
-        flush chain ip tandem svc-5c771066-web
-        delete chain ip tandem svc-5c771066-web
-    "#]],
+            delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+            add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
+            delete element ip tandem services { 10.96.0.5 . tcp . 80 }
+            flush chain ip tandem svc-23bb61fe5c771066-web
+            delete chain ip tandem svc-23bb61fe5c771066-web
+        "#]],
     );
     check(
         &empty,
@@ -132,7 +132,7 @@ fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
 fn endpoints_that_end_serve_on_where_no_other_is_left() {
     let web = service("web", "10.96.0.5", None);
     let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:terminating")]));
-    assert_eq!(ruleset.services.len(), 1);
+    assert_eq!(ruleset.keys("services").len(), 1);
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn local_policies_keep_to_the_node() {
         spec.external_traffic_policy = Some("Local".into());
     }
     let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:ready")]));
-    assert_eq!(ruleset.services.len(), 1);
-    assert_eq!(ruleset.no_node_endpoints.keys().collect::<Vec<_>>(), ["tcp . 30080"]);
+    assert_eq!(ruleset.keys("services").len(), 1);
+    assert_eq!(ruleset.keys("no_node_endpoints"), ["tcp . 30080"]);
 }
 
 /// The kernel takes every script: built from nothing, changed, and emptied again, in a namespace of the test's own.
