@@ -11,14 +11,16 @@
 //! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
 pub mod addresses;
+mod conntrack;
 pub mod dns;
 pub mod forward;
+mod health;
 pub mod ipam;
 pub mod links;
 mod nft;
 pub mod node;
 pub mod policy;
-pub mod proxy;
+mod proxy;
 pub mod rules;
 
 pub use addresses::Allocator;

@@ -22,7 +22,7 @@ use crate::{
     Error,
     addresses::{Allocator, Ranges},
     dns::{self, Zone},
-    forward, ipam,
+    forward, health, ipam,
     links::{Links, NodeNetwork},
     policy, proxy,
 };
@@ -122,7 +122,10 @@ impl Network {
             pod_cidr: config.settings.pod_cidr,
             api: (config.pods.gateway(), config.gateway_port),
             domain,
+            external_ips: config.settings.external_ips,
         };
+        let (health, asked) = watch::channel(health::Ports::new());
+        tasks.spawn(health::serve(asked, shutdown.clone()));
         let (api, members) = watch::channel(Vec::new());
         let policies = policy::Fixed {
             node: config.node,
@@ -134,7 +137,8 @@ impl Network {
         let follower = policy::Follower::new(config.client.clone(), policies, members, config.metrics, recorder);
         tasks.spawn(follower.run(shutdown.clone()));
         let members = config.known.into_iter().chain([api]).collect();
-        let result = proxy::run(config.client, fixed, proxy::Published { zone, peers, members }, shutdown).await;
+        let result =
+            proxy::run(config.client, fixed, proxy::Published { zone, peers, health, members }, shutdown).await;
         while tasks.join_next().await.is_some() {}
         events.abort();
         result

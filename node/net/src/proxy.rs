@@ -17,7 +17,7 @@ use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
         WatchStreamExt as _,
-        reflector::{self, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -26,8 +26,9 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error,
+    Error, conntrack,
     dns::Zone,
+    health::Ports,
     nft,
     rules::{self, Ruleset, Snapshot},
 };
@@ -42,21 +43,23 @@ const API_SERVICE: (&str, &str) = ("default", "kubernetes");
 
 /// What the driver turns the cluster's state into, beside the kernel's rules.
 #[derive(Debug)]
-pub struct Published {
+pub(crate) struct Published {
     pub zone: watch::Sender<Arc<Zone>>,
     /// The pod ranges of the other nodes, with the address of each.
     pub peers: watch::Sender<BTreeMap<Ipv4Net, Ipv4Addr>>,
+    pub health: watch::Sender<Ports>,
     /// Where the API server is reached: for the policies, and for whoever else wants to know.
     pub members: Vec<watch::Sender<Vec<SocketAddr>>>,
 }
 
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
-pub struct Fixed {
+pub(crate) struct Fixed {
     pub node: String,
     pub pod_cidr: Ipv4Net,
     pub api: (Ipv4Addr, u16),
     pub domain: String,
+    pub external_ips: bool,
 }
 
 struct Caches {
@@ -66,7 +69,7 @@ struct Caches {
 }
 
 /// Keeps the node's view of the network true until shutdown.
-pub async fn run(
+pub(crate) async fn run(
     client: kube::Client,
     fixed: Fixed,
     published: Published,
@@ -90,7 +93,9 @@ pub async fn run(
         if !caches.ready() {
             continue;
         }
-        let next = rules::rules(&caches.snapshot(&fixed));
+        let snapshot = caches.snapshot(&fixed);
+        let next = rules::rules(&snapshot);
+        let udp_changes = applied.as_ref().is_none_or(|applied| applied.datagrams != next.datagrams);
         while let Err(error) = nft::apply(applied.as_ref(), &next).await {
             // What the kernel holds is unknown now: the next transaction builds the table anew.
             tracing::error!(%error, "the service rules could not be changed; Services may not answer on this node");
@@ -100,8 +105,12 @@ pub async fn run(
                 () = shutdown.cancelled() => return Ok(()),
             }
         }
+        if udp_changes {
+            conntrack::forget(next.datagrams.clone()).await;
+        }
         applied = Some(next);
-        published.zone.send_replace(Arc::new(caches.zone(&fixed.domain)));
+        published.health.send_replace(rules::health(&snapshot));
+        published.zone.send_replace(Arc::new(caches.names(&fixed.domain)));
         let peers = caches.peers(&fixed.node);
         published.peers.send_if_modified(|current| {
             let changed = *current != peers;
@@ -142,7 +151,7 @@ fn members(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
 }
 
 /// Removes everything of ours from the kernel's packet filter.
-pub async fn remove() -> Result<(), Error> {
+pub(crate) async fn remove() -> Result<(), Error> {
     nft::run(&[rules::TABLE, rules::POLICY_TABLE].map(rules::removal).concat()).await
 }
 
@@ -184,12 +193,19 @@ impl Caches {
             node: fixed.node.clone(),
             pod_cidr: fixed.pod_cidr,
             api: Some(fixed.api),
+            zone: self.zone(&fixed.node),
+            external_ips: fixed.external_ips,
             services: sorted(&self.services),
             slices: sorted(&self.slices),
         }
     }
 
-    fn zone(&self, domain: &str) -> Zone {
+    fn zone(&self, node: &str) -> Option<String> {
+        let node = self.nodes.get(&ObjectRef::new(node))?;
+        node.labels().get("topology.kubernetes.io/zone").cloned()
+    }
+
+    fn names(&self, domain: &str) -> Zone {
         Zone::new(domain, &sorted(&self.services), &sorted(&self.slices))
     }
 

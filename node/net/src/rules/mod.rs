@@ -13,11 +13,15 @@ mod ranges;
 mod services;
 mod transaction;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
+use crate::health::Ports;
 pub use policies::{Labels, POLICY_TABLE, PodFacts, PolicySnapshot, Port, policy_rules};
 pub use transaction::{removal, transaction};
 
@@ -34,6 +38,10 @@ pub struct Snapshot {
     pub pod_cidr: Ipv4Net,
     /// Where this node's forwarder listens for the API server.
     pub api: Option<(Ipv4Addr, u16)>,
+    /// The node's zone, if it is in one.
+    pub zone: Option<String>,
+    /// Whether Services may have any address they name (`spec.externalIPs`).
+    pub external_ips: bool,
     pub services: Vec<Service>,
     pub slices: Vec<EndpointSlice>,
 }
@@ -46,6 +54,15 @@ pub struct Ruleset {
     base: BTreeMap<String, Vec<String>>,
     chains: BTreeMap<String, Vec<String>>,
     sets: BTreeMap<String, Set>,
+    /// Where UDP goes: none of the kernel's rules, but what is to be forgotten follows from it.
+    pub(crate) datagrams: Datagrams,
+}
+
+/// Where datagrams to Services may end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Datagrams {
+    pub(crate) addresses: BTreeMap<(Ipv4Addr, u16), BTreeSet<(Ipv4Addr, u16)>>,
+    pub(crate) node_ports: BTreeMap<u16, BTreeSet<(Ipv4Addr, u16)>>,
 }
 
 /// A set, a map or a counter.
@@ -59,7 +76,13 @@ struct Set {
 
 impl Ruleset {
     fn new(table: &'static str) -> Ruleset {
-        Ruleset { table, base: BTreeMap::new(), chains: BTreeMap::new(), sets: BTreeMap::new() }
+        Ruleset {
+            table,
+            base: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            datagrams: Datagrams::default(),
+        }
     }
 
     fn declare(&mut self, sort: &'static str, name: impl Into<String>, spec: impl Into<String>) {
@@ -112,6 +135,11 @@ pub fn rules(snapshot: &Snapshot) -> Ruleset {
         services::add(&mut ruleset, snapshot, service);
     }
     ruleset
+}
+
+/// The ports on which load balancers ask, with what they are told.
+pub(crate) fn health(snapshot: &Snapshot) -> Ports {
+    snapshot.services.iter().filter_map(|service| services::health(snapshot, service)).collect()
 }
 
 fn base_chains(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {

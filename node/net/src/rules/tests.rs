@@ -54,6 +54,8 @@ fn snapshot(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Snapshot {
         node: "n1".into(),
         pod_cidr: "10.128.0.0/10".parse().unwrap(),
         api: Some(("10.128.0.1".parse().unwrap(), 6443)),
+        zone: Some("z1".into()),
+        external_ips: false,
         services,
         slices,
     }
@@ -135,15 +137,80 @@ fn endpoints_that_end_serve_on_where_no_other_is_left() {
     assert_eq!(ruleset.keys("services").len(), 1);
 }
 
+fn changed(service: Service, change: impl FnOnce(&mut ServiceSpec)) -> Service {
+    let mut service = service;
+    change(service.spec.get_or_insert_default());
+    service
+}
+
+/// The chains that these endpoints of one Service become.
+fn chains(service: Service, endpoints: &str, expected: Expect) {
+    let ruleset = rules(&snapshot(vec![service], vec![slice("web", endpoints)]));
+    let shown = ruleset.chains.iter().filter(|(name, _)| *name != "dispatch");
+    let shown = shown.flat_map(|(name, rules)| rules.iter().map(move |rule| format!("{}: {rule}\n", &name[..3])));
+    expected.assert_eq(&shown.collect::<String>());
+}
+
 #[test]
 fn local_policies_keep_to_the_node() {
-    let mut web = service("web", "10.96.0.5", Some(30080));
-    if let Some(spec) = &mut web.spec {
-        spec.external_traffic_policy = Some("Local".into());
-    }
-    let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:ready")]));
-    assert_eq!(ruleset.keys("services").len(), 1);
-    assert_eq!(ruleset.keys("no_node_endpoints"), ["tcp . 30080"]);
+    let web =
+        changed(service("web", "10.96.0.5", Some(30080)), |spec| spec.external_traffic_policy = Some("Local".into()));
+    chains(web.clone(), "10.128.0.2@n1:ready 10.128.0.3@n2:ready", expect![[r#"
+        any: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+        ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
+        ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
+        ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+    "#]]);
+    chains(web.clone(), "10.128.0.2@n2:ready", expect![[r#"
+        any: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
+        ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
+        ext: drop
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]]);
+    let nobody = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:not")]));
+    assert_eq!(nobody.keys("no_node_endpoints"), ["tcp . 30080"]);
+}
+
+#[test]
+fn near_endpoints_are_preferred_where_the_service_says_so() {
+    let web =
+        changed(service("web", "10.96.0.5", None), |spec| spec.traffic_distribution = Some("PreferSameNode".into()));
+    chains(web.clone(), "10.128.0.2@n1:ready 10.128.0.3@n2:ready", expect![[r#"
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]]);
+    chains(web, "10.128.0.3@n2:ready", expect![[r#"
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
+    "#]]);
+}
+
+#[test]
+fn a_load_balancer_takes_what_comes_from_its_ranges() {
+    let mut web = changed(service("web", "10.96.0.5", None), |spec| {
+        spec.type_ = Some("LoadBalancer".into());
+        spec.load_balancer_source_ranges = Some(vec!["192.0.2.0/25".into(), "192.0.2.128/25".into()]);
+        spec.external_ips = Some(vec!["198.51.100.1".into()]);
+    });
+    let status =
+        serde_json::json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}]}});
+    web.status = serde_json::from_value(status).unwrap();
+    let ruleset = rules(&snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready")]));
+    assert_eq!(ruleset.keys("services"), ["10.96.0.5 . tcp . 80", "192.0.2.9 . tcp . 80"]);
+    chains(web.clone(), "10.128.0.2@n1:ready", expect![[r#"
+        ext: meta mark set meta mark | 0x4000
+        ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        src: ip saddr { 192.0.2.0/24 } goto ext-23bb61fe5c771066-web
+        src: fib saddr type local goto ext-23bb61fe5c771066-web
+        src: drop
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]]);
+    // What was a load balancer's stays nobody's when it is none any more.
+    web.spec.as_mut().unwrap().type_ = Some("ClusterIP".into());
+    let mut snapshot = snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:ready")]);
+    assert_eq!(rules(&snapshot).keys("services"), ["10.96.0.5 . tcp . 80"]);
+    snapshot.external_ips = true;
+    assert_eq!(rules(&snapshot).keys("services"), ["10.96.0.5 . tcp . 80", "198.51.100.1 . tcp . 80"]);
 }
 
 /// The kernel takes every script: built from nothing, changed, and emptied again, in a namespace of the test's own.
@@ -153,10 +220,21 @@ fn the_kernel_takes_every_transaction() {
     if let Some(spec) = &mut sticky.spec {
         spec.session_affinity = Some("ClientIP".into());
     }
+    let mut balancer = changed(service("web", "10.96.0.7", Some(30082)), |spec| {
+        spec.type_ = Some("LoadBalancer".into());
+        spec.external_traffic_policy = Some("Local".into());
+        spec.load_balancer_source_ranges = Some(vec!["192.0.2.1/24".into()]);
+    });
+    balancer.status =
+        serde_json::from_value(serde_json::json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}})).unwrap();
+    balancer.metadata.namespace = Some("other".into());
+    let mut of_balancer = slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready");
+    of_balancer.metadata.namespace = Some("other".into());
     let empty = rules(&snapshot(vec![], vec![]));
     let full = rules(&snapshot(
-        vec![service("web", "10.96.0.5", Some(30080)), sticky, service("kubernetes", "10.96.0.1", None)],
+        vec![service("web", "10.96.0.5", Some(30080)), sticky, service("kubernetes", "10.96.0.1", None), balancer],
         vec![
+            of_balancer,
             slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
             slice("sticky", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
         ],
