@@ -230,10 +230,13 @@ mod tests {
             "ports": [{"name": "http", "port": 80}],
         }]);
         let mut mirrored = view(Some("80:80 manual"), endpoints(&subsets, &json!({})));
-        check(&mirrored, expect![[r#"
+        check(
+            &mirrored,
+            expect![[r#"
             create EndpointSlice default/ IPv4 [10.1.2.3 true, 10.1.2.4 false] on [80]
             create EndpointSlice default/ IPv6 [2001:db8::1 true] on [80]
-        "#]]);
+        "#]],
+        );
         mirrored.slices = slices(&mirrored.endpoints).into_values().map(Arc::new).collect();
         check(&mirrored, expect![[""]]);
         // Its Service got a selector: others make the slices.

@@ -260,47 +260,74 @@ mod tests {
 
     #[test]
     fn a_load_balancer_has_the_addresses_of_the_nodes() {
-        check(&view(service("web:8080", 1, &[]), vec![]), expect![[r#"
+        check(
+            &view(service("web:8080", 1, &[]), vec![]),
+            expect![[r#"
             status Service a/web 10.0.0.9 10.0.0.10
-        "#]]);
+        "#]],
+        );
         check(&view(service("web:8080", 1, &["10.0.0.9", "10.0.0.10"]), vec![]), expect![[""]]);
         let mut other = Service::clone(&service("web:8080", 1, &[]));
         other.spec.as_mut().unwrap().load_balancer_class = Some("example.com/other".into());
         check(&view(Arc::new(other), vec![]), expect![[""]]);
         let mut none = Service::clone(&service("web:8080", 1, &["10.0.0.9"]));
         none.spec.as_mut().unwrap().type_ = Some("ClusterIP".into());
-        check(&view(Arc::new(none), vec![]), expect![[r#"
+        check(
+            &view(Arc::new(none), vec![]),
+            expect![[r#"
             status Service a/web
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_port_belongs_to_one_service_the_first() {
         let held = service("held:8080", 9, &["10.0.0.9"]);
-        check(&view(service("web:8080", 1, &[]), vec![held.clone()]), expect![[r#"
+        check(
+            &view(service("web:8080", 1, &[]), vec![held.clone()]),
+            expect![[r#"
             event Warning PortNotAvailable: port 8080/TCP of the nodes belongs to the Service a/held; the Service has no address until it is free or the Service has another port
-        "#]]);
-        check(&view(service("web:8080", 1, &[]), vec![service("young:8080", 2, &[])]), expect![[r#"
+        "#]],
+        );
+        check(
+            &view(service("web:8080", 1, &[]), vec![service("young:8080", 2, &[])]),
+            expect![[r#"
             status Service a/web 10.0.0.9 10.0.0.10
-        "#]]);
-        check(&view(service("web:8081", 1, &[]), vec![held]), expect![[r#"
+        "#]],
+        );
+        check(
+            &view(service("web:8081", 1, &[]), vec![held]),
+            expect![[r#"
             status Service a/web 10.0.0.9 10.0.0.10
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn what_nodes_need_themselves_is_not_given_away() {
-        check(&view(service("web:6443", 1, &[]), vec![]), expect![[r#"
+        check(
+            &view(service("web:6443", 1, &[]), vec![]),
+            expect![[r#"
             event Warning PortNotAvailable: port 6443/TCP of the nodes is used by the nodes themselves; the Service has no address until it is free or the Service has another port
-        "#]]);
-        check(&view(service("web:30080", 1, &[]), vec![]), expect![[r#"
+        "#]],
+        );
+        check(
+            &view(service("web:30080", 1, &[]), vec![]),
+            expect![[r#"
             event Warning PortNotAvailable: port 30080/TCP of the nodes is one of those for Services of the type NodePort; the Service has no address until it is free or the Service has another port
-        "#]]);
-        check(&view(service("late:80", 200, &[]), vec![]), expect![[r#"
+        "#]],
+        );
+        check(
+            &view(service("late:80", 200, &[]), vec![]),
+            expect![[r#"
             event Warning PortNotAvailable: port 80/TCP of the nodes serves Ingresses; the Service has no address until it is free or the Service has another port
-        "#]]);
-        check(&view(service("early:80", 1, &[]), vec![]), expect![[r#"
+        "#]],
+        );
+        check(
+            &view(service("early:80", 1, &[]), vec![]),
+            expect![[r#"
             status Service a/early 10.0.0.9 10.0.0.10
-        "#]]);
+        "#]],
+        );
     }
 }

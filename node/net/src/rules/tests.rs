@@ -155,20 +155,28 @@ fn chains(service: Service, endpoints: &str, expected: Expect) {
 fn local_policies_keep_to_the_node() {
     let web =
         changed(service("web", "10.96.0.5", Some(30080)), |spec| spec.external_traffic_policy = Some("Local".into()));
-    chains(web.clone(), "10.128.0.2@n1:ready 10.128.0.3@n2:ready", expect![[r#"
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready 10.128.0.3@n2:ready",
+        expect![[r#"
         any: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
         ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
         ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
         ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
         svc: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
-    "#]]);
-    chains(web.clone(), "10.128.0.2@n2:ready", expect![[r#"
+    "#]],
+    );
+    chains(
+        web.clone(),
+        "10.128.0.2@n2:ready",
+        expect![[r#"
         any: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
         ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
         ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
         ext: drop
         svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
-    "#]]);
+    "#]],
+    );
     let nobody = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:not")]));
     assert_eq!(nobody.keys("no_node_endpoints"), ["tcp . 30080"]);
 }
@@ -177,12 +185,20 @@ fn local_policies_keep_to_the_node() {
 fn near_endpoints_are_preferred_where_the_service_says_so() {
     let web =
         changed(service("web", "10.96.0.5", None), |spec| spec.traffic_distribution = Some("PreferSameNode".into()));
-    chains(web.clone(), "10.128.0.2@n1:ready 10.128.0.3@n2:ready", expect![[r#"
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready 10.128.0.3@n2:ready",
+        expect![[r#"
         svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
-    "#]]);
-    chains(web, "10.128.0.3@n2:ready", expect![[r#"
+    "#]],
+    );
+    chains(
+        web,
+        "10.128.0.3@n2:ready",
+        expect![[r#"
         svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -197,14 +213,18 @@ fn a_load_balancer_takes_what_comes_from_its_ranges() {
     web.status = serde_json::from_value(status).unwrap();
     let ruleset = rules(&snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready")]));
     assert_eq!(ruleset.keys("services"), ["10.96.0.5 . tcp . 80", "192.0.2.9 . tcp . 80"]);
-    chains(web.clone(), "10.128.0.2@n1:ready", expect![[r#"
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready",
+        expect![[r#"
         ext: meta mark set meta mark | 0x4000
         ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
         src: ip saddr { 192.0.2.0/24 } goto ext-23bb61fe5c771066-web
         src: fib saddr type local goto ext-23bb61fe5c771066-web
         src: drop
         svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
-    "#]]);
+    "#]],
+    );
     // What was a load balancer's stays nobody's when it is none any more.
     web.spec.as_mut().unwrap().type_ = Some("ClusterIP".into());
     let mut snapshot = snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:ready")]);
