@@ -13,6 +13,7 @@ mod ingress;
 mod loads;
 mod members;
 mod nodes;
+mod policies;
 mod readme;
 mod restart;
 mod tutorial;

@@ -4,6 +4,7 @@
 mod address;
 mod certificate;
 mod escalation;
+mod external_ips;
 mod ingress;
 mod limit_range;
 mod matching;
@@ -248,11 +249,11 @@ async fn builtin(
     if request.creates("", "nodes") {
         node::taint(object);
     }
-    if let Some(old) = old
-        && request.is("", "services")
-        && request.subresource.is_empty()
-    {
-        address::keep(object, old);
+    if request.is("", "services") && request.subresource.is_empty() && request.operation != Operation::Delete {
+        external_ips::refuse(core, request, object, old)?;
+        if let Some(old) = old {
+            address::keep(object, old);
+        }
     }
     escalation::prevent(core, request, object, old).await?;
     node::restrict(request, object, old)

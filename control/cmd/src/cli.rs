@@ -159,7 +159,7 @@ impl AuditFlags {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Cluster settings (fixed at first start)")]
 pub(crate) struct SettingsFlags {
-    /// A YAML file with cluster settings: podCidr, nodeMask, serviceCidr, dnsDomain, dnsAddress, tokenIssuer, nodePorts, featureGates.
+    /// A YAML file with cluster settings: podCidr, nodeMask, serviceCidr, dnsDomain, dnsAddress, tokenIssuer, nodePorts, externalIPs, featureGates.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// The addresses of all pods [default: 10.128.0.0/10].

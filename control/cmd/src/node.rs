@@ -77,6 +77,7 @@ pub(crate) async fn run(
         metrics: tandem_ingress::Metrics::new(&mut metrics),
         clock: Arc::new(SystemClock),
     };
+    let policy_metrics = tandem_net::policy::Metrics::new(&mut metrics);
     let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
     let mut tasks = JoinSet::new();
     let agent_shutdown = shutdown.clone();
@@ -92,7 +93,7 @@ pub(crate) async fn run(
     let Some(network) = *given else { bail!("the node has no pod addresses") };
     drop(given);
     let ranges = Allocator::open(&plan.directory.join(ADDRESSES_FILE), network)?;
-    let prepared = Network::prepare(network_config(&plan, ranges.ranges())).await?;
+    let prepared = Network::prepare(network_config(&plan, ranges.ranges(), policy_metrics)).await?;
     let serving = ipam::serve(&plan.directory.join(ADDRESS_SOCKET), ranges.clone(), shutdown.clone())?;
     tasks.spawn(async move {
         serving.await;
@@ -261,7 +262,7 @@ fn agent_config(
     }
 }
 
-fn network_config(plan: &Plan, pods: Ranges) -> tandem_net::node::Config {
+fn network_config(plan: &Plan, pods: Ranges, metrics: tandem_net::policy::Metrics) -> tandem_net::node::Config {
     tandem_net::node::Config {
         client: plan.client.clone(),
         node: plan.name.clone(),
@@ -273,5 +274,7 @@ fn network_config(plan: &Plan, pods: Ranges) -> tandem_net::node::Config {
         gateway_port: plan.member_everywhere.unwrap_or(API_PORT),
         forward_gateway: plan.member_everywhere.is_none(),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        metrics,
+        clock: Arc::new(SystemClock),
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 use tandem_api::{INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER};
 
 use crate::{
-    Cache, Change, Controller, Error, Input, Key, Store,
+    Cache, Change, Controller, Delta, Error, Input, Key, Store,
     action::{Action, Plan},
     object,
 };
@@ -45,10 +45,7 @@ impl Controller for Ingresses {
         match change {
             Change::Ingress(delta) => vec![delta.key()],
             Change::IngressClass(_) => cache.ingresses.keys(),
-            Change::Node(delta) => {
-                let address = |node: &Option<Arc<Node>>| node.as_ref().and_then(|node| address(node));
-                if address(&delta.old) == address(&delta.new) { Vec::new() } else { cache.ingresses.keys() }
-            }
+            Change::Node(delta) if moved(delta) => cache.ingresses.keys(),
             _ => Vec::new(),
         }
     }
@@ -64,13 +61,19 @@ impl Controller for Ingresses {
     }
 }
 
-fn class_of(ingress: &Ingress) -> Option<&str> {
+pub(crate) fn class_of(ingress: &Ingress) -> Option<&str> {
     let field = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
     field.or_else(|| object::annotation(&ingress.metadata, INGRESS_CLASS_ANNOTATION))
 }
 
+/// Whether another address leads to the node now, or none any more.
+pub(crate) fn moved(delta: &Delta<Node>) -> bool {
+    let address = |node: &Option<Arc<Node>>| node.as_ref().and_then(|node| address(node));
+    address(&delta.old) != address(&delta.new)
+}
+
 /// The address of a node that is ready: the one for outside, if it has one.
-fn address(node: &Node) -> Option<IpAddr> {
+pub(crate) fn address(node: &Node) -> Option<IpAddr> {
     let status = node.status.as_ref()?;
     let mut conditions = status.conditions.iter().flatten();
     if !conditions.any(|one| one.type_ == "Ready" && one.status == "True") || object::is_deleting(&node.metadata) {

@@ -3,6 +3,7 @@
 //! ```text
 //!  Services, EndpointSlices ──> rules (pure) ──> transaction (pure) ──> nft
 //!        │                 └──> dns::Zone ──> dns::Server on the cluster DNS address
+//!  NetworkPolicies, pods ──> policy rules (pure) ──> transaction (pure) ──> nft
 //!        └ Nodes ──> routes
 //!  pods, containerd ──> forward (gateway:6443, loopback) ──> any control-plane member
 //! ```
@@ -10,12 +11,16 @@
 //! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
 pub mod addresses;
+mod conntrack;
 pub mod dns;
 pub mod forward;
+mod health;
 pub mod ipam;
 pub mod links;
+mod nft;
 pub mod node;
-pub mod proxy;
+pub mod policy;
+mod proxy;
 pub mod rules;
 
 pub use addresses::Allocator;
@@ -23,7 +28,7 @@ pub use addresses::Allocator;
 /// Why the node's network could not be made as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("nftables refused the service rules: {why}")]
+    #[error("nftables refused the rules: {why}")]
     Rules { why: String },
     #[error("cannot set up the node's network: {0}")]
     Links(#[from] links::Error),

@@ -9,7 +9,8 @@ use std::{
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use tandem_api::Settings;
+use tandem_api::{Clock, Settings};
+use tandem_client::events::Recorder;
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
@@ -21,9 +22,9 @@ use crate::{
     Error,
     addresses::{Allocator, Ranges},
     dns::{self, Zone},
-    forward, ipam,
+    forward, health, ipam,
     links::{Links, NodeNetwork},
-    proxy,
+    policy, proxy,
 };
 
 /// Room for the header of an overlay below every link's 1,500 bytes.
@@ -58,6 +59,8 @@ pub struct Config {
     pub forward_gateway: bool,
     /// The text of the node's `resolv.conf`.
     pub resolv_conf: String,
+    pub metrics: policy::Metrics,
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Config {
@@ -119,10 +122,25 @@ impl Network {
             pod_cidr: config.settings.pod_cidr,
             api: (config.pods.gateway(), config.gateway_port),
             domain,
+            external_ips: config.settings.external_ips,
         };
+        let (health, asked) = watch::channel(health::Ports::new());
+        tasks.spawn(health::serve(asked, shutdown.clone()));
+        let (api, members) = watch::channel(Vec::new());
+        let policies = policy::Fixed {
+            node: config.node,
+            pod_cidr: config.settings.pod_cidr,
+            dns: config.settings.dns_address,
+            api: fixed.api,
+        };
+        let (recorder, events) = Recorder::start(config.client.clone(), "network-policy", config.clock);
+        let follower = policy::Follower::new(config.client.clone(), policies, members, config.metrics, recorder);
+        tasks.spawn(follower.run(shutdown.clone()));
+        let members = config.known.into_iter().chain([api]).collect();
         let result =
-            proxy::run(config.client, fixed, proxy::Published { zone, peers, members: config.known }, shutdown).await;
+            proxy::run(config.client, fixed, proxy::Published { zone, peers, health, members }, shutdown).await;
         while tasks.join_next().await.is_some() {}
+        events.abort();
         result
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -18,46 +17,49 @@ use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
         WatchStreamExt as _,
-        reflector::{self, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{io::AsyncWriteExt as _, process::Command, sync::watch, time::sleep};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error,
+    Error, conntrack,
     dns::Zone,
+    health::Ports,
+    nft,
     rules::{self, Ruleset, Snapshot},
 };
 
 /// Changes that come this close together become one transaction.
-const SETTLE: Duration = Duration::from_millis(10);
+pub(crate) const SETTLE: Duration = Duration::from_millis(10);
 /// How long to wait before the kernel is asked again after it refused a transaction.
-const RETRY: Duration = Duration::from_secs(1);
-const NFT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The Service that leads to the API server.
 const API_SERVICE: (&str, &str) = ("default", "kubernetes");
 
 /// What the driver turns the cluster's state into, beside the kernel's rules.
 #[derive(Debug)]
-pub struct Published {
+pub(crate) struct Published {
     pub zone: watch::Sender<Arc<Zone>>,
     /// The pod ranges of the other nodes, with the address of each.
     pub peers: watch::Sender<BTreeMap<Ipv4Net, Ipv4Addr>>,
-    /// Where the API server is reached, if anybody wants to know.
-    pub members: Option<watch::Sender<Vec<SocketAddr>>>,
+    pub health: watch::Sender<Ports>,
+    /// Where the API server is reached: for the policies, and for whoever else wants to know.
+    pub members: Vec<watch::Sender<Vec<SocketAddr>>>,
 }
 
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
-pub struct Fixed {
+pub(crate) struct Fixed {
     pub node: String,
     pub pod_cidr: Ipv4Net,
     pub api: (Ipv4Addr, u16),
     pub domain: String,
+    pub external_ips: bool,
 }
 
 struct Caches {
@@ -67,7 +69,7 @@ struct Caches {
 }
 
 /// Keeps the node's view of the network true until shutdown.
-pub async fn run(
+pub(crate) async fn run(
     client: kube::Client,
     fixed: Fixed,
     published: Published,
@@ -91,8 +93,10 @@ pub async fn run(
         if !caches.ready() {
             continue;
         }
-        let next = rules::rules(&caches.snapshot(&fixed));
-        while let Err(error) = apply(applied.as_ref(), &next).await {
+        let snapshot = caches.snapshot(&fixed);
+        let next = rules::rules(&snapshot);
+        let udp_changes = applied.as_ref().is_none_or(|applied| applied.datagrams != next.datagrams);
+        while let Err(error) = nft::apply(applied.as_ref(), &next).await {
             // What the kernel holds is unknown now: the next transaction builds the table anew.
             tracing::error!(%error, "the service rules could not be changed; Services may not answer on this node");
             applied = None;
@@ -101,8 +105,12 @@ pub async fn run(
                 () = shutdown.cancelled() => return Ok(()),
             }
         }
+        if udp_changes {
+            conntrack::forget(next.datagrams.clone()).await;
+        }
         applied = Some(next);
-        published.zone.send_replace(Arc::new(caches.zone(&fixed.domain)));
+        published.health.send_replace(rules::health(&snapshot));
+        published.zone.send_replace(Arc::new(caches.names(&fixed.domain)));
         let peers = caches.peers(&fixed.node);
         published.peers.send_if_modified(|current| {
             let changed = *current != peers;
@@ -110,16 +118,18 @@ pub async fn run(
             changed
         });
         // A Service without endpoints is one that nobody has filled yet: what was known before is better.
-        if let Some(told) = &published.members
-            && let members @ [_, ..] = &*members(&sorted(&caches.slices))
-        {
-            told.send_if_modified(|current| {
-                let changed = current != members;
-                *current = members.to_vec();
-                changed
-            });
+        if let members @ [_, ..] = &*members(&sorted(&caches.slices)) {
+            published.members.iter().for_each(|told| tell(told, members));
         }
     }
+}
+
+fn tell(told: &watch::Sender<Vec<SocketAddr>>, members: &[SocketAddr]) {
+    told.send_if_modified(|current| {
+        let changed = current != members;
+        *current = members.to_vec();
+        changed
+    });
 }
 
 /// Where the `kubernetes` Service leads: to every member of the control plane.
@@ -141,8 +151,8 @@ fn members(slices: &[EndpointSlice]) -> Vec<SocketAddr> {
 }
 
 /// Removes everything of ours from the kernel's packet filter.
-pub async fn remove() -> Result<(), Error> {
-    nft(&format!("add table {0}\ndelete table {0}\n", rules::TABLE)).await
+pub(crate) async fn remove() -> Result<(), Error> {
+    nft::run(&[rules::TABLE, rules::POLICY_TABLE].map(rules::removal).concat()).await
 }
 
 fn cache<K>(api: Api<K>) -> (Store<K>, BoxStream<'static, ()>)
@@ -183,12 +193,19 @@ impl Caches {
             node: fixed.node.clone(),
             pod_cidr: fixed.pod_cidr,
             api: Some(fixed.api),
+            zone: self.zone(&fixed.node),
+            external_ips: fixed.external_ips,
             services: sorted(&self.services),
             slices: sorted(&self.slices),
         }
     }
 
-    fn zone(&self, domain: &str) -> Zone {
+    fn zone(&self, node: &str) -> Option<String> {
+        let node = self.nodes.get(&ObjectRef::new(node))?;
+        node.labels().get("topology.kubernetes.io/zone").cloned()
+    }
+
+    fn names(&self, domain: &str) -> Zone {
         Zone::new(domain, &sorted(&self.services), &sorted(&self.slices))
     }
 
@@ -220,38 +237,4 @@ fn peer(node: &Node) -> Option<(Ipv4Net, Ipv4Addr)> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let internal = addresses.iter().find(|address| address.type_ == "InternalIP")?;
     Some((range, internal.address.parse().ok()?))
-}
-
-async fn apply(old: Option<&Ruleset>, new: &Ruleset) -> Result<(), Error> {
-    let script = rules::transaction(old, new);
-    if script.is_empty() {
-        return Ok(());
-    }
-    tracing::debug!(bytes = script.len(), whole = old.is_none(), "change the service rules");
-    nft(&script).await
-}
-
-/// Gives a script to `nft`, which makes one transaction of it.
-async fn nft(script: &str) -> Result<(), Error> {
-    let failed = |why: String| Error::Rules { why };
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(format!("cannot run nft ({error}): install the package nftables")))?;
-    let Some(mut stdin) = child.stdin.take() else { return Err(failed("nft has no standard input".to_owned())) };
-    stdin.write_all(script.as_bytes()).await.map_err(|error| failed(error.to_string()))?;
-    drop(stdin);
-    let output = tokio::time::timeout(NFT_TIMEOUT, child.wait_with_output())
-        .await
-        .map_err(|_| failed("nft does not answer".to_owned()))?
-        .map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(failed(text.lines().take(3).collect::<Vec<_>>().join("; ")))
 }

@@ -23,6 +23,9 @@ pub struct Settings {
     /// The Kubernetes minor release that is served.
     pub kubernetes_minor: u32,
     pub feature_gates: BTreeMap<String, bool>,
+    /// Whether Services may have `externalIPs`: who may write a Service could take over any address with them.
+    #[serde(rename = "externalIPs", skip_serializing_if = "std::ops::Not::not")]
+    pub external_ips: bool,
 }
 
 impl Default for Settings {
@@ -37,6 +40,7 @@ impl Default for Settings {
             node_ports: (30000, 32767),
             kubernetes_minor: crate::KUBERNETES_MINOR,
             feature_gates: BTreeMap::new(),
+            external_ips: false,
         }
     }
 }

@@ -15,6 +15,7 @@ const CLAIM_VERSION: &str = "tandem.dev/claim";
 /// The low end of each range is left to those who ask for a certain address or port (KEP-3070, KEP-3668).
 const STATIC_ADDRESSES: u32 = 256;
 const STATIC_PORTS: u32 = 86;
+const HEALTH_PORT: &[&str] = &["spec", "healthCheckNodePort"];
 
 /// What a Service holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,9 +34,7 @@ impl Held {
         let port = |port: &Value| port.get("nodePort").and_then(Value::as_i64).filter(|port| *port > 0);
         let mut ports: HashSet<String> =
             service.array_at(&["spec", "ports"]).iter().filter_map(port).map(|port| port.to_string()).collect();
-        ports.extend(
-            service.i64_at(&["spec", "healthCheckNodePort"]).filter(|port| *port > 0).map(|port| port.to_string()),
-        );
+        ports.extend(service.i64_at(HEALTH_PORT).filter(|port| *port > 0).map(|port| port.to_string()));
         Held { addresses, ports }
     }
 
@@ -62,6 +61,11 @@ fn wants_ports(service: &Object) -> bool {
     }
 }
 
+/// Where a load balancer asks which nodes have endpoints, when only those serve.
+fn wants_health_port(service: &Object) -> bool {
+    service_type(service) == "LoadBalancer" && service.str_at(&["spec", "externalTrafficPolicy"]) == Some("Local")
+}
+
 /// What an update leaves out of the allocated values stays as it was; what the new type has no use for goes.
 pub(super) fn keep(service: &mut Object, old: &Object) {
     if service_type(service) == "ExternalName" {
@@ -76,6 +80,13 @@ pub(super) fn keep(service: &mut Object, old: &Object) {
                 service.set(&["spec", kept], value.clone());
             }
         }
+    }
+    if !wants_health_port(service) {
+        service.remove(HEALTH_PORT);
+    } else if service.i64_at(HEALTH_PORT).unwrap_or_default() == 0
+        && let Some(port) = old.at(HEALTH_PORT)
+    {
+        service.set(HEALTH_PORT, port.clone());
     }
     let number = |port: &Value| port.get("nodePort").and_then(Value::as_i64).unwrap_or_default();
     let named = |port: &Value| {
@@ -214,18 +225,35 @@ async fn ports(core: &Core, service: &mut Object, before: &Held) -> Result<(), A
         .collect();
     for (at, number) in asked.iter().filter(|(_, number)| *number != 0) {
         if !before.ports.contains(&number.to_string()) {
-            check_port(core, service, *at, *number).await?;
+            check_port(core, service, format!("spec.ports[{at}].nodePort"), *number).await?;
         }
     }
-    if !wants_ports(service) || asked.iter().all(|(_, number)| *number != 0) {
+    let health = service.i64_at(HEALTH_PORT).filter(|port| *port > 0);
+    if let Some(port) = health
+        && !before.ports.contains(&port.to_string())
+    {
+        check_port(core, service, HEALTH_PORT.join("."), port).await?;
+    }
+    let needs_health = health.is_none() && wants_health_port(service);
+    let needs_ports = wants_ports(service) && asked.iter().any(|(_, number)| *number == 0);
+    if !needs_health && !needs_ports {
         return Ok(());
     }
     let mut taken = names(core, PORTS).await?;
     taken.extend(asked.iter().map(|(_, number)| number.to_string()));
-    for (at, _) in asked.iter().filter(|(_, number)| *number == 0) {
+    taken.extend(health.map(|port| port.to_string()));
+    let mut free = || {
         let port = free_port(&core.settings, core.entropy.as_ref(), &taken)
             .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))?;
         taken.insert(port.to_string());
+        Ok::<u32, ApiError>(port)
+    };
+    if needs_health {
+        let port = free()?;
+        service.set(HEALTH_PORT, port);
+    }
+    for (at, _) in asked.iter().filter(|(_, number)| needs_ports && *number == 0) {
+        let port = free()?;
         if let Some(slot) = service.at_mut(&["spec", "ports"]).and_then(|ports| ports.get_mut(at)) {
             slot["nodePort"] = port.into();
         }
@@ -233,9 +261,8 @@ async fn ports(core: &Core, service: &mut Object, before: &Held) -> Result<(), A
     Ok(())
 }
 
-async fn check_port(core: &Core, service: &Object, at: usize, number: i64) -> Result<(), ApiError> {
-    let refuse =
-        |why: String| invalid(service, format!("spec.ports[{at}].nodePort"), format!("Invalid value: {number}: {why}"));
+async fn check_port(core: &Core, service: &Object, field: String, number: i64) -> Result<(), ApiError> {
+    let refuse = |why: String| invalid(service, field.clone(), format!("Invalid value: {number}: {why}"));
     let (first, last) = core.settings.node_ports;
     if number < i64::from(first) || number > i64::from(last) {
         let range = format!("The range of valid ports is {first}-{last}");

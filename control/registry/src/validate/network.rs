@@ -9,7 +9,7 @@ use super::{IMMUTABLE, Problems, spec};
 use crate::json::{Fields, FieldsExt};
 
 const IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-const CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+pub(super) const CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 
 pub(crate) fn check_ip(text: &str, path: &str, problems: &mut Problems) {
     if text.parse::<IpAddr>().is_err() {

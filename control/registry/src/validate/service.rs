@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde_json::{Value, json};
 use tandem_api::{Cause, Object};
 
-use super::{Problems, network::check_ip, port_name, spec};
+use super::{
+    Problems,
+    network::{CIDR, check_ip},
+    port_name, spec,
+};
 use crate::json::{Fields, FieldsExt};
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
@@ -37,6 +41,14 @@ pub(crate) fn service(object: &Object, old: Option<&Object>) -> Vec<Cause> {
     check_traffic(&spec, &mut problems);
     for (at, ip) in spec.list("externalIPs").iter().filter_map(Value::as_str).enumerate() {
         check_ip(ip, &format!("spec.externalIPs[{at}]"), &mut problems);
+    }
+    for (at, range) in spec.list("loadBalancerSourceRanges").iter().filter_map(Value::as_str).enumerate() {
+        let path = format!("spec.loadBalancerSourceRanges[{at}]");
+        if kind != "LoadBalancer" {
+            problems.forbidden(path, "may only be used when `type` is 'LoadBalancer'");
+        } else if range.trim().parse::<ipnet::IpNet>().is_err() {
+            problems.invalid(path, range, CIDR);
+        }
     }
     let cluster_ip = spec.text("clusterIP");
     if !matches!(cluster_ip, "" | HEADLESS) {

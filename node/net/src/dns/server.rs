@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -9,7 +10,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record as Resource, RecordType,
-        rdata::{A, CNAME, PTR, SOA, SRV},
+        rdata::{A, CNAME, PTR, SOA, SRV, TXT},
     },
 };
 use tokio::{
@@ -31,6 +32,8 @@ const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// Questions that are being answered at once, over all clients; more are dropped and asked again by their resolver.
 const QUERIES_MAX: usize = 1024;
 const CONNECTIONS_MAX: usize = 256;
+/// Aliases that lead to each other within the cluster.
+const ALIASES_MAX: usize = 8;
 /// What fits into a UDP answer where the client offers no more (RFC 1035, 4.2.1), and what we offer (RFC 9715).
 const UDP_BYTES: u16 = 512;
 const UDP_BYTES_MAX: u16 = 1232;
@@ -221,39 +224,55 @@ fn local(zone: &Zone, question: &Message) -> Local {
     if question.metadata.op_code != OpCode::Query || query.query_class != DNSClass::IN {
         return Local::Answer(Box::new(failure(question, ResponseCode::NotImp)));
     }
-    let name = query.name.to_ascii();
     let mut response = failure(question, ResponseCode::NoError);
     response.metadata.authoritative = true;
-    match zone.answer(&name) {
-        Answer::Elsewhere => return Local::Elsewhere,
-        Answer::NoSuchName => response.metadata.response_code = ResponseCode::NXDomain,
-        Answer::Pod(address) => {
-            if query.query_type == RecordType::A {
-                response.add_answer(resource(&query.name, RData::A(A(address))));
-            }
-        }
-        Answer::Records(records) => {
-            for record in records {
-                let Some(data) = data(record) else { continue };
-                if let (Record::Alias(target), true) = (record, query.query_type != RecordType::CNAME) {
-                    response.add_answer(resource(&query.name, data));
-                    return match zone.answer(target) {
-                        Answer::Elsewhere => Local::Alias(Box::new(response), target.clone()),
-                        _ => Local::Answer(Box::new(response)),
-                    };
-                }
-                if data.record_type() == query.query_type || query.query_type == RecordType::ANY {
-                    response.add_answer(resource(&query.name, data));
+    let mut owner = query.name.clone();
+    // An alias is completed with what it leads to, which many resolvers rely on.
+    for _ in 0..ALIASES_MAX {
+        let name = owner.to_ascii();
+        match zone.answer(&name) {
+            Answer::Elsewhere if response.answers.is_empty() => return Local::Elsewhere,
+            Answer::Elsewhere => return Local::Alias(Box::new(response), name),
+            Answer::NoSuchName => response.metadata.response_code = ResponseCode::NXDomain,
+            Answer::Pod(address) => {
+                if query.query_type == RecordType::A {
+                    response.add_answer(resource(&owner, RData::A(A(address))));
                 }
             }
+            Answer::Records(records) => {
+                let alias = records.iter().find(|record| matches!(record, Record::Alias(_)));
+                if let Some(RData::CNAME(target)) = alias.and_then(data)
+                    && query.query_type != RecordType::CNAME
+                {
+                    response.add_answer(resource(&owner, RData::CNAME(target.clone())));
+                    owner = target.0;
+                    continue;
+                }
+                response.add_answers(matching(&owner, records, query.query_type));
+            }
         }
+        break;
     }
     if response.answers.is_empty()
         && let Some(authority) = authority(zone)
     {
-        response.add_authority(authority);
+        if query.query_type == RecordType::SOA && authority.name == query.name {
+            response.add_answer(authority);
+        } else {
+            response.add_authority(authority);
+        }
     }
     Local::Answer(Box::new(response))
+}
+
+/// The records of a type, in another order each time: many clients take the first.
+fn matching(owner: &Name, records: &BTreeSet<Record>, wanted: RecordType) -> Vec<Resource> {
+    let all = records.iter().filter_map(data);
+    let matching = all.filter(|data| data.record_type() == wanted || wanted == RecordType::ANY);
+    let mut matching: Vec<Resource> = matching.map(|data| resource(owner, data)).collect();
+    let first = if matching.is_empty() { 0 } else { rand::random_range(0..matching.len()) };
+    matching.rotate_left(first);
+    matching
 }
 
 fn failure(question: &Message, code: ResponseCode) -> Message {
@@ -270,6 +289,7 @@ fn data(record: &Record) -> Option<RData> {
         Record::Address(address) => RData::A(A(*address)),
         Record::Alias(target) => RData::CNAME(CNAME(absolute(target)?)),
         Record::Pointer(target) => RData::PTR(PTR(absolute(target)?)),
+        Record::Text(text) => RData::TXT(TXT::new(vec![text.clone()])),
         Record::Service { port, target } => RData::SRV(SRV::new(0, 100, *port, absolute(target)?)),
     })
 }
@@ -314,7 +334,32 @@ mod tests {
             spec: Some(ServiceSpec { cluster_ip: Some("10.96.0.5".into()), ..ServiceSpec::default() }),
             ..Service::default()
         };
-        Arc::new(Zone::new("cluster.local", &[web], &[]))
+        let alias = |name: &str, target: &str| {
+            let mut service = web.clone();
+            service.metadata.name = Some(name.into());
+            service.spec = Some(ServiceSpec {
+                type_: Some("ExternalName".into()),
+                external_name: Some(target.into()),
+                ..ServiceSpec::default()
+            });
+            service
+        };
+        let near = alias("near", "web.a.svc.cluster.local");
+        let round = alias("round", "round.a.svc.cluster.local");
+        Arc::new(Zone::new("cluster.local", &[near, round, web], &[]))
+    }
+
+    #[test]
+    fn aliases_within_the_cluster_are_completed() {
+        let ask = |name: &str, kind| match local(&zone(), &question(name, kind)) {
+            Local::Answer(response) => response.answers.iter().map(|one| one.data.to_string()).collect::<Vec<_>>(),
+            Local::Alias(..) | Local::Elsewhere => panic!("{name} is the cluster's"),
+        };
+        assert_eq!(ask("near.a.svc.cluster.local", RecordType::A), ["web.a.svc.cluster.local.", "10.96.0.5"]);
+        assert_eq!(ask("near.a.svc.cluster.local", RecordType::CNAME), ["web.a.svc.cluster.local."]);
+        assert_eq!(ask("round.a.svc.cluster.local", RecordType::A).len(), ALIASES_MAX, "it ends");
+        assert_eq!(ask("cluster.local", RecordType::SOA).len(), 1);
+        assert_eq!(ask("dns-version.cluster.local", RecordType::TXT), ["1.1.0"]);
     }
 
     fn question(name: &str, kind: RecordType) -> Message {

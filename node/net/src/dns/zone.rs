@@ -8,6 +8,8 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointSlice},
 };
 
+/// The version of the specification that the names follow, under `dns-version`.
+const SPECIFICATION: &str = "1.1.0";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// A resource record's data; its owner is the name that it is filed under.
@@ -17,6 +19,7 @@ pub enum Record {
     Service { port: u16, target: String },
     Alias(String),
     Pointer(String),
+    Text(String),
 }
 
 /// What the cluster knows of a name.
@@ -43,6 +46,8 @@ pub struct Zone {
 impl Zone {
     pub fn new(domain: &str, services: &[Service], slices: &[EndpointSlice]) -> Zone {
         let mut zone = Zone { domain: domain.to_ascii_lowercase(), ..Zone::default() };
+        let version = format!("dns-version.{}", zone.domain);
+        zone.insert(&version, Record::Text(SPECIFICATION.to_owned()));
         for service in services {
             zone.add(service, slices);
         }
@@ -100,7 +105,7 @@ impl Zone {
     /// A Service without an address of its own stands for its endpoints.
     fn add_headless(&mut self, service: &Service, owner: &str, slices: &[EndpointSlice]) {
         // The name exists even while nothing is ready behind it.
-        self.records.entry(owner.to_owned()).or_default();
+        self.exists(owner);
         let all = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
         for slice in slices.iter().filter(|slice| belongs(slice, service)) {
             for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| all || is_ready(endpoint)) {
@@ -127,7 +132,18 @@ impl Zone {
     }
 
     fn insert(&mut self, name: &str, record: Record) {
-        self.records.entry(name.to_ascii_lowercase()).or_default().insert(record);
+        let name = name.to_ascii_lowercase();
+        self.exists(&name);
+        self.records.entry(name).or_default().insert(record);
+    }
+
+    /// A name exists also where it has no records, and so do those that it is below (RFC 8020).
+    fn exists(&mut self, name: &str) {
+        let mut rest = Some(name);
+        while let Some(name) = rest.filter(|name| !self.records.contains_key(*name)) {
+            self.records.insert(name.to_owned(), BTreeSet::new());
+            rest = name.split_once('.').map(|(_, parent)| parent).filter(|parent| parent.ends_with(&self.domain));
+        }
     }
 }
 
@@ -213,6 +229,12 @@ mod tests {
         let name = "_http._tcp.db.shop.svc.cluster.local";
         assert_eq!(records(name), [Record::Service { port: 5432, target: target.clone() }]);
         assert_eq!(records("9.0.128.10.in-addr.arpa"), [Record::Pointer(target)]);
+        assert_eq!(records("dns-version.cluster.local"), [Record::Text("1.1.0".into())]);
+        for parent in
+            ["cluster.local", "svc.cluster.local", "shop.svc.cluster.local", "_tcp.web.shop.svc.cluster.local"]
+        {
+            assert_eq!(records(parent), [], "{parent} exists and has nothing");
+        }
     }
 
     #[test]
@@ -223,6 +245,8 @@ mod tests {
         assert_eq!(zone.answer("10-128-0-3.shop.pod.cluster.local"), Answer::Pod("10.128.0.3".parse().unwrap()));
         assert_eq!(zone.answer("10-128-0-3.nowhere.pod.cluster.local"), Answer::NoSuchName);
         assert_eq!(zone.answer("x-y.shop.pod.cluster.local"), Answer::NoSuchName);
-        assert_eq!(zone.answer("example.org"), Answer::Elsewhere);
+        for other in ["example.org", "local", "arpa", "10.in-addr.arpa"] {
+            assert_eq!(zone.answer(other), Answer::Elsewhere, "{other}");
+        }
     }
 }

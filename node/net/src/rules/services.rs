@@ -1,18 +1,17 @@
-use std::{
-    collections::BTreeSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServicePort},
+        core::v1::{Service, ServicePort, ServiceSpec},
         discovery::v1::{Endpoint, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{MASQUERADE_MARK, Ruleset, Snapshot};
+use crate::health::Health;
+
+use super::{MASQUERADE_MARK, Ruleset, Snapshot, hashed};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// How long a client stays with an endpoint where the Service does not say (`service.spec.sessionAffinityConfig`).
@@ -24,10 +23,11 @@ struct Target {
     port: u16,
 }
 
-/// The endpoints of one Service port: all of them, and those on this node.
+/// The endpoints of one Service port: all of them, those in this node's zone, and those on this node.
 #[derive(Debug, Default)]
 struct Targets {
     cluster: BTreeSet<Target>,
+    zone: BTreeSet<Target>,
     local: BTreeSet<Target>,
 }
 
@@ -38,39 +38,147 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
         return;
     }
     let cluster_ips = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
-    let load_balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = load_balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
-    let external_ips = addresses(ingress.filter_map(|ingress| ingress.ip.as_ref()));
+    let balancers = balancers(service, spec);
+    let external_ips = addresses(spec.external_ips.iter().flatten().filter(|_| snapshot.external_ips));
     for port in spec.ports.iter().flatten() {
         let all = targets(snapshot, service, port);
         let internal = if spec.internal_traffic_policy.as_deref() == Some("Local") { &all.local } else { &all.cluster };
-        let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
-        let external = if local_only { &all.local } else { &all.cluster };
+        let internal = nearest(snapshot, spec, internal, &all);
         let affinity = affinity_seconds(service);
+        if protocol(port) == "udp" {
+            let outside = balancers.union(&external_ips).copied().collect();
+            datagrams(ruleset, port, (&cluster_ips, internal), (&outside, &all.cluster));
+        }
         let chain = chain_name(service, port, "svc");
         let balanced = balance(ruleset, &chain, internal, port, affinity);
         for address in &cluster_ips {
-            let key = format!("{address} . {} . {}", protocol(port), port.port);
-            dispatch(ruleset, Map::Address, key, &chain, balanced);
+            dispatch(ruleset, Map::Address, address_key(*address, port), &chain, balanced);
         }
-        if port.node_port.is_none() && external_ips.is_empty() {
+        if port.node_port.is_none() && balancers.is_empty() && external_ips.is_empty() {
             continue;
         }
         let outside = chain_name(service, port, "ext");
-        let balanced = balance(ruleset, &outside, external, port, affinity);
-        if balanced && !local_only {
-            let mark = format!("meta mark set meta mark | {MASQUERADE_MARK}");
+        let balanced = if spec.external_traffic_policy.as_deref() == Some("Local") {
+            local_only(ruleset, snapshot, (&outside, service), &all, port)
+        } else {
+            let balanced = balance(ruleset, &outside, &all.cluster, port, affinity);
             if let Some(rules) = ruleset.chains.get_mut(&outside) {
-                rules.insert(0, mark);
+                rules.insert(0, masquerade());
             }
-        }
+            balanced
+        };
         for address in &external_ips {
-            let key = format!("{address} . {} . {}", protocol(port), port.port);
-            dispatch(ruleset, Map::Address, key, &outside, balanced);
+            dispatch(ruleset, Map::Address, address_key(*address, port), &outside, balanced);
         }
         if let Some(node_port) = port.node_port {
             dispatch(ruleset, Map::NodePort, format!("{} . {node_port}", protocol(port)), &outside, balanced);
         }
+        let balancer = if balanced { allowed_sources(ruleset, service, port, &outside) } else { outside };
+        for address in &balancers {
+            dispatch(ruleset, Map::Address, address_key(*address, port), &balancer, balanced);
+        }
+    }
+}
+
+type Way<'a> = (&'a BTreeSet<Ipv4Addr>, &'a BTreeSet<Target>);
+
+fn datagrams(ruleset: &mut Ruleset, port: &ServicePort, inside: Way<'_>, outside: Way<'_>) {
+    let ends = |targets: &BTreeSet<Target>| targets.iter().map(|target| (target.address, target.port)).collect();
+    let Ok(number) = u16::try_from(port.port) else { return };
+    for (addresses, targets) in [inside, outside] {
+        let known = addresses.iter().map(|address| ((*address, number), ends(targets)));
+        ruleset.datagrams.addresses.extend(known);
+    }
+    let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
+    ruleset.datagrams.node_ports.extend(node_port.map(|port| (port, ends(outside.1))));
+}
+
+/// What the load balancer of a Service that stays local is told, and on which port.
+pub(super) fn health(snapshot: &Snapshot, service: &Service) -> Option<(u16, Health)> {
+    let spec = service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"))?;
+    let port = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)?;
+    let targets = spec.ports.iter().flatten().flat_map(|port| targets(snapshot, service, port).local);
+    let addresses: BTreeSet<Ipv4Addr> = targets.map(|target| target.address).collect();
+    let (namespace, name) = (service.metadata.namespace.clone()?, service.metadata.name.clone()?);
+    Some((port, Health { namespace, name, local_endpoints: addresses.len() }))
+}
+
+fn address_key(address: Ipv4Addr, port: &ServicePort) -> String {
+    format!("{address} . {} . {}", protocol(port), port.port)
+}
+
+fn masquerade() -> String {
+    format!("meta mark set meta mark | {MASQUERADE_MARK}")
+}
+
+/// The addresses of its load balancer that lead here rather than to another proxy.
+fn balancers(service: &Service, spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return BTreeSet::new();
+    }
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    let here = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    addresses(here.filter_map(|ingress| ingress.ip.as_ref()))
+}
+
+/// The chain for `externalTrafficPolicy: Local`: from outside only to this node's endpoints, whose clients keep their
+/// address; pods and the node itself, which are inside, go anywhere.
+fn local_only(
+    ruleset: &mut Ruleset,
+    snapshot: &Snapshot,
+    (chain, service): (&str, &Service),
+    all: &Targets,
+    port: &ServicePort,
+) -> bool {
+    let anywhere = chain_name(service, port, "any");
+    let affinity = affinity_seconds(service);
+    if !balance(ruleset, &anywhere, &all.cluster, port, affinity) {
+        return false;
+    }
+    let inside = vec![
+        format!("ip saddr {} goto {anywhere}", snapshot.pod_cidr),
+        format!("fib saddr type local {} goto {anywhere}", masquerade()),
+    ];
+    if !balance(ruleset, chain, &all.local, port, affinity) {
+        ruleset.chains.insert(chain.to_owned(), vec!["drop".to_owned()]);
+    }
+    if let Some(rules) = ruleset.chains.get_mut(chain) {
+        rules.splice(0..0, inside);
+    }
+    true
+}
+
+/// The chain of a load balancer's addresses: those who may come go on to `next` (`spec.loadBalancerSourceRanges`).
+fn allowed_sources(ruleset: &mut Ruleset, service: &Service, port: &ServicePort, next: &str) -> String {
+    let ranges = service.spec.as_ref().and_then(|spec| spec.load_balancer_source_ranges.as_ref());
+    let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty()) else { return next.to_owned() };
+    let parsed: Vec<Ipv4Net> = ranges.iter().filter_map(|range| range.trim().parse().ok()).collect();
+    let parsed = Ipv4Net::aggregate(&parsed);
+    let mut rules = Vec::new();
+    if !parsed.is_empty() {
+        let ranges: Vec<String> = parsed.iter().map(|range| range.trunc().to_string()).collect();
+        rules.push(format!("ip saddr {{ {} }} goto {next}", ranges.join(", ")));
+    }
+    rules.extend([format!("fib saddr type local goto {next}"), "drop".to_owned()]);
+    let chain = chain_name(service, port, "src");
+    ruleset.chains.insert(chain.clone(), rules);
+    chain
+}
+
+/// Those that are near, where the Service prefers them and there are any (`spec.trafficDistribution`).
+fn nearest<'a>(
+    snapshot: &Snapshot,
+    spec: &ServiceSpec,
+    among: &'a BTreeSet<Target>,
+    all: &'a Targets,
+) -> &'a BTreeSet<Target> {
+    let in_zone = if snapshot.zone.is_some() && !all.zone.is_empty() { &all.zone } else { among };
+    match spec.traffic_distribution.as_deref() {
+        _ if spec.internal_traffic_policy.as_deref() == Some("Local") => among,
+        Some("PreferSameNode") if !all.local.is_empty() => &all.local,
+        Some("PreferSameNode" | "PreferSameZone" | "PreferClose") => in_zone,
+        _ => among,
     }
 }
 
@@ -81,13 +189,13 @@ enum Map {
 
 fn dispatch(ruleset: &mut Ruleset, map: Map, key: String, chain: &str, balanced: bool) {
     let (served, refused) = match map {
-        Map::Address => (&mut ruleset.services, &mut ruleset.no_endpoints),
-        Map::NodePort => (&mut ruleset.node_ports, &mut ruleset.no_node_endpoints),
+        Map::Address => ("services", "no_endpoints"),
+        Map::NodePort => ("nodeports", "no_node_endpoints"),
     };
     if balanced {
-        served.insert(key, format!("goto {chain}"));
+        ruleset.insert(served, key, format!("goto {chain}"));
     } else {
-        refused.insert(key, String::new());
+        ruleset.insert(refused, key, "");
     }
 }
 
@@ -103,7 +211,7 @@ fn balance(
         return false;
     }
     for target in targets {
-        ruleset.hairpins.insert(format!("{0} . {0}", target.address), String::new());
+        ruleset.insert("hairpins", format!("{0} . {0}", target.address), "");
     }
     let protocol = protocol(port);
     let rules = match affinity {
@@ -127,7 +235,7 @@ fn sticky(ruleset: &mut Ruleset, chain: &str, targets: &BTreeSet<Target>, protoc
     let (mut remembered, mut choices) = (Vec::new(), Vec::new());
     for (index, Target { address, port }) in targets.iter().enumerate() {
         let name = format!("{chain}-{}-{port}", address.to_string().replace('.', "-"));
-        ruleset.affinity_sets.insert(name.clone(), seconds);
+        ruleset.declare("set", name.clone(), "type ipv4_addr; flags timeout;");
         let update = format!("update @{name} {{ ip saddr timeout {seconds}s }}");
         ruleset.chains.insert(name.clone(), vec![update, format!("meta l4proto {protocol} dnat to {address}:{port}")]);
         remembered.push(format!("ip saddr @{name} goto {name}"));
@@ -143,7 +251,7 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
         && service.metadata.name.as_deref() == Some("kubernetes");
     if let Some((address, port)) = snapshot.api.filter(|_| is_api) {
         let one = BTreeSet::from([Target { address, port }]);
-        return Targets { cluster: one.clone(), local: one };
+        return Targets { cluster: one.clone(), zone: one.clone(), local: one };
     }
     let mut ready = Targets::default();
     let mut terminating = Targets::default();
@@ -158,6 +266,9 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
             let found = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
             for target in found.map(|address| Target { address, port: number }) {
                 into.cluster.insert(target);
+                if endpoint.zone.is_some() && endpoint.zone == snapshot.zone {
+                    into.zone.insert(target);
+                }
                 if endpoint.node_name.as_deref() == Some(snapshot.node.as_str()) {
                     into.local.insert(target);
                 }
@@ -167,6 +278,7 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
     // KEP-1669: endpoints that end serve on only where no other is left.
     Targets {
         cluster: if ready.cluster.is_empty() { terminating.cluster } else { ready.cluster },
+        zone: ready.zone,
         local: if ready.local.is_empty() { terminating.local } else { ready.local },
     }
 }
@@ -234,8 +346,7 @@ fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<Ipv4Addr> 
 /// nftables names chains with letters, digits and `-_/`; a hash keeps them short, the name keeps them readable.
 fn chain_name(service: &Service, port: &ServicePort, kind: &str) -> String {
     let (namespace, name) = (&service.metadata.namespace, &service.metadata.name);
-    let mut hasher = DefaultHasher::new();
-    (namespace, name, port.port, protocol(port)).hash(&mut hasher);
+    let hash = hashed((namespace, name, port.port, protocol(port)));
     let readable: String = name.as_deref().unwrap_or_default().chars().take(40).collect();
-    format!("{kind}-{:08x}-{}", hasher.finish() as u32, readable.replace('.', "-"))
+    format!("{kind}-{hash}-{}", readable.replace('.', "-"))
 }

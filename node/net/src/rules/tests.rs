@@ -54,6 +54,8 @@ fn snapshot(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Snapshot {
         node: "n1".into(),
         pod_cidr: "10.128.0.0/10".parse().unwrap(),
         api: Some(("10.128.0.1".parse().unwrap(), 6443)),
+        zone: Some("z1".into()),
+        external_ips: false,
         services,
         slices,
     }
@@ -74,15 +76,15 @@ fn a_service_is_spread_over_its_ready_endpoints() {
         &before,
         &after,
         expect![[r#"
-        add chain ip tandem ext-5c771066-web
-        add chain ip tandem svc-5c771066-web
-        add rule ip tandem ext-5c771066-web meta mark set meta mark | 0x4000
-        add rule ip tandem ext-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
-        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
-        add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-5c771066-web }
-        add element ip tandem nodeports { tcp . 30080 : goto ext-5c771066-web }
-        add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
-    "#]],
+            add chain ip tandem ext-23bb61fe5c771066-web
+            add chain ip tandem svc-23bb61fe5c771066-web
+            add rule ip tandem ext-23bb61fe5c771066-web meta mark set meta mark | 0x4000
+            add rule ip tandem ext-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+            add rule ip tandem svc-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+            add element ip tandem hairpins { 10.128.0.2 . 10.128.0.2, 10.128.0.3 . 10.128.0.3 }
+            add element ip tandem nodeports { tcp . 30080 : goto ext-23bb61fe5c771066-web }
+            add element ip tandem services { 10.96.0.5 . tcp . 80 : goto svc-23bb61fe5c771066-web }
+        "#]],
     );
 }
 
@@ -95,10 +97,10 @@ fn a_change_costs_what_changed() {
         &before,
         &after,
         expect![[r#"
-        flush chain ip tandem svc-5c771066-web
-        add rule ip tandem svc-5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
-        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
-    "#]],
+            flush chain ip tandem svc-23bb61fe5c771066-web
+            add rule ip tandem svc-23bb61fe5c771066-web meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
+            delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+        "#]],
     );
     check(&after, &after, expect![""]);
 }
@@ -112,12 +114,12 @@ fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
         &served,
         &empty,
         expect![[r#"
-        delete element ip tandem services { 10.96.0.5 . tcp . 80 }
-        add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
-        delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
-        flush chain ip tandem svc-5c771066-web
-        delete chain ip tandem svc-5c771066-web
-    "#]],
+            delete element ip tandem hairpins { 10.128.0.2 . 10.128.0.2 }
+            add element ip tandem no_endpoints { 10.96.0.5 . tcp . 80 }
+            delete element ip tandem services { 10.96.0.5 . tcp . 80 }
+            flush chain ip tandem svc-23bb61fe5c771066-web
+            delete chain ip tandem svc-23bb61fe5c771066-web
+        "#]],
     );
     check(
         &empty,
@@ -132,18 +134,103 @@ fn a_service_without_endpoints_is_refused_and_a_deleted_one_is_gone() {
 fn endpoints_that_end_serve_on_where_no_other_is_left() {
     let web = service("web", "10.96.0.5", None);
     let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:terminating")]));
-    assert_eq!(ruleset.services.len(), 1);
+    assert_eq!(ruleset.keys("services").len(), 1);
+}
+
+fn changed(service: Service, change: impl FnOnce(&mut ServiceSpec)) -> Service {
+    let mut service = service;
+    change(service.spec.get_or_insert_default());
+    service
+}
+
+/// The chains that these endpoints of one Service become.
+fn chains(service: Service, endpoints: &str, expected: Expect) {
+    let ruleset = rules(&snapshot(vec![service], vec![slice("web", endpoints)]));
+    let shown = ruleset.chains.iter().filter(|(name, _)| *name != "dispatch");
+    let shown = shown.flat_map(|(name, rules)| rules.iter().map(move |rule| format!("{}: {rule}\n", &name[..3])));
+    expected.assert_eq(&shown.collect::<String>());
 }
 
 #[test]
 fn local_policies_keep_to_the_node() {
-    let mut web = service("web", "10.96.0.5", Some(30080));
-    if let Some(spec) = &mut web.spec {
-        spec.external_traffic_policy = Some("Local".into());
-    }
-    let ruleset = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:ready")]));
-    assert_eq!(ruleset.services.len(), 1);
-    assert_eq!(ruleset.no_node_endpoints.keys().collect::<Vec<_>>(), ["tcp . 30080"]);
+    let web =
+        changed(service("web", "10.96.0.5", Some(30080)), |spec| spec.external_traffic_policy = Some("Local".into()));
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready 10.128.0.3@n2:ready",
+        expect![[r#"
+        any: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+        ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
+        ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
+        ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.128.0.2 . 8080, 1 : 10.128.0.3 . 8080 }
+    "#]],
+    );
+    chains(
+        web.clone(),
+        "10.128.0.2@n2:ready",
+        expect![[r#"
+        any: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        ext: ip saddr 10.128.0.0/10 goto any-23bb61fe5c771066-web
+        ext: fib saddr type local meta mark set meta mark | 0x4000 goto any-23bb61fe5c771066-web
+        ext: drop
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]],
+    );
+    let nobody = rules(&snapshot(vec![web], vec![slice("web", "10.128.0.2@n2:not")]));
+    assert_eq!(nobody.keys("no_node_endpoints"), ["tcp . 30080"]);
+}
+
+#[test]
+fn near_endpoints_are_preferred_where_the_service_says_so() {
+    let web =
+        changed(service("web", "10.96.0.5", None), |spec| spec.traffic_distribution = Some("PreferSameNode".into()));
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready 10.128.0.3@n2:ready",
+        expect![[r#"
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]],
+    );
+    chains(
+        web,
+        "10.128.0.3@n2:ready",
+        expect![[r#"
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.3 . 8080 }
+    "#]],
+    );
+}
+
+#[test]
+fn a_load_balancer_takes_what_comes_from_its_ranges() {
+    let mut web = changed(service("web", "10.96.0.5", None), |spec| {
+        spec.type_ = Some("LoadBalancer".into());
+        spec.load_balancer_source_ranges = Some(vec!["192.0.2.0/25".into(), "192.0.2.128/25".into()]);
+        spec.external_ips = Some(vec!["198.51.100.1".into()]);
+    });
+    let status =
+        serde_json::json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}]}});
+    web.status = serde_json::from_value(status).unwrap();
+    let ruleset = rules(&snapshot(vec![web.clone()], vec![slice("web", "10.128.0.2@n1:ready")]));
+    assert_eq!(ruleset.keys("services"), ["10.96.0.5 . tcp . 80", "192.0.2.9 . tcp . 80"]);
+    chains(
+        web.clone(),
+        "10.128.0.2@n1:ready",
+        expect![[r#"
+        ext: meta mark set meta mark | 0x4000
+        ext: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+        src: ip saddr { 192.0.2.0/24 } goto ext-23bb61fe5c771066-web
+        src: fib saddr type local goto ext-23bb61fe5c771066-web
+        src: drop
+        svc: meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.128.0.2 . 8080 }
+    "#]],
+    );
+    // What was a load balancer's stays nobody's when it is none any more.
+    web.spec.as_mut().unwrap().type_ = Some("ClusterIP".into());
+    let mut snapshot = snapshot(vec![web], vec![slice("web", "10.128.0.2@n1:ready")]);
+    assert_eq!(rules(&snapshot).keys("services"), ["10.96.0.5 . tcp . 80"]);
+    snapshot.external_ips = true;
+    assert_eq!(rules(&snapshot).keys("services"), ["10.96.0.5 . tcp . 80", "198.51.100.1 . tcp . 80"]);
 }
 
 /// The kernel takes every script: built from nothing, changed, and emptied again, in a namespace of the test's own.
@@ -153,10 +240,21 @@ fn the_kernel_takes_every_transaction() {
     if let Some(spec) = &mut sticky.spec {
         spec.session_affinity = Some("ClientIP".into());
     }
+    let mut balancer = changed(service("web", "10.96.0.7", Some(30082)), |spec| {
+        spec.type_ = Some("LoadBalancer".into());
+        spec.external_traffic_policy = Some("Local".into());
+        spec.load_balancer_source_ranges = Some(vec!["192.0.2.1/24".into()]);
+    });
+    balancer.status =
+        serde_json::from_value(serde_json::json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}})).unwrap();
+    balancer.metadata.namespace = Some("other".into());
+    let mut of_balancer = slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready");
+    of_balancer.metadata.namespace = Some("other".into());
     let empty = rules(&snapshot(vec![], vec![]));
     let full = rules(&snapshot(
-        vec![service("web", "10.96.0.5", Some(30080)), sticky, service("kubernetes", "10.96.0.1", None)],
+        vec![service("web", "10.96.0.5", Some(30080)), sticky, service("kubernetes", "10.96.0.1", None), balancer],
         vec![
+            of_balancer,
             slice("web", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
             slice("sticky", "10.128.0.2@n1:ready 10.128.0.3@n2:ready"),
         ],

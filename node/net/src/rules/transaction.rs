@@ -1,103 +1,93 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::{Ruleset, TABLE};
+use super::{Ruleset, Set};
 
 /// The `nft` script that turns `old` into `new` in one transaction; without `old`, that builds the table anew.
 ///
 /// Its length is proportional to the change. Empty where nothing changed.
 pub fn transaction(old: Option<&Ruleset>, new: &Ruleset) -> String {
     let mut script = String::new();
-    let Some(old) = old.filter(|old| old.base == new.base) else {
-        // `add` before `delete` makes the deletion work whether or not the table is there.
-        lines(
-            &mut script,
-            &[format!("add table {TABLE}"), format!("delete table {TABLE}"), format!("add table {TABLE}")],
-        );
-        skeleton(&mut script, new);
-        change(&mut script, &Ruleset::default(), new);
+    if let Some(old) = old.filter(|old| is_change(old, new)) {
+        change(&mut script, old, new);
         return script;
+    }
+    script.push_str(&removal(new.table));
+    let table = new.table;
+    let mut line = |line: String| {
+        script.push_str(&line);
+        script.push('\n');
     };
-    change(&mut script, old, new);
+    line(format!("add table {table}"));
+    let mut body = String::new();
+    change(&mut body, &Ruleset::new(table), new);
+    line(body.trim_end().to_owned());
+    for (name, rules) in &new.base {
+        let Some((hook, rules)) = rules.split_first() else { continue };
+        line(format!("add chain {table} {name} {{ {hook} }}"));
+        rules.iter().for_each(|rule| line(format!("add rule {table} {name} {rule}")));
+    }
     script
 }
 
-fn lines(script: &mut String, lines: &[String]) {
-    for line in lines {
-        script.push_str(line);
-        script.push('\n');
-    }
+/// The script that removes a table: `add` before `delete` makes the deletion work whether or not it is there.
+pub fn removal(table: &str) -> String {
+    format!("add table {table}\ndelete table {table}\n")
 }
 
-fn skeleton(script: &mut String, new: &Ruleset) {
-    let address = "type ipv4_addr . inet_proto . inet_service";
-    let port = "type inet_proto . inet_service";
-    lines(
-        script,
-        &[
-            format!("add map {TABLE} services {{ {address} : verdict; }}"),
-            format!("add map {TABLE} nodeports {{ {port} : verdict; }}"),
-            format!("add set {TABLE} no_endpoints {{ {address}; }}"),
-            format!("add set {TABLE} no_node_endpoints {{ {port}; }}"),
-            format!("add set {TABLE} hairpins {{ type ipv4_addr . ipv4_addr; }}"),
-            format!("add chain {TABLE} dispatch"),
-            format!("add rule {TABLE} dispatch ip daddr . meta l4proto . th dport vmap @services"),
-            format!("add rule {TABLE} dispatch fib daddr type local meta l4proto . th dport vmap @nodeports"),
-        ],
-    );
-    for (name, rules) in &new.base {
-        let Some((hook, rules)) = rules.split_first() else { continue };
-        lines(script, &[format!("add chain {TABLE} {name} {{ {hook} }}")]);
-        for rule in rules {
-            lines(script, &[format!("add rule {TABLE} {name} {rule}")]);
-        }
-    }
+/// Whether the table can stay: what hangs on its hooks is the same, and no set became another one of the same name.
+fn is_change(old: &Ruleset, new: &Ruleset) -> bool {
+    let same = |(name, set): (&String, &Set)| {
+        new.sets.get(name).is_none_or(|new| (new.sort, &new.spec) == (set.sort, &set.spec))
+    };
+    old.table == new.table && old.base == new.base && old.sets.iter().all(same)
 }
 
 fn change(script: &mut String, old: &Ruleset, new: &Ruleset) {
-    for (name, seconds) in &new.affinity_sets {
-        if old.affinity_sets.get(name) != Some(seconds) {
-            let _infallible = writeln!(script, "add set {TABLE} {name} {{ type ipv4_addr; flags timeout; }}");
-        }
+    let table = new.table;
+    for (name, Set { sort, spec, .. }) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
+        let body = if spec.is_empty() { String::new() } else { format!(" {{ {spec} }}") };
+        let _infallible = writeln!(script, "add {sort} {table} {name}{body}");
     }
     // All chains exist before any rule or element refers to one.
     for name in new.chains.keys().filter(|name| !old.chains.contains_key(*name)) {
-        let _infallible = writeln!(script, "add chain {TABLE} {name}");
+        let _infallible = writeln!(script, "add chain {table} {name}");
     }
     for (name, rules) in new.chains.iter().filter(|(name, rules)| old.chains.get(*name) != Some(rules)) {
         if old.chains.contains_key(name) {
-            let _infallible = writeln!(script, "flush chain {TABLE} {name}");
+            let _infallible = writeln!(script, "flush chain {table} {name}");
         }
         for rule in rules {
-            let _infallible = writeln!(script, "add rule {TABLE} {name} {rule}");
+            let _infallible = writeln!(script, "add rule {table} {name} {rule}");
         }
     }
-    for (set, before, after) in [
-        ("services", &old.services, &new.services),
-        ("nodeports", &old.node_ports, &new.node_ports),
-        ("no_endpoints", &old.no_endpoints, &new.no_endpoints),
-        ("no_node_endpoints", &old.no_node_endpoints, &new.no_node_endpoints),
-        ("hairpins", &old.hairpins, &new.hairpins),
-    ] {
-        elements(script, set, before, after);
+    let none = BTreeMap::new();
+    for (name, set) in &new.sets {
+        elements(script, table, name, old.sets.get(name).map_or(&none, |old| &old.elements), &set.elements);
     }
     let gone: Vec<&String> = old.chains.keys().filter(|name| !new.chains.contains_key(*name)).collect();
     // Chains of one Service refer to each other: empty all of them before any is deleted.
     for name in &gone {
-        let _infallible = writeln!(script, "flush chain {TABLE} {name}");
+        let _infallible = writeln!(script, "flush chain {table} {name}");
     }
     for name in &gone {
-        let _infallible = writeln!(script, "delete chain {TABLE} {name}");
+        let _infallible = writeln!(script, "delete chain {table} {name}");
     }
-    for name in old.affinity_sets.keys().filter(|name| !new.affinity_sets.contains_key(*name)) {
-        let _infallible = writeln!(script, "delete set {TABLE} {name}");
+    for (name, set) in old.sets.iter().filter(|(name, _)| !new.sets.contains_key(*name)) {
+        let _infallible = writeln!(script, "delete {} {table} {name}", set.sort);
     }
 }
 
-fn elements(script: &mut String, set: &str, before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) {
+fn elements(
+    script: &mut String,
+    table: &str,
+    set: &str,
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) {
     let stale = before.iter().filter(|(key, value)| after.get(*key) != Some(value)).map(|(key, _)| key.clone());
     let stale: Vec<String> = stale.collect();
     if !stale.is_empty() {
-        let _infallible = writeln!(script, "delete element {TABLE} {set} {{ {} }}", stale.join(", "));
+        let _infallible = writeln!(script, "delete element {table} {set} {{ {} }}", stale.join(", "));
     }
     let fresh: Vec<String> = after
         .iter()
@@ -105,6 +95,6 @@ fn elements(script: &mut String, set: &str, before: &BTreeMap<String, String>, a
         .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key} : {value}") })
         .collect();
     if !fresh.is_empty() {
-        let _infallible = writeln!(script, "add element {TABLE} {set} {{ {} }}", fresh.join(", "));
+        let _infallible = writeln!(script, "add element {table} {set} {{ {} }}", fresh.join(", "));
     }
 }
