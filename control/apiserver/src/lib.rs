@@ -42,7 +42,7 @@ mod usage;
 mod verbs;
 mod write;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -65,6 +65,7 @@ use tokio_util::task::TaskTracker;
 pub use dialer::{NodeIo, NodeStream, TlsDialer};
 pub use respond::error as status;
 pub use server::{Front, OtherProtocol, serve, serve_beside};
+pub use usage::KEPT as METRIC_RESOLUTION;
 
 use crate::{
     call::Call,
@@ -112,6 +113,8 @@ pub struct Config {
     pub ready: Vec<ReadyCheck>,
     /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
     pub quorum: Option<watch::Receiver<bool>>,
+    /// How long what nodes say of their use is good for.
+    pub metric_resolution: Duration,
     /// Where the API server registers its figures; `/metrics` shows all that is registered there.
     pub metrics: Arc<Mutex<MetricsRegistry>>,
 }
@@ -139,7 +142,7 @@ impl ApiServer {
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
-            usage: usage::Nodes::default(),
+            usage: usage::Nodes::new(config.metric_resolution),
             tasks: TaskTracker::new(),
         };
         ApiServer { core: Arc::new(core) }
@@ -180,6 +183,9 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
         Target::Resource(path) => path,
         Target::Path(path) => return nonresource(core, call, path).await,
     };
+    if usage::requests::is_built_in(path) {
+        return usage::requests::serve(core, call, path).await;
+    }
     let def = row(core, path).await?;
     verbs::check_place(&def, path, call.info.verb)?;
     if path.subresource.is_some() {

@@ -14,6 +14,7 @@ mod patches;
 mod protobuf;
 mod quotas;
 mod rbac;
+mod requests;
 mod socket;
 mod storage;
 mod subresources;
@@ -152,6 +153,7 @@ impl Server {
             images: parts.images,
             ready: Vec::new(),
             quorum: parts.quorum,
+            metric_resolution: crate::METRIC_RESOLUTION,
             metrics: Arc::default(),
         });
         api.bootstrap().await.unwrap();
