@@ -1,6 +1,6 @@
 //! What only the leader does, kept warm on every member: controllers and scheduler.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use parking_lot::Mutex;
@@ -96,6 +96,7 @@ pub(crate) struct Work<'a> {
     pub(crate) clock: &'a Arc<dyn Clock>,
     pub(crate) metrics: &'a Mutex<MetricsRegistry>,
     pub(crate) pki: &'a Arc<Pki>,
+    pub(crate) autoscaler_period: Duration,
 }
 
 impl Work<'_> {
@@ -115,6 +116,7 @@ impl Work<'_> {
             signer: Arc::new(ClusterSigner { pki: self.pki.clone(), clock: self.clock.clone() }),
             members: self.members,
             node_grace: tandem_controllers::NODE_GRACE,
+            autoscaler_period: self.autoscaler_period,
         };
         tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
         let events = in_process_as_leader(self.router.clone(), Identity::controller("member"), self.term.clone());

@@ -9,6 +9,7 @@
 //!
 //! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
+mod activator;
 pub mod addresses;
 pub mod dns;
 pub mod forward;

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error,
     dns::Zone,
-    rules::{self, Ruleset, Snapshot},
+    rules::{self, Ruleset, Sleepers, Snapshot},
 };
 
 /// Changes that come this close together become one transaction.
@@ -49,6 +49,8 @@ pub struct Published {
     pub peers: watch::Sender<BTreeMap<Ipv4Net, Ipv4Addr>>,
     /// Where the API server is reached, if anybody wants to know.
     pub members: Option<watch::Sender<Vec<SocketAddr>>>,
+    /// The Services whose workloads may be scaled to zero.
+    pub sleepers: watch::Sender<Arc<Sleepers>>,
 }
 
 /// What does not change while the node runs.
@@ -57,6 +59,7 @@ pub struct Fixed {
     pub node: String,
     pub pod_cidr: Ipv4Net,
     pub api: (Ipv4Addr, u16),
+    pub activator: (Ipv4Addr, u16),
     pub domain: String,
 }
 
@@ -91,7 +94,10 @@ pub async fn run(
         if !caches.ready() {
             continue;
         }
-        let next = rules::rules(&caches.snapshot(&fixed));
+        let snapshot = caches.snapshot(&fixed);
+        let next = rules::rules(&snapshot);
+        // Who waits goes on while the kernel is told.
+        publish_changed(&published.sleepers, Arc::new(rules::sleepers(&snapshot)));
         while let Err(error) = apply(applied.as_ref(), &next).await {
             // What the kernel holds is unknown now: the next transaction builds the table anew.
             tracing::error!(%error, "the service rules could not be changed; Services may not answer on this node");
@@ -103,12 +109,7 @@ pub async fn run(
         }
         applied = Some(next);
         published.zone.send_replace(Arc::new(caches.zone(&fixed.domain)));
-        let peers = caches.peers(&fixed.node);
-        published.peers.send_if_modified(|current| {
-            let changed = *current != peers;
-            *current = peers;
-            changed
-        });
+        publish_changed(&published.peers, caches.peers(&fixed.node));
         // A Service without endpoints is one that nobody has filled yet: what was known before is better.
         if let Some(told) = &published.members
             && let members @ [_, ..] = &*members(&sorted(&caches.slices))
@@ -120,6 +121,14 @@ pub async fn run(
             });
         }
     }
+}
+
+fn publish_changed<T: PartialEq>(to: &watch::Sender<T>, new: T) {
+    to.send_if_modified(|current| {
+        let changed = *current != new;
+        *current = new;
+        changed
+    });
 }
 
 /// Where the `kubernetes` Service leads: to every member of the control plane.
@@ -183,6 +192,7 @@ impl Caches {
             node: fixed.node.clone(),
             pod_cidr: fixed.pod_cidr,
             api: Some(fixed.api),
+            activator: Some(fixed.activator),
             services: sorted(&self.services),
             slices: sorted(&self.slices),
         }

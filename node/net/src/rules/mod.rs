@@ -4,11 +4,13 @@
 //! ```text
 //!  prerouting, output ── services  (address . protocol . port) ──> chain of the Service port ── dnat to an endpoint
 //!                     └─ nodeports (protocol . port)           ──>         "        (marked for masquerade)
+//!                          no endpoints, but an autoscaler that wakes the workload ── dnat to this node's activator
 //!  forward, output    ── no_endpoints ── reject
 //!  postrouting        ── masquerade: marked, hairpin, pods that leave the cluster
 //! ```
 
 mod services;
+mod sleepers;
 mod transaction;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -16,6 +18,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
+pub use sleepers::{Sleeper, Sleepers, sleepers};
 pub use transaction::transaction;
 
 /// The table that holds everything of ours, in the node's network namespace.
@@ -31,6 +34,8 @@ pub struct Snapshot {
     pub pod_cidr: Ipv4Net,
     /// Where this node's forwarder listens for the API server.
     pub api: Option<(Ipv4Addr, u16)>,
+    /// Where this node takes connections for workloads that were scaled to zero.
+    pub activator: Option<(Ipv4Addr, u16)>,
     pub services: Vec<Service>,
     pub slices: Vec<EndpointSlice>,
 }

@@ -1,16 +1,17 @@
 use std::{
     collections::BTreeSet,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
 };
 
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServicePort},
+        core::v1::{Service, ServicePort, ServiceSpec},
         discovery::v1::{Endpoint, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use tandem_api::WOKEN_BY_ANNOTATION;
 
 use super::{MASQUERADE_MARK, Ruleset, Snapshot};
 
@@ -29,6 +30,8 @@ struct Target {
 struct Targets {
     cluster: BTreeSet<Target>,
     local: BTreeSet<Target>,
+    /// They are this node's activator: nobody else is there, and somebody could be.
+    asleep: bool,
 }
 
 /// Adds the chains and map elements of one Service. Services without addresses of their own add nothing.
@@ -37,10 +40,7 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
     if spec.type_.as_deref() == Some("ExternalName") {
         return;
     }
-    let cluster_ips = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
-    let load_balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = load_balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
-    let external_ips = addresses(ingress.filter_map(|ingress| ingress.ip.as_ref()));
+    let (cluster_ips, external_ips) = own_addresses(service, spec);
     for port in spec.ports.iter().flatten() {
         let all = targets(snapshot, service, port);
         let internal = if spec.internal_traffic_policy.as_deref() == Some("Local") { &all.local } else { &all.cluster };
@@ -58,7 +58,8 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
         }
         let outside = chain_name(service, port, "ext");
         let balanced = balance(ruleset, &outside, external, port, affinity);
-        if balanced && !local_only {
+        // The activator is the node itself, which needs no way back.
+        if balanced && !local_only && !all.asleep {
             let mark = format!("meta mark set meta mark | {MASQUERADE_MARK}");
             if let Some(rules) = ruleset.chains.get_mut(&outside) {
                 rules.insert(0, mark);
@@ -72,6 +73,14 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
             dispatch(ruleset, Map::NodePort, format!("{} . {node_port}", protocol(port)), &outside, balanced);
         }
     }
+}
+
+/// The addresses inside the cluster, and those outside.
+pub(super) fn own_addresses(service: &Service, spec: &ServiceSpec) -> (BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>) {
+    let load_balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = load_balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    let cluster_ips = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
+    (cluster_ips, addresses(ingress.filter_map(|ingress| ingress.ip.as_ref())))
 }
 
 enum Map {
@@ -143,8 +152,27 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
         && service.metadata.name.as_deref() == Some("kubernetes");
     if let Some((address, port)) = snapshot.api.filter(|_| is_api) {
         let one = BTreeSet::from([Target { address, port }]);
-        return Targets { cluster: one.clone(), local: one };
+        return Targets { cluster: one.clone(), local: one, asleep: false };
     }
+    let (ready, terminating) = endpoints(snapshot, service, port);
+    let wakes = snapshot.slices.iter().any(|slice| belongs(slice, service) && woken_by(slice).is_some());
+    if let Some((address, port)) = snapshot.activator.filter(|_| wakes && protocol(port) == "tcp")
+        && ready.cluster.is_empty()
+    {
+        // Not those that end: what comes now is for the next ones.
+        let one = BTreeSet::from([Target { address, port }]);
+        return Targets { cluster: one.clone(), local: one, asleep: true };
+    }
+    // KEP-1669: endpoints that end serve on only where no other is left.
+    Targets {
+        cluster: if ready.cluster.is_empty() { terminating.cluster } else { ready.cluster },
+        local: if ready.local.is_empty() { terminating.local } else { ready.local },
+        asleep: false,
+    }
+}
+
+/// The endpoints of a Service port that are ready, and those that end but serve still.
+fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> (Targets, Targets) {
     let mut ready = Targets::default();
     let mut terminating = Targets::default();
     for slice in snapshot.slices.iter().filter(|slice| belongs(slice, service)) {
@@ -164,11 +192,18 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
             }
         }
     }
-    // KEP-1669: endpoints that end serve on only where no other is left.
-    Targets {
-        cluster: if ready.cluster.is_empty() { terminating.cluster } else { ready.cluster },
-        local: if ready.local.is_empty() { terminating.local } else { ready.local },
-    }
+    (ready, terminating)
+}
+
+/// The addresses to which a Service port's connections may go now.
+pub(super) fn ready(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
+    let (ready, _) = endpoints(snapshot, service, port);
+    ready.cluster.into_iter().map(|target| SocketAddr::from((target.address, target.port))).collect()
+}
+
+/// The autoscaler that wakes the workload of the slice's Service.
+pub(super) fn woken_by(slice: &EndpointSlice) -> Option<&str> {
+    slice.metadata.annotations.as_ref()?.get(WOKEN_BY_ANNOTATION).map(String::as_str)
 }
 
 enum Serves {
@@ -186,7 +221,7 @@ fn serves(endpoint: &Endpoint) -> Serves {
     if still { Serves::WhileTerminating } else { Serves::Not }
 }
 
-fn belongs(slice: &EndpointSlice, service: &Service) -> bool {
+pub(super) fn belongs(slice: &EndpointSlice, service: &Service) -> bool {
     let labels = slice.metadata.labels.as_ref();
     let name = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL));
     slice.address_type == "IPv4"
@@ -219,7 +254,7 @@ fn affinity_seconds(service: &Service) -> Option<u32> {
     Some(seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
 }
 
-fn protocol(port: &ServicePort) -> &'static str {
+pub(super) fn protocol(port: &ServicePort) -> &'static str {
     match port.protocol.as_deref() {
         Some("UDP") => "udp",
         Some("SCTP") => "sctp",
