@@ -16,6 +16,7 @@ mod nodes;
 mod readme;
 mod restart;
 mod tutorial;
+mod zero;
 
 use tandem_tests::{cluster::Daemon, machine::Network, root, tandem};
 
