@@ -257,8 +257,9 @@ fn plain(registry: &Registry) -> Vec<(String, Value)> {
 /// A metric that is served without a row: of a resource, or alone.
 fn measured(group: &str, (of, metric): &(Option<String>, &str)) -> Value {
     let name = of.as_ref().map_or_else(|| (*metric).to_owned(), |of| format!("{of}/{metric}"));
+    let verb = if of.is_some() { "get" } else { "list" };
     json!({
-        "name": name, "singularName": "", "namespaced": true, "kind": requests::list_kind(group), "verbs": ["get"],
+        "name": name, "singularName": "", "namespaced": true, "kind": requests::list_kind(group), "verbs": [verb],
     })
 }
 
@@ -341,7 +342,7 @@ fn measured_discovered((group, version): (&str, &str), (of, metric): &(Option<St
             "subresources": [{ "subresource": metric, "responseKind": kind, "verbs": ["get"] }],
         }),
         None => json!({
-            "resource": metric, "responseKind": kind, "scope": "Namespaced", "singularResource": "", "verbs": ["get"],
+            "resource": metric, "responseKind": kind, "scope": "Namespaced", "singularResource": "", "verbs": ["list"],
         }),
     }
 }

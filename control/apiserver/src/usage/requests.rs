@@ -111,7 +111,7 @@ async fn custom(
     let missing = || {
         let of = if all { String::new() } else { format!(" {name}") };
         let why = format!("the server could not find the metric {metric} for {}{of}", path.resource);
-        ApiError::new(Reason::NotFound, why)
+        ApiError::new(Reason::NotFound, why).about("", &path.resource, name)
     };
     let described = DESCRIBED.iter().find(|one| one.resource() == path.resource && one.metrics.contains(&metric));
     let (described, namespace) = described.zip(path.namespace.as_deref()).ok_or_else(missing)?;

@@ -188,12 +188,7 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
         let limited = limits::limit(past, spec.behavior.as_ref(), bounds, wanted, round.now);
         round.set_words(ABLE, true, limited.able);
         round.set_words(LIMITED, limited.limited.0, limited.limited.1);
-        let mut desired = limited.replicas;
-        if let Some(words) = zero::Needs::of(snapshot).objection(round.now).filter(|_| desired == 0 && current > 0) {
-            round.set_words(ABLE, true, words);
-            desired = 1;
-        }
-        (desired, reason, Some(metrics))
+        (kept(snapshot, round, current, limited.replicas), reason, Some(metrics))
     };
     let mut outcome = Outcome { current: Some(current), desired: Some(desired), metrics, rescale: None };
     if desired != current {
@@ -211,6 +206,14 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
         outcome.rescale = Some(Rescale { from: current, to: desired, reason, at: round.now });
     }
     outcome
+}
+
+/// The replicas that are wanted, and the last one as long as it is needed.
+fn kept(snapshot: &Snapshot, round: &mut Round<'_>, current: i32, desired: i32) -> i32 {
+    let objection = zero::Needs::of(snapshot).objection(round.now);
+    let Some(words) = objection.filter(|_| desired == 0 && current > 0) else { return desired };
+    round.set_words(ABLE, true, words);
+    1
 }
 
 /// The API did not take the last rescale.
