@@ -516,10 +516,10 @@ fn metrics_that_cannot_be_had_are_named() {
     planned(
         &Case { metrics: other.clone(), measured: nobody(3), ..Case::default() }.snapshot(),
         expect![[r#"
-            event Warning FailedGetPodsMetric: unable to get metric rps: unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
-            event Warning FailedGetObjectMetric: unable to get metric rps: Ingress on default main/unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
-            event Warning FailedGetExternalMetric: unable to get external metric default/queue/nil: unable to fetch metrics from external metrics API: the server could not find the requested resource (get queue.external.metrics.k8s.io)
-            event Warning FailedComputeMetricsReplicas: invalid metrics (3 invalid out of 3), first error is: failed to get pods metric value: unable to get metric rps: unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
+            event Warning FailedGetPodsMetric: unable to get metric rps: nobody measures this
+            event Warning FailedGetObjectMetric: unable to get metric rps: Ingress on default main/nobody measures this
+            event Warning FailedGetExternalMetric: unable to get external metric default/queue/nil: nobody measures this
+            event Warning FailedComputeMetricsReplicas: invalid metrics (3 invalid out of 3), first error is: failed to get pods metric value: unable to get metric rps: nobody measures this
             status HorizontalPodAutoscaler default/web 1->0 AbleToScale=True:SucceededGetScale ScalingActive=False:FailedGetPodsMetric [- - -]
             again in 15s
         "#]],
