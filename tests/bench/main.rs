@@ -16,12 +16,13 @@ mod scale;
 mod scheduling;
 mod serving;
 mod store;
+mod zero;
 
 use report::Report;
 use tandem_tests::{cluster::Daemon, machine::Network};
 
 /// Parts that can be measured alone: `cargo bench --workspace --bench product -- neighbours scale`.
-const PARTS: [&str; 6] = ["node", "ingress", "neighbours", "failover", "scheduling", "scale"];
+const PARTS: [&str; 7] = ["node", "ingress", "neighbours", "failover", "scheduling", "scale", "zero"];
 
 fn main() -> anyhow::Result<()> {
     let mut report = Report::begin();
@@ -40,6 +41,10 @@ fn main() -> anyhow::Result<()> {
                 let cluster = Daemon::up(network.machine(13), &[]);
                 upload(&cluster)?;
                 ingress::requests(&mut report, &cluster)?;
+            }
+            "zero" => {
+                zero::first_answers(&mut report, &network)?;
+                zero::step(&mut report, &network)?;
             }
             "failover" => failover::kills(&mut report, &network)?,
             "scheduling" => scheduling::decisions(&mut report)?,

@@ -17,6 +17,7 @@ mod policies;
 mod readme;
 mod restart;
 mod tutorial;
+mod zero;
 
 use tandem_tests::{cluster::Daemon, machine::Network, root, tandem};
 

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tandem_api::{ApiError, KUBERNETES_MINOR, Reason};
 use tandem_registry::{KindName, Registry, ResourceDef, openapi};
 
-use crate::{call::Call, core::Core, request, respond};
+use crate::{call::Call, core::Core, request, respond, usage::requests};
 
 pub(crate) const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// OpenAPI documents are large and seldom asked for: only the last few are kept.
@@ -229,6 +229,25 @@ fn plain(registry: &Registry) -> Vec<(String, Value)> {
         }
         documents.push((format!("/apis/{}", body["name"].as_str().unwrap_or_default()), alone));
     }
+    for (name, versions, resources) in requests::groups() {
+        for version in versions {
+            let list: Vec<Value> = resources.iter().map(|one| measured(name, one)).collect();
+            let group_version = group_version(name, version);
+            documents.push((
+                format!("/apis/{group_version}"),
+                json!({
+                    "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list,
+                }),
+            ));
+        }
+        let version = |version: &&str| json!({ "groupVersion": group_version(name, version), "version": version });
+        let versions: Vec<Value> = versions.iter().map(version).collect();
+        let preferred = versions.first().cloned();
+        list.push(json!({ "name": name, "versions": versions, "preferredVersion": preferred }));
+        documents.push((format!("/apis/{name}"), json!({
+            "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions, "preferredVersion": preferred,
+        })));
+    }
     documents.push(("/apis".to_owned(), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })));
     documents
 }
@@ -243,6 +262,15 @@ pub(crate) fn groups(registry: &Registry) -> Vec<Value> {
         json!({ "name": name, "versions": versions, "preferredVersion": versions.first() })
     };
     groups.map(one).collect()
+}
+
+/// A metric that is served without a row: of a resource, or alone.
+fn measured(group: &str, (of, metric): &(Option<String>, &str)) -> Value {
+    let name = of.as_ref().map_or_else(|| (*metric).to_owned(), |of| format!("{of}/{metric}"));
+    let verb = if of.is_some() { "get" } else { "list" };
+    json!({
+        "name": name, "singularName": "", "namespaced": true, "kind": requests::list_kind(group), "verbs": [verb],
+    })
 }
 
 fn rows<'a>(registry: &Registry, group: &'a str, version: &'a str) -> Vec<std::sync::Arc<ResourceDef>> {
@@ -287,7 +315,7 @@ fn kind(kind: &KindName) -> Value {
 pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
     let groups = registry.groups();
     let groups = groups.iter().filter(|group| group.name.is_empty() == core);
-    let items: Vec<Value> = groups
+    let mut items: Vec<Value> = groups
         .map(|group| {
             let versions: Vec<Value> = group
                 .versions
@@ -302,7 +330,31 @@ pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
+    if !core {
+        items.extend(requests::groups().map(|(name, versions, resources)| {
+            let version = |version: &&str| {
+                let resources: Vec<Value> =
+                    resources.iter().map(|one| measured_discovered((name, *version), one)).collect();
+                json!({ "version": version, "resources": resources, "freshness": "Current" })
+            };
+            json!({ "metadata": { "name": name }, "versions": versions.iter().map(version).collect::<Vec<_>>() })
+        }));
+    }
     json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })
+}
+
+fn measured_discovered((group, version): (&str, &str), (of, metric): &(Option<String>, &str)) -> Value {
+    let kind = json!({ "group": group, "version": version, "kind": requests::list_kind(group) });
+    match of {
+        // The parent is nothing that this group serves: it has no kind.
+        Some(of) => json!({
+            "resource": of, "scope": "Namespaced", "singularResource": "", "verbs": [],
+            "subresources": [{ "subresource": metric, "responseKind": kind, "verbs": ["get"] }],
+        }),
+        None => json!({
+            "resource": metric, "responseKind": kind, "scope": "Namespaced", "singularResource": "", "verbs": ["list"],
+        }),
+    }
 }
 
 fn discovered(def: &ResourceDef) -> Value {

@@ -50,7 +50,7 @@ mod verbs;
 mod webhook;
 mod write;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -75,6 +75,7 @@ pub use dialer::{NodeIo, NodeStream, TlsDialer};
 pub use respond::error as status;
 pub use server::{Front, OtherProtocol, serve, serve_beside};
 pub use services::{EndpointDialer, Outward};
+pub use usage::KEPT as METRIC_RESOLUTION;
 
 use crate::{
     aggregation::Aggregation,
@@ -131,6 +132,8 @@ pub struct Config {
     pub ready: Vec<ReadyCheck>,
     /// Whether this member is part of a quorum. Without one nobody is answered from here; `None`: always.
     pub quorum: Option<watch::Receiver<bool>>,
+    /// How long what nodes say of their use is good for.
+    pub metric_resolution: Duration,
     /// Where the API server registers its figures; `/metrics` shows all that is registered there.
     pub metrics: Arc<Mutex<MetricsRegistry>>,
 }
@@ -168,7 +171,7 @@ impl ApiServer {
             quorum: config.quorum,
             metrics: Metrics::new(config.metrics),
             limits: Limits::default(),
-            usage: usage::Nodes::default(),
+            usage: usage::Nodes::new(config.metric_resolution),
             tasks,
         };
         ApiServer { core: Arc::new(core) }
@@ -217,6 +220,10 @@ async fn dispatch(core: &Arc<Core>, call: &Call) -> Result<Response, ApiError> {
     };
     if let Some(route) = core.aggregation.route(core, &path.group, &path.version).await? {
         return aggregation::serve(core, call, &route).await;
+    }
+    // An APIService of the user comes first.
+    if usage::requests::is_built_in(path) {
+        return usage::requests::serve(core, call, path).await;
     }
     let def = match row(core, path).await {
         Ok(def) => def,

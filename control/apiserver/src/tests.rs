@@ -18,6 +18,7 @@ mod policies;
 mod protobuf;
 mod quotas;
 mod rbac;
+mod requests;
 mod socket;
 mod storage;
 mod subresources;
@@ -162,6 +163,7 @@ impl Server {
             audit: parts.audit,
             ready: Vec::new(),
             quorum: parts.quorum,
+            metric_resolution: crate::METRIC_RESOLUTION,
             metrics: Arc::default(),
         });
         api.bootstrap().await.unwrap();

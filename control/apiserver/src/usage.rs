@@ -7,6 +7,7 @@
 //! run long enough to have a rate.
 
 mod nodes;
+pub(crate) mod requests;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -27,6 +28,7 @@ use crate::{
     respond,
 };
 
+pub use nodes::KEPT;
 pub(crate) use nodes::Nodes;
 use nodes::{Cpu, Memory, Pod, Summary};
 
@@ -92,14 +94,13 @@ impl Selected<'_> {
     }
 
     /// The stored objects that are meant, of a resource that shares its names with the measured one.
-    async fn stored(&self, core: &Core, def: &ResourceDef, plural: &str) -> Result<Vec<Object>, ApiError> {
-        let row = core.row("", "v1", plural)?;
+    async fn stored(&self, core: &Core, def: &ResourceDef, row: &ResourceDef) -> Result<Vec<Object>, ApiError> {
         let mut all = match self.name {
             Some(name) => {
-                let found = core.objects.get(&row, self.namespace, name, Consistency::Any).await?;
+                let found = core.objects.get(row, self.namespace, name, Consistency::Any).await?;
                 found.into_iter().collect()
             }
-            None => core.objects.all(&row, self.namespace, Consistency::Any).await?,
+            None => core.objects.all(row, self.namespace, Consistency::Any).await?,
         };
         all.retain(|object| self.has(def, object));
         Ok(all)
@@ -107,7 +108,7 @@ impl Selected<'_> {
 }
 
 async fn nodes(core: &Core, def: &ResourceDef, selected: &Selected<'_>) -> Result<Vec<Object>, ApiError> {
-    let stored = selected.stored(core, def, "nodes").await?;
+    let stored = selected.stored(core, def, &*core.row("", "v1", "nodes")?).await?;
     let names = stored.iter().map(|node| node.name().to_owned()).collect();
     let summaries = core.usage.ask(core, names).await?;
     let measured = stored.iter().filter_map(|node| {
@@ -118,7 +119,7 @@ async fn nodes(core: &Core, def: &ResourceDef, selected: &Selected<'_>) -> Resul
 }
 
 async fn pods(core: &Core, def: &ResourceDef, selected: &Selected<'_>) -> Result<Vec<Object>, ApiError> {
-    let stored = selected.stored(core, def, "pods").await?;
+    let stored = selected.stored(core, def, &*core.row("", "v1", "pods")?).await?;
     let node_of = |pod: &Object| pod.str_at(&["spec", "nodeName"]).filter(|node| !node.is_empty()).map(str::to_owned);
     let names: BTreeSet<String> = stored.iter().filter_map(node_of).collect();
     let summaries = core.usage.ask(core, names).await?;

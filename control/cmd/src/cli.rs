@@ -1,6 +1,6 @@
 //! The command line: the contract with users and scripts.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -101,9 +101,22 @@ pub(crate) struct MemberFlags {
     #[arg(long, value_name = "FILE")]
     pub(crate) scheduler_config: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) autoscaling: AutoscalingFlags,
+    #[command(flatten)]
     pub(crate) settings: SettingsFlags,
     #[command(flatten)]
     pub(crate) audit: AuditFlags,
+}
+
+/// How closely workloads follow what is measured.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct AutoscalingFlags {
+    /// Time between two looks of HorizontalPodAutoscalers at what their pods use [default: 15s].
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = parse_period, hide_default_value = true)]
+    pub(crate) horizontal_pod_autoscaler_sync_period: Duration,
+    /// How long what nodes say of their use is good for [default: 5s].
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_period, hide_default_value = true)]
+    pub(crate) metric_resolution: Duration,
 }
 
 impl MemberFlags {
@@ -209,6 +222,9 @@ pub(crate) struct NodeFlags {
     /// A public registry that the cluster's own registry stands in for, such as `docker.io`. May be given several times.
     #[arg(long = "mirror", value_name = "HOST", default_values = ["docker.io"])]
     pub(crate) mirrors: Vec<String>,
+    /// The time over which the node takes rates of use and of requests [default: 10s].
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_period, hide_default_value = true)]
+    pub(crate) metric_window: Duration,
     /// Refuse to run with a containerd or runc that has known security holes.
     #[arg(long)]
     pub(crate) strict: bool,
@@ -359,6 +375,14 @@ fn parse_ttl(text: &str) -> Result<jiff::SignedDuration, String> {
     if ttl.is_positive() { Ok(ttl) } else { Err("it must be longer than nothing".to_owned()) }
 }
 
+/// A period of a tenth of a second to an hour.
+fn parse_period(text: &str) -> Result<Duration, String> {
+    let period: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write it as 15s or 1m"))?;
+    let period = Duration::try_from(period).map_err(|_| "it must be longer than nothing".to_owned())?;
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(3600);
+    if allowed.contains(&period) { Ok(period) } else { Err("it must be between 100ms and 1h".to_owned()) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -375,5 +399,17 @@ mod tests {
         assert!(parse_ttl("90m").is_ok());
         assert!(parse_ttl("-1h").is_err());
         assert!(parse_ttl("soon").is_err());
+        assert_eq!(parse_period("1s"), Ok(Duration::from_secs(1)));
+        for wrong in ["0s", "-1s", "50ms", "2h", "often"] {
+            assert!(parse_period(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn periods_are_those_of_kubernetes_unless_another_is_asked_for() {
+        let Command::Up(up) = Cli::parse_from(["tandem", "up"]).command else { panic!("another command") };
+        assert_eq!(up.member.autoscaling.horizontal_pod_autoscaler_sync_period, tandem_controllers::AUTOSCALER_PERIOD);
+        assert_eq!(up.member.autoscaling.metric_resolution, tandem_apiserver::METRIC_RESOLUTION);
+        assert_eq!(up.node.metric_window, tandem_agent::WINDOW);
     }
 }

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     certificates::{self, ServerCertificate},
-    cli::{JoinFlags, MemberFlags},
+    cli::{AutoscalingFlags, JoinFlags, MemberFlags},
     data::{self, DataFolder},
     elsewhere::OtherRegistries,
     join::NodeFiles,
@@ -98,6 +98,7 @@ struct Parts {
     store: Arc<RaftStore>,
     settings: Settings,
     metrics: Arc<Mutex<MetricsRegistry>>,
+    autoscaling: AutoscalingFlags,
 }
 
 /// How and where a member is started.
@@ -162,7 +163,15 @@ pub(crate) async fn start(
     let waiting = Waiting { store: &store, progress: start.progress, shutdown: &shutdown };
     waiting.for_settings().await?;
     let settings = settings::settle(&*store, &flags.settings).await?;
-    let parts = Parts { clock, entropy: Arc::new(SystemEntropy), pki, store: store.clone(), settings, metrics };
+    let parts = Parts {
+        clock,
+        entropy: Arc::new(SystemEntropy),
+        pki,
+        store: store.clone(),
+        settings,
+        metrics,
+        autoscaling: flags.autoscaling,
+    };
     let Made { api, router, node_ready } = front_of(&start, &parts, cluster, &front, &mut running, &shutdown)?;
     waiting.for_quorum(&api, &router, &parts.settings, &record).await?;
     move_to(&store, flags.name(), start.advertised()).await?;
@@ -290,6 +299,7 @@ fn front_of(
         metrics: &parts.metrics,
         pki: &parts.pki,
         schedulers: settings::schedulers(start.flags.scheduler_config.as_deref())?,
+        autoscaler_period: parts.autoscaling.horizontal_pod_autoscaler_sync_period,
     };
     work.start(&mut running.tasks, shutdown);
     Ok(Made { api, router, node_ready })
@@ -540,6 +550,7 @@ fn api_server(
         audit: flags.audit.open(&parts.clock, &parts.metrics)?,
         ready: vec![node],
         quorum: Some(parts.store.quorum()),
+        metric_resolution: parts.autoscaling.metric_resolution,
         metrics: parts.metrics.clone(),
     }))
 }

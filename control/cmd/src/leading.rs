@@ -1,6 +1,6 @@
 //! What only the leader does, kept warm on every member: controllers and scheduler.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use futures::future::BoxFuture;
@@ -102,6 +102,7 @@ pub(crate) struct Work<'a> {
     pub(crate) metrics: &'a Mutex<MetricsRegistry>,
     pub(crate) pki: &'a Arc<Pki>,
     pub(crate) schedulers: Vec<tandem_scheduler::Profile>,
+    pub(crate) autoscaler_period: Duration,
 }
 
 impl Work<'_> {
@@ -123,6 +124,7 @@ impl Work<'_> {
             node_grace: tandem_controllers::NODE_GRACE,
             local_apis: local_apis(),
             prober: Arc::new(OtherServers(self.api.clone())),
+            autoscaler_period: self.autoscaler_period,
         };
         tasks.spawn(tandem_controllers::run(context, shutdown.clone()));
         let events = in_process_as_leader(self.router.clone(), Identity::controller("member"), self.term.clone());

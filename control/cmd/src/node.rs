@@ -1,7 +1,7 @@
 //! A node, put together: certificates, runtimes, network, agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use tandem_agent::Runtimes;
 use tandem_api::{CLUSTER_REGISTRY, Settings, SystemClock};
-use tandem_client::kube;
+use tandem_client::{kube, wake::waker};
 use tandem_ingress::Listeners;
 use tandem_net::{
     Allocator,
@@ -78,7 +78,9 @@ pub(crate) async fn run(
         clock: Arc::new(SystemClock),
     };
     let policy_metrics = tandem_net::policy::Metrics::new(&mut metrics);
-    let config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
+    let counted = ingress.metrics.clone();
+    let mut config = agent_config(&plan, flags, runtimes, Arc::new(Awaited(addresses)), pod_cidr, metrics);
+    config.ingresses = Arc::new(move || counted.by_ingress());
     let mut tasks = JoinSet::new();
     let agent_shutdown = shutdown.clone();
     tasks.spawn(async move { Ok(tandem_agent::run(config, agent_shutdown).await?) });
@@ -258,6 +260,8 @@ fn agent_config(
         pod_cidr,
         version,
         runtime_version: format!("tandem://{}", env!("CARGO_PKG_VERSION")),
+        metric_window: flags.metric_window,
+        ingresses: Arc::new(HashMap::new),
         clock: Arc::new(SystemClock),
     }
 }
@@ -275,6 +279,7 @@ fn network_config(plan: &Plan, pods: Ranges, metrics: tandem_net::policy::Metric
         forward_gateway: plan.member_everywhere.is_none(),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         metrics,
+        wake: waker(plan.client.clone(), Arc::new(SystemClock)),
         clock: Arc::new(SystemClock),
     }
 }

@@ -3,21 +3,26 @@
 //! ```text
 //!  every 15 s: Snapshot ─ scale subresource of the target, its pods, metrics.k8s.io, the past ─┐
 //!      ^                                                                                       v
+//!      │           custom.metrics.k8s.io, external.metrics.k8s.io: custom.rs                     │
 //!      └── Past: recommendations and rescales of the last hour <── plan ─> scale, Events, status
 //!                                                                    ├─ metrics.rs, replicas.rs: use -> replicas
-//!                                                                    └─ limits.rs: windows and rates
+//!                                                                    ├─ limits.rs: windows and rates
+//!                                                                    └─ zero.rs: when the last pod may go
+//!  A node's mark that somebody waits for a workload at zero is planned for at once.
 //! ```
 //! The past is kept in memory, as in Kubernetes: a new leader begins with what is, and so scales nothing down before the
 //! stabilization window has passed.
 //!
 //! <https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#algorithm-details>
 
+mod custom;
 mod limits;
 mod metrics;
 mod plan;
 mod replicas;
 mod target;
 mod usage;
+mod zero;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,16 +37,18 @@ use k8s_openapi::api::{
 };
 use kube::{Api, api::ListParams};
 use parking_lot::Mutex;
+use tandem_api::WAKE_ANNOTATION;
 
 use crate::{
     Cache, Change, Error, Input, Key, action::Plan, cache::Delta, driver::Reconcile, guarded::Guarded, object,
 };
 use limits::Past;
+use metrics::Taken;
 use target::Target;
 use usage::PodMetrics;
 
 /// Kubernetes' `--horizontal-pod-autoscaler-sync-period`.
-const PERIOD: Duration = Duration::from_secs(15);
+pub const PERIOD: Duration = Duration::from_secs(15);
 
 /// Everything that `plan` may look at.
 #[derive(Debug)]
@@ -53,11 +60,26 @@ pub(crate) struct Snapshot {
     pods: Result<Vec<Pod>, Unknown>,
     /// What these pods use, or why that is not known.
     usage: Result<Vec<PodMetrics>, String>,
+    /// What other APIs say of each metric of the autoscaler that they have.
+    measured: Vec<Option<Taken>>,
+    /// The requests that the pods answer now, where the last of them may be taken away and anybody knows.
+    in_flight: Option<i64>,
     /// All autoscalers that scale some of these pods, where there is more than this one.
     rivals: Vec<Key>,
     past: Past,
     /// Why the last plan could not be performed.
     failure: Option<String>,
+    /// Time between two plans.
+    period: Duration,
+}
+
+impl Snapshot {
+    /// Whether the target has no replicas because of the autoscaler, not of a user.
+    fn asleep(&self) -> bool {
+        let conditions = self.autoscaler.status.as_ref().and_then(|status| status.conditions.as_deref());
+        let done = self.past.asked.as_ref().is_some_and(|asked| asked.to == 0);
+        done || zero::is_asleep(conditions.unwrap_or_default())
+    }
 }
 
 /// Why the pods of a target are not known: the reason is that of a condition.
@@ -79,8 +101,8 @@ struct Memory {
     due: Option<(Timestamp, HorizontalPodAutoscalerSpec)>,
 }
 
-#[derive(Default)]
 pub(crate) struct Autoscalers {
+    period: Duration,
     /// As many as there are autoscalers.
     memories: Mutex<HashMap<Key, Memory>>,
 }
@@ -102,7 +124,9 @@ impl Reconcile for Autoscalers {
     fn wakes(&self, _cache: &Cache, change: &Change) -> Vec<Key> {
         match change {
             // Its status changes with every plan.
-            Change::HorizontalPodAutoscaler(Delta { old: Some(old), new: Some(new) }) if old.spec == new.spec => {
+            Change::HorizontalPodAutoscaler(Delta { old: Some(old), new: Some(new) })
+                if old.spec == new.spec && !is_marked(new) =>
+            {
                 Vec::new()
             }
             Change::HorizontalPodAutoscaler(delta) => vec![delta.key()],
@@ -125,25 +149,47 @@ impl Reconcile for Autoscalers {
             && of == autoscaler.spec
             && at > input.now
             && input.failure.is_none()
+            && !is_marked(&autoscaler)
         {
             return Ok(Plan { actions: Vec::new(), requeue: Some(object::until(at, input.now)) });
         }
         let snapshot = self.snapshot(input, key, autoscaler.clone()).await;
         let pods = snapshot.pods.iter().flatten().map(|pod| object::uid(&pod.metadata).to_owned()).collect();
         let (plan, past) = plan::plan(&snapshot, input.now);
-        let due = input.now.checked_add(PERIOD).ok().map(|at| (at, autoscaler.spec.clone()));
+        let due = input.now.checked_add(self.period).ok().map(|at| (at, autoscaler.spec.clone()));
         self.memories.lock().insert(key.clone(), Memory { uid, past, pods, due });
         Ok(plan)
     }
 }
 
+/// Whether a node asks to wake the workload.
+fn is_marked(autoscaler: &HorizontalPodAutoscaler) -> bool {
+    object::annotation(&autoscaler.metadata, WAKE_ANNOTATION).is_some()
+}
+
 impl Autoscalers {
+    pub(crate) fn new(period: Duration) -> Autoscalers {
+        Autoscalers { period, memories: Mutex::default() }
+    }
+
     async fn snapshot(&self, input: &Input<'_>, key: &Key, autoscaler: Arc<HorizontalPodAutoscaler>) -> Snapshot {
         let client = input.client;
         let target = target::find(client, &autoscaler).await;
         let selector = target.as_ref().ok().and_then(Target::selector);
+        let (mut measured, mut in_flight) = (Vec::new(), None);
         let (pods, usage) = match selector {
-            Some(selector) => (pods(client, key, selector).await, usage::read(client, key, selector).await),
+            // Somebody waits, and nothing that could be measured changes what is done for him.
+            _ if is_marked(&autoscaler) => (Ok(Vec::new()), Ok(Vec::new())),
+            Some(selector) => {
+                let spec = &autoscaler.spec;
+                for metric in spec.metrics.iter().flatten() {
+                    measured.push(custom::read(client, key, metric, selector).await);
+                }
+                if spec.min_replicas == Some(0) && target.as_ref().is_ok_and(|target| target.wanted() > 0) {
+                    in_flight = custom::in_flight(client, key, selector).await;
+                }
+                (pods(client, key, selector).await, usage::read(client, key, selector).await)
+            }
             None => {
                 (Err(Unknown { event: "SelectorRequired", message: "selector is required".to_owned() }), Ok(Vec::new()))
             }
@@ -164,7 +210,7 @@ impl Autoscalers {
         let mine = memories.get(key).filter(|memory| memory.uid == autoscaler.metadata.uid);
         let past = mine.map(|memory| memory.past.clone()).unwrap_or_default();
         let failure = input.failure.map(|failure| failure.message.clone());
-        Snapshot { autoscaler, target, pods, usage, rivals, past, failure }
+        Snapshot { autoscaler, target, pods, usage, measured, in_flight, rivals, past, failure, period: self.period }
     }
 }
 

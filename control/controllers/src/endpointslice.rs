@@ -12,13 +12,14 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
 };
 use kube::api::ObjectMeta;
+use tandem_api::WOKEN_BY_ANNOTATION;
 use tokio::sync::watch;
 
 use crate::{
     Cache, Change, Controller, Error, Input, Key, Store,
     action::{Action, Deletion, Plan},
     backends::{self, Port},
-    object, pod,
+    object, pod, wakeable,
 };
 
 /// Endpoints that one slice holds.
@@ -40,6 +41,8 @@ pub(crate) struct View {
     /// The zones of the nodes that are in one.
     zones: BTreeMap<String, String>,
     api: Option<Vec<SocketAddr>>,
+    /// The autoscaler that wakes the workload when it has no pods.
+    woken_by: Option<String>,
 }
 
 impl Controller for SlicesOfServices {
@@ -47,7 +50,8 @@ impl Controller for SlicesOfServices {
     type View = View;
 
     const NAME: &'static str = "endpointslice";
-    const READS: &'static [&'static str] = &["Service", "Pod", "Node", "EndpointSlice"];
+    const READS: &'static [&'static str] =
+        &["Service", "Pod", "Node", "EndpointSlice", "HorizontalPodAutoscaler", "Deployment"];
 
     fn store(cache: &Cache) -> &Store<Service> {
         &cache.services
@@ -60,7 +64,8 @@ impl Controller for SlicesOfServices {
                 keys.dedup();
                 keys
             }
-            change => backends::wakes(cache, change),
+            Change::Service(_) | Change::Pod(_) => backends::wakes(cache, change),
+            change => wakeable::wakes(cache, change),
         }
     }
 
@@ -77,7 +82,8 @@ impl Controller for SlicesOfServices {
             Some((name.to_owned(), node.metadata.labels.as_ref()?.get(ZONE)?.clone()))
         };
         let zones = nodes.into_iter().filter_map(zone).collect();
-        Ok(View { service, slices, zones, api, pods })
+        let woken_by = wakeable::woken_by(cache, &service);
+        Ok(View { service, slices, zones, api, pods, woken_by })
     }
 
     fn plan(view: &View, _now: Timestamp) -> Plan {
@@ -173,6 +179,7 @@ fn group_actions(
             seen.endpoints.iter().flatten().filter_map(|one| missing.remove(&identity(one))).collect();
         slice.endpoints = Some(kept);
         slice.metadata.labels = Some(labels(view));
+        mark(&mut slice.metadata, view);
         drafts.push(Draft { seen: Some(seen), slice });
     }
     // Slices that change anyway are filled up first, then the others.
@@ -215,16 +222,30 @@ fn labels(view: &View) -> BTreeMap<String, String> {
     backends::labels(&view.service, &[(SERVICE_NAME, name), (MANAGED_BY, MANAGER)])
 }
 
+/// Tells the nodes whom to ask for a pod where there is none.
+fn mark(slice: &mut ObjectMeta, view: &View) {
+    match &view.woken_by {
+        Some(autoscaler) => {
+            slice.annotations.get_or_insert_default().insert(WOKEN_BY_ANNOTATION.to_owned(), autoscaler.clone());
+        }
+        None => {
+            slice.annotations.as_mut().and_then(|annotations| annotations.remove(WOKEN_BY_ANNOTATION));
+        }
+    }
+}
+
 fn new_slice(view: &View, family: &str, ports: &[Port], endpoints: Vec<Endpoint>) -> EndpointSlice {
     let meta = &view.service.metadata;
+    let mut metadata = ObjectMeta {
+        generate_name: Some(format!("{}-", object::name(meta))),
+        namespace: meta.namespace.clone(),
+        labels: Some(labels(view)),
+        owner_references: Some(vec![object::controller_reference(&*view.service)]),
+        ..ObjectMeta::default()
+    };
+    mark(&mut metadata, view);
     EndpointSlice {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", object::name(meta))),
-            namespace: meta.namespace.clone(),
-            labels: Some(labels(view)),
-            owner_references: Some(vec![object::controller_reference(&*view.service)]),
-            ..ObjectMeta::default()
-        },
+        metadata,
         address_type: family.to_owned(),
         endpoints: Some(endpoints),
         ports: Some(ports.iter().map(endpoint_port).collect()),

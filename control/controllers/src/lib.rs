@@ -57,6 +57,7 @@ mod statefulset;
 mod testing;
 mod volume_binder;
 mod volume_reclaim;
+mod wakeable;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -70,6 +71,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use action::{Action, Body, Deletion, Manifest, Plan, Report, Target};
 pub use apiservice::{LocalApi, Prober};
+pub use autoscaler::PERIOD as AUTOSCALER_PERIOD;
 pub use cache::{Cache, Cached, Change, Delta, Expectation, Gone, Key, Store};
 pub use execute::{Error, Failure};
 pub use metrics::Metrics;
@@ -147,6 +149,8 @@ pub struct Context {
     /// The groups that the API server has built in.
     pub local_apis: Vec<LocalApi>,
     pub prober: Arc<dyn Prober>,
+    /// Time between two looks at what an autoscaler's pods use.
+    pub autoscaler_period: Duration,
 }
 
 /// Nodes send a heartbeat every few seconds; a node is given up after missing several.
@@ -165,7 +169,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     running.add(volume_reclaim::VolumeReclaim);
     running.add(claim_protection::ClaimProtection);
     running.add(disruption::Budgets);
-    running.add(autoscaler::Autoscalers::default());
+    running.add(autoscaler::Autoscalers::new(running.context.autoscaler_period));
     running.add(job::Jobs);
     running.add(job_ttl::FinishedJobs);
     running.add(cronjob::CronJobs);

@@ -130,7 +130,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         directories,
         http,
         metrics: Arc::new(Metrics::new(config.metrics)),
-        usage: Usage::default(),
+        usage: Usage::new(config.metric_window, config.ingresses),
         patches: Semaphore::new(PATCHES_MAX),
     })
 }

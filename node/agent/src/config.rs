@@ -3,6 +3,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -10,7 +11,7 @@ use tandem_api::{Clock, Settings};
 use tandem_runtime::Addresses;
 use tokio::sync::watch;
 
-use crate::{pod, registry::Registries, runtimes::Runtimes};
+use crate::{pod, registry::Registries, runtimes::Runtimes, usage::IngressCounts};
 
 /// What the agent is started with.
 pub struct Config {
@@ -38,6 +39,10 @@ pub struct Config {
     /// What the node says its kubelet and its container runtime are.
     pub version: String,
     pub runtime_version: String,
+    /// The time over which rates of what is measured are taken.
+    pub metric_window: Duration,
+    /// What the node's ingress counts.
+    pub ingresses: IngressCounts,
     pub clock: Arc<dyn Clock>,
 }
 

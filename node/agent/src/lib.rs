@@ -59,3 +59,4 @@ pub use agent::{Error, Remains, down, run, unmount_volumes};
 pub use config::{Config, ServerConfig};
 pub use registry::{Endpoint, Registries};
 pub use runtimes::Runtimes;
+pub use usage::{IngressCounts, WINDOW};

@@ -142,6 +142,7 @@ pub async fn external(socket: &Path) -> Result<Containerd, Error> {
 
 fn options(socket: &Path, own_images: bool) -> Options {
     Options {
+        counts_requests: false,
         name: "containerd",
         capabilities: Capabilities {
             own_network: true,

@@ -20,6 +20,7 @@ mod convert;
 mod error;
 mod hints;
 mod observe;
+pub mod requests;
 mod runtime;
 mod streams;
 

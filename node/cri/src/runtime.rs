@@ -1,4 +1,4 @@
-use std::{fmt, future::Future, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Future, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{
@@ -19,6 +19,7 @@ use tonic::{
 use crate::{
     Error, annotations, convert, error,
     observe::{self, Known},
+    requests,
     streams::{self, Dialect},
     v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
 };
@@ -46,6 +47,8 @@ pub struct Options {
     pub notices: Option<Source<Notice>>,
     /// The image of sandboxes, which [`Runtime::images`] leaves out.
     pub sandbox_image: Option<&'static str>,
+    /// Whether the runtime takes requests for its containers and counts them: [`crate::requests`].
+    pub counts_requests: bool,
 }
 
 /// A stream that can be opened several times.
@@ -400,12 +403,20 @@ impl Runtime for CriRuntime {
         if new.into_iter().any(|attributes| !self.known.knows(&attributes.id)) {
             self.observe().await?;
         }
+        let mut requests = match self.options.counts_requests {
+            true => {
+                let asked = client.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {});
+                requests::counts(self.within("metrics", asked).await?)
+            }
+            false => HashMap::new(),
+        };
         Ok(answer
             .stats
             .into_iter()
             .filter_map(|one| {
-                let sandbox = self.known.owner(&one.attributes.as_ref()?.id)?;
-                stats(sandbox, one)
+                let id = &one.attributes.as_ref()?.id;
+                let (sandbox, requests) = (self.known.owner(id)?, requests.remove(id));
+                Some(Stats { requests, ..stats(sandbox, one)? })
             })
             .collect())
     }
@@ -482,6 +493,7 @@ fn stats(sandbox: SandboxId, one: v1::ContainerStats) -> Option<Stats> {
         memory_working_set_bytes: value(memory.working_set_bytes),
         memory_usage_bytes: value(memory.usage_bytes),
         memory_rss_bytes: value(memory.rss_bytes),
+        requests: None,
     })
 }
 

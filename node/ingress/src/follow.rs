@@ -207,7 +207,9 @@ impl Follower {
         }
         let (ingresses, classes) = (self.ingresses.state(), self.classes.state());
         let served = routes::served(&ingresses, &classes);
-        self.metrics.set_ingresses(served.len());
+        let names: Vec<Name> =
+            served.iter().map(|ingress| (ingress.namespace().unwrap_or_default(), ingress.name_any())).collect();
+        self.metrics.set_ingresses(&names);
         self.follow_secrets(&served);
         if served.is_empty() {
             return Some(Snapshot::default());

@@ -12,6 +12,7 @@
 mod answer;
 mod certificates;
 mod follow;
+mod hold;
 mod listen;
 mod metrics;
 mod patience;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use tandem_api::Clock;
-use tandem_client::events::Recorder;
+use tandem_client::{events::Recorder, wake::waker};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
@@ -95,7 +96,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     }
     let default = certificates::self_signed()?;
     let (publish, table) = watch::channel(Arc::new(Table::empty(default.clone())));
-    let proxy = Arc::new(Proxy::new(table.clone(), config.metrics.clone(), shutdown.clone()));
+    let wake = waker(config.client.clone(), config.clock.clone());
+    let proxy = Arc::new(Proxy::new(table.clone(), config.metrics.clone(), wake, shutdown.clone()));
     let (recorder, events) = Recorder::start(config.client.clone(), COMPONENT, config.clock);
     let _events = AbortOnDropHandle::new(events);
     let mut tasks = JoinSet::new();

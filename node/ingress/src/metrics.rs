@@ -1,8 +1,16 @@
 //! What the proxy counts, and its access log: target `tandem_ingress::access`, level debug.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Method, Request, StatusCode, header};
+use parking_lot::RwLock;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -10,7 +18,10 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use crate::{request::Client, routes::Backend};
+use crate::{
+    request::Client,
+    routes::{Backend, Name},
+};
 
 const ACCESS: &str = "tandem_ingress::access";
 /// Characters of a path or host in the log.
@@ -41,6 +52,9 @@ struct Inner {
     retries: Counter,
     tunnels: Gauge,
     routes: Gauge,
+    held: Gauge,
+    /// Requests of each Ingress that is served.
+    by_ingress: RwLock<HashMap<Name, AtomicU64>>,
 }
 
 /// The metrics of one node's proxy.
@@ -58,6 +72,8 @@ impl Metrics {
             retries: Counter::default(),
             tunnels: Gauge::default(),
             routes: Gauge::default(),
+            held: Gauge::default(),
+            by_ingress: RwLock::default(),
         };
         let i = &inner;
         registry.register("tandem_ingress_requests", "Requests by scheme and status", i.requests.clone());
@@ -73,6 +89,8 @@ impl Metrics {
             "Upgraded connections that are open",
             i.tunnels.clone(),
         );
+        let help = "Requests that wait for a workload to be woken";
+        registry.register("tandem_ingress_requests_held", help, i.held.clone());
         registry.register("tandem_ingress_ingresses", "Ingresses that this node serves", i.routes.clone());
         Metrics(Arc::new(inner))
     }
@@ -85,8 +103,21 @@ impl Metrics {
         self.0.refused.get_or_create(&Because { reason }).inc();
     }
 
-    pub(crate) fn set_ingresses(&self, count: usize) {
-        self.0.routes.set(i64::try_from(count).unwrap_or(i64::MAX));
+    pub(crate) fn set_ingresses(&self, served: &[Name]) {
+        self.0.routes.set(i64::try_from(served.len()).unwrap_or(i64::MAX));
+        let mut counts = self.0.by_ingress.write();
+        let mut before = std::mem::take(&mut *counts);
+        *counts = served.iter().map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
+    }
+
+    /// How many requests came for each Ingress that is served.
+    pub fn by_ingress(&self) -> HashMap<Name, u64> {
+        let counts = self.0.by_ingress.read();
+        counts.iter().map(|(name, count)| (name.clone(), count.load(Ordering::Relaxed))).collect()
+    }
+
+    pub(crate) fn held(&self) -> Counted {
+        Counted::new(self.0.held.clone())
     }
 
     /// Counts a client's connection for as long as it is held.
@@ -153,6 +184,9 @@ impl Ended {
     }
 
     pub(crate) fn routed(&mut self, backend: &Backend) {
+        if let Some(count) = self.metrics.0.by_ingress.read().get(&backend.ingress) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(shown) = &mut self.shown {
             shown.backend = Some(backend.name.clone());
         }

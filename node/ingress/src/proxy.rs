@@ -6,11 +6,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, V
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use rand::Rng as _;
+use tandem_client::wake::Wake;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     answer::{Body, Held, Refusal},
+    hold::Holds,
     metrics::{Ended, Metrics},
     patience::{Activity, Progress, Upload},
     places::{Places, share_of_files},
@@ -43,15 +45,21 @@ pub(crate) struct Proxy {
     pub(crate) metrics: Metrics,
     requests: Arc<Semaphore>,
     places: Arc<Places>,
+    holds: Holds,
     shutdown: CancellationToken,
 }
 
 impl Proxy {
-    pub(crate) fn new(table: watch::Receiver<Arc<Table>>, metrics: Metrics, shutdown: CancellationToken) -> Proxy {
+    pub(crate) fn new(
+        table: watch::Receiver<Arc<Table>>,
+        metrics: Metrics,
+        wake: Wake,
+        shutdown: CancellationToken,
+    ) -> Proxy {
         let requests_max = share_of_files(REQUESTS_MAX);
         let requests = Arc::new(Semaphore::new(requests_max));
         let places = Arc::new(Places::new(REQUESTS_PER_ADDRESS_MAX.min(requests_max)));
-        Proxy { table, pool: Arc::default(), metrics, requests, places, shutdown }
+        Proxy { table, pool: Arc::default(), metrics, requests, places, holds: Holds::new(wake), shutdown }
     }
 
     pub(crate) fn table(&self) -> Arc<Table> {
@@ -102,9 +110,13 @@ impl Proxy {
             return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, why));
         }
         let unrouted = || Refusal::new(StatusCode::NOT_FOUND, "no Ingress has this host and path");
-        let backend = table.route(&asked.host, &asked.path).ok_or_else(unrouted)?.clone();
+        let mut backend = table.route(&asked.host, &asked.path).ok_or_else(unrouted)?.clone();
         drop(table);
         ended.routed(&backend);
+        if let Some(workload) = backend.asleep().cloned() {
+            let way = (asked.host.as_str(), asked.path.as_str());
+            backend = self.holds.awake(self.table.clone(), way, &workload, &self.metrics).await?;
+        }
         let (addresses, protocol) = reach(&backend)?;
         let upgrade = request::upgrade(parts.version, &parts.headers).filter(|_| protocol == Protocol::Http1);
         let mut request = Request::from_parts(parts, body);

@@ -37,7 +37,21 @@ pub(crate) enum Reach {
 pub(crate) struct Backend {
     /// `NAMESPACE/SERVICE`, for logs.
     pub(crate) name: String,
+    /// The Ingress of the path.
+    pub(crate) ingress: Name,
     pub(crate) reach: Reach,
+    /// The autoscaler that wakes the workload when it has no endpoints.
+    pub(crate) woken_by: Option<Name>,
+}
+
+impl Backend {
+    /// The autoscaler to be asked for an endpoint, where there is none because nobody needed one.
+    pub(crate) fn asleep(&self) -> Option<&Name> {
+        match &self.reach {
+            Reach::Endpoints(addresses, _) if addresses.is_empty() => self.woken_by.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// All routes and certificates at one moment.

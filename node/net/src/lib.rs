@@ -10,6 +10,7 @@
 //!
 //! It never decides where a pod runs or whether it is ready; it makes what the API says reachable.
 
+mod activator;
 pub mod addresses;
 mod conntrack;
 pub mod dns;

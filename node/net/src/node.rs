@@ -10,7 +10,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tandem_api::{Clock, Settings};
-use tandem_client::events::Recorder;
+use tandem_client::{events::Recorder, wake::Wake};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
+    activator::Activator,
     addresses::{Allocator, Ranges},
     dns::{self, Zone},
     forward, health, ipam,
@@ -61,6 +62,8 @@ pub struct Config {
     pub resolv_conf: String,
     pub metrics: policy::Metrics,
     pub clock: Arc<dyn Clock>,
+    /// Asks for a workload that was scaled to zero.
+    pub wake: Wake,
 }
 
 impl Config {
@@ -77,6 +80,7 @@ pub struct Network {
     dns_udp: UdpSocket,
     dns_tcp: TcpListener,
     forwarder: Option<TcpListener>,
+    activator: TcpListener,
 }
 
 impl Network {
@@ -95,7 +99,10 @@ impl Network {
             true => Some(TcpListener::bind(gateway).await.map_err(listen(gateway))?),
             false => None,
         };
-        Ok(Network { config, links, dns_udp, dns_tcp, forwarder })
+        // Any port: clients come by rules that are made anew when this starts.
+        let waking = SocketAddr::from((config.pods.gateway(), 0));
+        let activator = TcpListener::bind(waking).await.map_err(listen(waking))?;
+        Ok(Network { config, links, dns_udp, dns_tcp, forwarder, activator })
     }
 
     /// The file of the namespace that light pods share.
@@ -105,7 +112,7 @@ impl Network {
 
     /// Follows the API until shutdown. The links and rules stay, so that workloads go on.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Network { config, links, dns_udp, dns_tcp, forwarder } = self;
+        let Network { config, links, dns_udp, dns_tcp, forwarder, activator } = self;
         let domain = config.settings.dns_domain.clone();
         let (zone, zones) = watch::channel(Arc::new(Zone::new(&domain, &[], &[])));
         let (peers, routes) = watch::channel(BTreeMap::new());
@@ -117,10 +124,16 @@ impl Network {
             tasks.spawn(forward::forward(listener, config.members.clone(), shutdown.clone()));
         }
         tasks.spawn(follow_routes(links, routes, shutdown.clone()));
+        let (sleepers, sleeping) = watch::channel(Arc::default());
+        let waking = activator
+            .local_addr()
+            .map_err(|source| Error::Listen { address: SocketAddr::from((config.pods.gateway(), 0)), source })?;
+        tasks.spawn(Activator::new(sleeping, config.wake.clone()).serve(activator, shutdown.clone()));
         let fixed = proxy::Fixed {
             node: config.node.clone(),
             pod_cidr: config.settings.pod_cidr,
             api: (config.pods.gateway(), config.gateway_port),
+            activator: (config.pods.gateway(), waking.port()),
             domain,
             external_ips: config.settings.external_ips,
         };
@@ -137,8 +150,8 @@ impl Network {
         let follower = policy::Follower::new(config.client.clone(), policies, members, config.metrics, recorder);
         tasks.spawn(follower.run(shutdown.clone()));
         let members = config.known.into_iter().chain([api]).collect();
-        let result =
-            proxy::run(config.client, fixed, proxy::Published { zone, peers, health, members }, shutdown).await;
+        let published = proxy::Published { zone, peers, health, members, sleepers };
+        let result = proxy::run(config.client, fixed, published, shutdown).await;
         while tasks.join_next().await.is_some() {}
         events.abort();
         result

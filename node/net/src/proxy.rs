@@ -30,7 +30,7 @@ use crate::{
     dns::Zone,
     health::Ports,
     nft,
-    rules::{self, Ruleset, Snapshot},
+    rules::{self, Ruleset, Sleepers, Snapshot},
 };
 
 /// Changes that come this close together become one transaction.
@@ -50,6 +50,8 @@ pub(crate) struct Published {
     pub health: watch::Sender<Ports>,
     /// Where the API server is reached: for the policies, and for whoever else wants to know.
     pub members: Vec<watch::Sender<Vec<SocketAddr>>>,
+    /// The Services whose workloads may be scaled to zero.
+    pub sleepers: watch::Sender<Arc<Sleepers>>,
 }
 
 /// What does not change while the node runs.
@@ -58,6 +60,7 @@ pub(crate) struct Fixed {
     pub node: String,
     pub pod_cidr: Ipv4Net,
     pub api: (Ipv4Addr, u16),
+    pub activator: (Ipv4Addr, u16),
     pub domain: String,
     pub external_ips: bool,
 }
@@ -95,6 +98,8 @@ pub(crate) async fn run(
         }
         let snapshot = caches.snapshot(&fixed);
         let next = rules::rules(&snapshot);
+        // Who waits goes on while the kernel is told.
+        publish_changed(&published.sleepers, Arc::new(rules::sleepers(&snapshot)));
         let udp_changes = applied.as_ref().is_none_or(|applied| applied.datagrams != next.datagrams);
         while let Err(error) = nft::apply(applied.as_ref(), &next).await {
             // What the kernel holds is unknown now: the next transaction builds the table anew.
@@ -111,23 +116,18 @@ pub(crate) async fn run(
         applied = Some(next);
         published.health.send_replace(rules::health(&snapshot));
         published.zone.send_replace(Arc::new(caches.names(&fixed.domain)));
-        let peers = caches.peers(&fixed.node);
-        published.peers.send_if_modified(|current| {
-            let changed = *current != peers;
-            *current = peers;
-            changed
-        });
+        publish_changed(&published.peers, caches.peers(&fixed.node));
         // A Service without endpoints is one that nobody has filled yet: what was known before is better.
         if let members @ [_, ..] = &*members(&sorted(&caches.slices)) {
-            published.members.iter().for_each(|told| tell(told, members));
+            published.members.iter().for_each(|told| publish_changed(told, members.to_vec()));
         }
     }
 }
 
-fn tell(told: &watch::Sender<Vec<SocketAddr>>, members: &[SocketAddr]) {
-    told.send_if_modified(|current| {
-        let changed = current != members;
-        *current = members.to_vec();
+fn publish_changed<T: PartialEq>(to: &watch::Sender<T>, new: T) {
+    to.send_if_modified(|current| {
+        let changed = *current != new;
+        *current = new;
         changed
     });
 }
@@ -195,6 +195,7 @@ impl Caches {
             api: Some(fixed.api),
             zone: self.zone(&fixed.node),
             external_ips: fixed.external_ips,
+            activator: Some(fixed.activator),
             services: sorted(&self.services),
             slices: sorted(&self.slices),
         }

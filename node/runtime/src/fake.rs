@@ -527,6 +527,7 @@ impl Runtime for Fake {
                     memory_working_set_bytes: 1 << 20,
                     memory_usage_bytes: 1 << 20,
                     memory_rss_bytes: 1 << 20,
+                    requests: None,
                 })
                 .collect::<Vec<_>>()
         };

@@ -283,6 +283,18 @@ pub struct Stats {
     pub memory_working_set_bytes: u64,
     pub memory_usage_bytes: u64,
     pub memory_rss_bytes: u64,
+    /// Of what the runtime itself takes requests for.
+    pub requests: Option<Requests>,
+}
+
+/// Counts of the requests that a container was asked since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    pub answered: u64,
+    /// From each request to the head of its answer, all together.
+    pub duration_us: u64,
+    /// Those that run or wait at the moment.
+    pub in_flight: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -19,6 +19,9 @@ pub(crate) struct Metrics {
     pub(crate) rejected: AtomicU64,
     pub(crate) traps: AtomicU64,
     pub(crate) instances: AtomicU64,
+    /// Answered requests but those of probes, which say nothing of how much a container is wanted.
+    asked: AtomicU64,
+    asked_us: AtomicU64,
 }
 
 impl Metrics {
@@ -30,6 +33,19 @@ impl Metrics {
             self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         }
         self.time_us.fetch_add(us, Ordering::Relaxed);
+    }
+}
+
+impl Metrics {
+    /// Counts a request that is not a probe.
+    pub(crate) fn asked(&self, took: Duration) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.asked_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Answered requests but those of probes, and the microseconds that all of them took.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.asked.load(Ordering::Relaxed), self.asked_us.load(Ordering::Relaxed))
     }
 }
 

@@ -124,6 +124,7 @@ fn options(notices: broadcast::Sender<Notice>) -> Options {
             notices.filter_map(|notice| std::future::ready(notice.ok())).boxed()
         })),
         sandbox_image: None,
+        counts_requests: true,
     }
 }
 

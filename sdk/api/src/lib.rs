@@ -43,6 +43,14 @@ pub const INGRESS_CONTROLLER: &str = "tandem.dev/ingress";
 pub const INGRESS_CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 /// The annotation of an IngressClass that Ingresses without one become of.
 pub const DEFAULT_INGRESS_CLASS_ANNOTATION: &str = "ingressclass.kubernetes.io/is-default-class";
+/// The annotation of EndpointSlices that names the autoscaler which wakes the Service's workload when it has no pods.
+pub const WOKEN_BY_ANNOTATION: &str = "autoscaling.tandem.dev/woken-by";
+/// The annotation of an autoscaler by which a node asks to wake its workload: when it asked.
+pub const WAKE_ANNOTATION: &str = "autoscaling.tandem.dev/wake-requested-at";
+/// What is measured of the requests of components, Services and Ingresses, as `custom.metrics.k8s.io` names it.
+pub const REQUESTS_PER_SECOND: &str = "http_requests_per_second";
+pub const REQUESTS_IN_FLIGHT: &str = "http_requests_in_flight";
+pub const REQUEST_DURATION: &str = "http_request_duration";
 /// The image host that every node resolves to the cluster's own registry.
 pub const CLUSTER_REGISTRY: &str = "registry.tandem";
 /// The Kubernetes release whose API is served: `/version`, the type table and the typed clients agree on it.

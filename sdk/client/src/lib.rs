@@ -7,6 +7,7 @@ mod kubeconfig;
 pub mod node_selector;
 pub mod tolerations;
 pub mod volumes;
+pub mod wake;
 
 use std::{
     path::PathBuf,

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tandem_api::{ApiError, Object, volumes};
+use tandem_api::{ApiError, Object, WAKE_ANNOTATION, volumes};
 
 use super::{Operation, Request};
 
@@ -25,6 +25,9 @@ const OWN_LABELS: [&str; 11] = [
 ];
 const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 
+/// A time with its fractions is half as long.
+const MARK_MAX_BYTES: usize = 64;
+
 /// What a node may write beyond what its name allows: of its Node no labels or taints that steer workloads, of its pods
 /// no labels.
 ///
@@ -38,6 +41,11 @@ pub(super) fn restrict(request: &Request<'_>, object: &Object, old: Option<&Obje
         return own_node(request, node, object, old);
     }
     match old {
+        Some(old) if request.is("autoscaling", "horizontalpodautoscalers") => marked(request, node, object, old),
+        // A patch of one that is not there yet would create it.
+        None if request.is("autoscaling", "horizontalpodautoscalers") => {
+            Err(request.forbidden(object.name(), format!("node {node:?} can not create autoscalers")))
+        }
         Some(old) if request.is("", "persistentvolumes") => folder_removed(request, node, object, old),
         None if request.is("", "persistentvolumes") => {
             Err(request.forbidden(object.name(), format!("node {node:?} can not create volumes")))
@@ -100,6 +108,28 @@ fn folder_removed(request: &Request<'_>, node: &str, volume: &Object, old: &Obje
     }
     let why = format!("node {node:?} can only remove the finalizer {} of a deleted volume", volumes::FOLDER_FINALIZER);
     Err(request.forbidden(volume.name(), why))
+}
+
+/// Of an autoscaler a node says only that somebody waits for its workload, and when that was.
+fn marked(request: &Request<'_>, node: &str, autoscaler: &Object, old: &Object) -> Result<(), ApiError> {
+    let rest = |autoscaler: &Object| {
+        let mut rest = autoscaler.clone();
+        rest.remove(&["metadata", "annotations", WAKE_ANNOTATION]);
+        if rest.annotations().next().is_none() {
+            rest.remove(&["metadata", "annotations"]);
+        }
+        for key in ["managedFields", "resourceVersion"] {
+            rest.remove(&["metadata", key]);
+        }
+        rest
+    };
+    let mark = autoscaler.str_at(&["metadata", "annotations", WAKE_ANNOTATION]);
+    let is_time = mark.is_some_and(|mark| mark.len() <= MARK_MAX_BYTES && mark.parse::<jiff::Timestamp>().is_ok());
+    if request.subresource.is_empty() && is_time && rest(autoscaler) == rest(old) {
+        return Ok(());
+    }
+    let why = format!("node {node:?} can only set the annotation {WAKE_ANNOTATION} of an autoscaler, to a time");
+    Err(request.forbidden(autoscaler.name(), why))
 }
 
 /// The names of the labels that were added, changed or taken away.

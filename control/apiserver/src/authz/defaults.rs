@@ -67,7 +67,11 @@ const VIEW: &[Grant] = &[
 ];
 
 /// As the add-on that Kubernetes measures with brings it along.
-const USAGE: &[Grant] = &[(READ, "metrics.k8s.io", &["nodes", "pods"])];
+const USAGE: &[Grant] = &[
+    (READ, "metrics.k8s.io", &["nodes", "pods"]),
+    (READ, "custom.metrics.k8s.io", &["*"]),
+    (READ, "external.metrics.k8s.io", &["*"]),
+];
 
 const EDIT: &[Grant] = &[
     (READ, "", &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "secrets", "services/proxy"]),

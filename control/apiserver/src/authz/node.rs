@@ -50,6 +50,8 @@ enum Rule {
     Volume,
     /// If its folder is on the node.
     OwnVolume,
+    /// If it is an autoscaler that lets its workload go to zero: any node may have a request for it.
+    Woken,
     Denied,
 }
 
@@ -60,6 +62,7 @@ pub(super) async fn decide(core: &Core, node: &str, asked: &Attributes) -> Resul
         Rule::OwnPod => own_pod(core, node, asked).await?,
         Rule::Referenced => referenced(core, node, asked).await? || served(core, asked).await?,
         Rule::Volume | Rule::OwnVolume => volume(core, node, asked).await?,
+        Rule::Woken => woken(core, asked).await?,
     };
     if allowed {
         return Ok(Decision::Allowed);
@@ -68,6 +71,7 @@ pub(super) async fn decide(core: &Core, node: &str, asked: &Attributes) -> Resul
         Rule::OwnPod | Rule::Referenced | Rule::Volume | Rule::OwnVolume => {
             format!("no relationship found between node '{node}' and this object")
         }
+        Rule::Woken => "nodes may only wake workloads whose autoscaler has minReplicas: 0".to_owned(),
         Rule::Allowed | Rule::Denied => String::new(),
     };
     Ok(Decision::Denied(why))
@@ -106,6 +110,8 @@ fn rule(node: &str, asked: &Attributes) -> Rule {
         }
         // That only the finalizer of its folder goes is seen when the body is read: admission/node.rs.
         ("patch", ("", "persistentvolumes")) if asked.name.is_some() => Rule::OwnVolume,
+        // That nothing but the mark of the wake changes is seen when the body is read: admission/node.rs.
+        ("patch", ("autoscaling", "horizontalpodautoscalers")) if asked.name.is_some() => Rule::Woken,
         ("get", ("", "serviceaccounts")) | ("create", ("", "serviceaccounts/token")) => Rule::Referenced,
         _ => Rule::Denied,
     }
@@ -135,6 +141,14 @@ async fn volume(core: &Core, node: &str, asked: &Attributes) -> Result<bool, Api
     let (namespace, name) = (claim("namespace"), claim("name"));
     let claim = Attributes::resource("get", "", "persistentvolumeclaims", namespace.as_deref(), name.as_deref());
     referenced(core, node, &claim).await
+}
+
+async fn woken(core: &Core, asked: &Attributes) -> Result<bool, ApiError> {
+    let Some(name) = &asked.name else { return Ok(false) };
+    let row = core.row("autoscaling", "v2", "horizontalpodautoscalers")?;
+    let found = core.objects.get(&row, asked.namespace.as_deref(), name, Consistency::Any).await?;
+    // One that is gone is told as 404 by the verb.
+    Ok(found.is_none_or(|autoscaler| autoscaler.i64_at(&["spec", "minReplicas"]) == Some(0)))
 }
 
 fn is_home(volume: &Object, node: &str) -> bool {
@@ -268,6 +282,11 @@ mod tests {
         check("get", "", "persistentvolumes", "", "v", Rule::Volume);
         check("patch", "", "persistentvolumes", "", "v", Rule::OwnVolume);
         check("delete", "", "persistentvolumes", "", "v", Rule::Denied);
+        check("patch", "autoscaling", "horizontalpodautoscalers", "a", "h", Rule::Woken);
+        check("patch", "autoscaling", "horizontalpodautoscalers/status", "a", "h", Rule::Denied);
+        check("update", "autoscaling", "horizontalpodautoscalers", "a", "h", Rule::Denied);
+        check("list", "autoscaling", "horizontalpodautoscalers", "a", "", Rule::Denied);
+        check("patch", "apps", "deployments/scale", "a", "d", Rule::Denied);
     }
 
     #[test]

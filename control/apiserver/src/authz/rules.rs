@@ -226,6 +226,14 @@ const RULES: &[Rule] = &[
     rule(Subject::Controller("horizontal-pod-autoscaler"), &["get", "update"], ANY, &["*/scale"]),
     rule(Subject::Controller("horizontal-pod-autoscaler"), READ, CORE, &["pods"]),
     rule(Subject::Controller("horizontal-pod-autoscaler"), &["list"], &["metrics.k8s.io"], &["pods"]),
+    rule(
+        Subject::Controller("horizontal-pod-autoscaler"),
+        &["get", "list"],
+        &["custom.metrics.k8s.io", "external.metrics.k8s.io"],
+        ANY,
+    ),
+    // The mark by which a node asked to wake a workload is taken off.
+    rule(Subject::Controller("horizontal-pod-autoscaler"), &["patch"], &["autoscaling"], &["horizontalpodautoscalers"]),
     rule(Subject::Controller("horizontal-pod-autoscaler"), WRITE, EVENTS, &["events"]),
     rule(Subject::Controller("endpoint"), READ, CORE, &["services", "pods", "nodes"]),
     rule(Subject::Controller("endpoint"), ALL, CORE, &["endpoints"]),

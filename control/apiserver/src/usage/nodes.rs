@@ -22,7 +22,7 @@ use crate::{core::Core, subresources};
 
 const PATH: &str = "/stats/summary";
 /// How long an answer is good for, and how long a node that gave none is left alone.
-const KEPT: Duration = Duration::from_secs(5);
+pub const KEPT: Duration = Duration::from_secs(5);
 /// A node that was not asked for a while measures for a second before it answers.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// Thousands of pods with a few containers each.
@@ -35,6 +35,26 @@ pub(super) struct Summary {
     pub(super) node: Node,
     #[serde(default)]
     pub(super) pods: Vec<Pod>,
+    #[serde(default)]
+    pub(super) ingresses: Vec<Ingress>,
+}
+
+/// What came to a node for an Ingress.
+#[derive(Debug, Deserialize)]
+pub(super) struct Ingress {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) http: Http,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Http {
+    #[serde(default)]
+    pub(super) in_flight: u64,
+    pub(super) milli_requests_per_second: Option<u64>,
+    pub(super) duration_microseconds: Option<u64>,
+    pub(super) window_milliseconds: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,6 +82,7 @@ pub(super) struct Container {
     pub(super) name: String,
     pub(super) cpu: Cpu,
     pub(super) memory: Memory,
+    pub(super) http: Option<Http>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -82,10 +103,17 @@ pub(super) struct Memory {
 type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Option<Arc<Summary>>)>>>;
 
 /// The last answer of each node. There is one slot for each node that exists.
-#[derive(Debug, Default)]
-pub(crate) struct Nodes(Mutex<HashMap<String, Slot>>);
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    slots: Mutex<HashMap<String, Slot>>,
+    kept: Duration,
+}
 
 impl Nodes {
+    pub(crate) fn new(kept: Duration) -> Nodes {
+        Nodes { slots: Mutex::default(), kept }
+    }
+
     /// What those of the nodes say that answer.
     pub(super) async fn ask(
         &self,
@@ -93,7 +121,7 @@ impl Nodes {
         names: BTreeSet<String>,
     ) -> Result<HashMap<String, Arc<Summary>>, ApiError> {
         let ready = ready(core).await?;
-        self.0.lock().retain(|name, _| ready.contains(name));
+        self.slots.lock().retain(|name, _| ready.contains(name));
         let asked = names.into_iter().filter(|name| ready.contains(name)).map(async |name| {
             let summary = self.one(core, &name).await?;
             Some((name, summary))
@@ -103,10 +131,10 @@ impl Nodes {
     }
 
     async fn one(&self, core: &Core, name: &str) -> Option<Arc<Summary>> {
-        let slot = self.0.lock().entry(name.to_owned()).or_default().clone();
+        let slot = self.slots.lock().entry(name.to_owned()).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some((asked, summary)) = &*slot
-            && asked.elapsed() < KEPT
+            && asked.elapsed() < self.kept
         {
             return summary.clone();
         }

@@ -35,6 +35,8 @@ pub(super) struct Past {
     pub(super) added: Vec<Moment>,
     pub(super) taken: Vec<Moment>,
     pub(super) asked: Option<Rescale>,
+    /// When requests last waited for the workload at zero.
+    pub(super) woken: Option<Timestamp>,
 }
 
 fn is_after(moment: &Moment, seconds: i32, now: Timestamp) -> bool {
@@ -52,6 +54,12 @@ impl Past {
 
     pub(super) fn recommend(&mut self, replicas: i32, now: Timestamp) {
         remember(&mut self.recommendations, Moment { replicas, at: now }, now);
+    }
+
+    /// Somebody waits for the workload: it is wanted with so many replicas, whatever was measured before.
+    pub(super) fn wake(&mut self, replicas: i32, now: Timestamp) {
+        self.woken = Some(now);
+        self.recommend(replicas, now);
     }
 
     /// Takes note of a rescale that did happen.

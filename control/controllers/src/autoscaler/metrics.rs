@@ -1,10 +1,13 @@
-//! What one metric says: of a resource of the target's pods, or that there is nobody who could tell.
+//! What one metric says: of a resource of the target's pods, of their requests, or of anything else.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::{
     api::autoscaling::v2::{
-        ContainerResourceMetricStatus, ExternalMetricSource, HorizontalPodAutoscalerSpec, MetricSpec, MetricStatus,
-        MetricTarget, MetricValueStatus, ObjectMetricSource, ResourceMetricStatus,
+        ContainerResourceMetricStatus, ExternalMetricSource, ExternalMetricStatus, HorizontalPodAutoscalerSpec,
+        MetricSpec, MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricSource, ObjectMetricStatus,
+        PodsMetricSource, PodsMetricStatus, ResourceMetricStatus,
     },
     apimachinery::pkg::api::resource::Quantity as Text,
 };
@@ -12,19 +15,15 @@ use tandem_api::quantity::Quantity;
 
 use super::{
     Snapshot,
-    replicas::{self, Goal, Proposal, Question, Tolerance},
+    custom::Measured,
+    replicas::{self, Goal, Proposal, Question, Tolerance, Whole},
     target::Target,
-    usage,
+    usage::{self, Reading},
 };
-use crate::object;
+use crate::{object, pod};
 
 /// Kubernetes' `--horizontal-pod-autoscaler-tolerance`.
 const TOLERANCE: f64 = 0.1;
-const NO_CUSTOM: &str =
-    "unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered";
-const NO_EXTERNAL: &str =
-    "unable to fetch metrics from external metrics API: the server could not find the requested resource";
-
 /// Why a metric says nothing: the condition's reason, its error, and what is said before it in the end.
 pub(super) struct Unable {
     pub(super) reason: &'static str,
@@ -35,16 +34,24 @@ pub(super) struct Unable {
 /// How many replicas a metric asks for, what it is called, and what it is.
 pub(super) type Computed = Result<(i32, String, MetricStatus), Unable>;
 
-pub(super) fn compute(snapshot: &Snapshot, target: &Target, metric: &MetricSpec, now: Timestamp) -> Computed {
+/// What was measured of a metric, or why that is not known.
+pub(super) type Taken = Result<Measured, String>;
+
+pub(super) fn compute(
+    snapshot: &Snapshot,
+    target: &Target,
+    (metric, measured): (&MetricSpec, Option<&Taken>),
+    now: Timestamp,
+) -> Computed {
     let asked = |resource, container| Asked {
         snapshot,
         spec: &snapshot.autoscaler.spec,
         current: target.wanted(),
+        running: target.running(),
         resource,
         container,
         now,
     };
-    let namespace = object::namespace(&snapshot.autoscaler.metadata);
     let status = MetricStatus { type_: metric.type_.clone(), ..MetricStatus::default() };
     if let ("Resource", Some(source)) = (metric.type_.as_str(), &metric.resource) {
         let of = format!("failed to get {} resource metric value", source.name);
@@ -66,44 +73,97 @@ pub(super) fn compute(snapshot: &Snapshot, target: &Target, metric: &MetricSpec,
         });
         return Ok((proposal.replicas, name, MetricStatus { container_resource, ..status }));
     }
-    Err(elsewhere(metric, namespace))
+    let asked = asked("", None);
+    match (&metric.pods, &metric.object, &metric.external) {
+        (Some(source), ..) => of_pods(&asked, source, measured, status),
+        (_, Some(source), _) => of_object(&asked, source, measured, status),
+        (.., Some(source)) => external(&asked, source, measured, status),
+        _ => {
+            let error = format!("unknown metric source type {:?}", metric.type_);
+            Err(Unable { reason: "InvalidMetricSourceType", error, of: "invalid metric source".to_owned() })
+        }
+    }
 }
 
-/// Metrics that come from APIs which this cluster does not have.
-fn elsewhere(metric: &MetricSpec, namespace: &str) -> Unable {
-    if let Some(source) = &metric.pods {
-        let error = format!("unable to get metric {}: {NO_CUSTOM}", source.metric.name);
-        return Unable { reason: "FailedGetPodsMetric", error, of: "failed to get pods metric value".to_owned() };
-    }
-    if let Some(source) = &metric.object {
-        return of_object(source, namespace);
-    }
-    if let Some(source) = &metric.external {
-        return external(source, namespace);
-    }
-    let error = format!("unknown metric source type {:?}", metric.type_);
-    Unable { reason: "InvalidMetricSourceType", error, of: "invalid metric source".to_owned() }
+fn milli(target: Option<&Text>) -> Option<i64> {
+    target.and_then(usage::milli).filter(|goal| *goal > 0)
 }
 
-fn of_object(source: &ObjectMetricSource, namespace: &str) -> Unable {
-    let (about, name) = (&source.described_object, &source.metric.name);
-    // The order of Kubernetes' own message.
-    let error = format!("unable to get metric {name}: {} on {namespace} {}/{NO_CUSTOM}", about.kind, about.name);
-    Unable { reason: "FailedGetObjectMetric", error, of: "failed to get object metric value".to_owned() }
-}
-
-fn external(source: &ExternalMetricSource, namespace: &str) -> Unable {
+fn of_pods(asked: &Asked<'_>, source: &PodsMetricSource, measured: Option<&Taken>, status: MetricStatus) -> Computed {
     let name = &source.metric.name;
+    let of = || "failed to get pods metric value".to_owned();
+    let unable = |error: String| Unable { reason: "FailedGetPodsMetric", error, of: of() };
+    let neither = "invalid pods metric source: no average value target was set";
+    let goal = milli(source.target.average_value.as_ref()).ok_or_else(|| unable(neither.to_owned()))?;
+    let proposal = match measured {
+        _ if asked.current == 0 => Proposal::ZERO,
+        Some(Ok(Measured::Pods(readings))) => asked.ask_of(Goal::Average(goal), readings.clone()).map_err(unable)?,
+        Some(Err(error)) => return Err(unable(format!("unable to get metric {name}: {error}"))),
+        Some(Ok(Measured::Value(_))) | None => return Err(unable(format!("unable to get metric {name}"))),
+    };
+    let pods = Some(PodsMetricStatus { current: values(proposal), metric: source.metric.clone() });
+    Ok((proposal.replicas, format!("pods metric {name}"), MetricStatus { pods, ..status }))
+}
+
+fn of_object(
+    asked: &Asked<'_>,
+    source: &ObjectMetricSource,
+    measured: Option<&Taken>,
+    status: MetricStatus,
+) -> Computed {
+    let (about, name) = (&source.described_object, &source.metric.name);
+    let namespace = object::namespace(&asked.snapshot.autoscaler.metadata);
+    let of = || "failed to get object metric value".to_owned();
+    let unable = |error: String| Unable { reason: "FailedGetObjectMetric", error, of: of() };
+    let value = match measured {
+        Some(Ok(Measured::Value(value))) => *value,
+        other => {
+            let error = error_of(other);
+            // The order of Kubernetes' own message.
+            return Err(unable(format!(
+                "unable to get metric {name}: {} on {namespace} {}/{error}",
+                about.kind, about.name
+            )));
+        }
+    };
+    let (replicas, current) = asked.whole(value, &source.target, "object").map_err(unable)?;
+    let object = Some(ObjectMetricStatus { current, described_object: about.clone(), metric: source.metric.clone() });
+    Ok((replicas, format!("{} metric {name}", about.kind), MetricStatus { object, ..status }))
+}
+
+fn external(
+    asked: &Asked<'_>,
+    source: &ExternalMetricSource,
+    measured: Option<&Taken>,
+    status: MetricStatus,
+) -> Computed {
+    let name = &source.metric.name;
+    let namespace = object::namespace(&asked.snapshot.autoscaler.metadata);
     let selector = source.metric.selector.as_ref().and_then(object::selector);
     let selector = selector.map_or_else(|| "nil".to_owned(), |selector| selector.to_string());
-    let asked = format!("{namespace}/{name}/{selector}");
-    let error = format!("unable to get external metric {asked}: {NO_EXTERNAL} (get {name}.external.metrics.k8s.io)");
     let what = match source.target.average_value {
         Some(_) => format!("{name} external metric"),
         None => format!("external metric {name}"),
     };
-    let of = format!("failed to get {name} external metric value: failed to get {what}");
-    Unable { reason: "FailedGetExternalMetric", error, of }
+    let of = || format!("failed to get {name} external metric value: failed to get {what}");
+    let unable = |error: String| Unable { reason: "FailedGetExternalMetric", error, of: of() };
+    let value = match measured {
+        Some(Ok(Measured::Value(value))) => *value,
+        other => {
+            let error = error_of(other);
+            return Err(unable(format!("unable to get external metric {namespace}/{name}/{selector}: {error}")));
+        }
+    };
+    let (replicas, current) = asked.whole(value, &source.target, "external").map_err(unable)?;
+    let external = Some(ExternalMetricStatus { current, metric: source.metric.clone() });
+    Ok((replicas, format!("external metric {name}({selector})"), MetricStatus { external, ..status }))
+}
+
+fn error_of(measured: Option<&Taken>) -> &str {
+    match measured {
+        Some(Err(error)) => error,
+        _ => "it was not measured",
+    }
 }
 
 /// A resource of the target's pods, or of one container of each.
@@ -111,6 +171,7 @@ struct Asked<'a> {
     snapshot: &'a Snapshot,
     spec: &'a HorizontalPodAutoscalerSpec,
     current: i32,
+    running: i32,
     resource: &'a str,
     container: Option<&'a str>,
     now: Timestamp,
@@ -129,7 +190,8 @@ impl Asked<'_> {
                 return Err(format!("invalid resource metric source: {why}"));
             }
         };
-        let proposal = self.ask(goal).map_err(|error| format!("failed to get {resource} {what}: {error}"))?;
+        let proposal = if self.current == 0 { Ok(Proposal::ZERO) } else { self.ask(goal) };
+        let proposal = proposal.map_err(|error| format!("failed to get {resource} {what}: {error}"))?;
         let name = match (goal, self.container) {
             (Goal::Average(_), _) => format!("{resource} resource"),
             (Goal::Utilization(_), None) => format!("{resource} resource utilization (percentage of request)"),
@@ -144,6 +206,30 @@ impl Asked<'_> {
         let unable = |error: &str| format!("unable to get metrics for resource {}: {error}", self.resource);
         let all = self.snapshot.usage.as_ref().map_err(|error| unable(error))?;
         let readings = usage::readings(all, self.resource, self.container).map_err(|error| unable(&error))?;
+        self.ask_of(goal, readings)
+    }
+
+    /// How many replicas a value of one thing asks for, and what is said of it.
+    fn whole(&self, value: i64, target: &MetricTarget, kind: &str) -> Result<(i32, MetricValueStatus), String> {
+        let whole = |goal| Whole { value, goal, tolerance: tolerance(self.spec) };
+        let status = MetricValueStatus::default();
+        if let Some(goal) = milli(target.average_value.as_ref()) {
+            let (replicas, each) = whole(goal).per_pod(self.running);
+            return Ok((replicas, MetricValueStatus { average_value: Some(quantity(each)), ..status }));
+        }
+        let neither =
+            || format!("invalid {kind} metric source: neither a value target nor an average value target was set");
+        let goal = milli(target.value.as_ref()).ok_or_else(neither)?;
+        let pods = self.snapshot.pods.as_deref().unwrap_or_default();
+        if self.current > 0 && pods.is_empty() {
+            let why = "no pods returned by selector while calculating replica count";
+            return Err(format!("unable to calculate ready pods: {why}"));
+        }
+        let ready = pods.iter().filter(|one| pod::phase(one) == "Running" && pod::is_ready(one)).count();
+        Ok((whole(goal).replicas(self.current, ready), MetricValueStatus { value: Some(quantity(value)), ..status }))
+    }
+
+    fn ask_of(&self, goal: Goal, readings: BTreeMap<String, Reading>) -> Result<Proposal, String> {
         let pods = self.snapshot.pods.as_deref().unwrap_or_default();
         replicas::propose(&Question {
             current: self.current,
@@ -171,10 +257,13 @@ fn tolerance(spec: &HorizontalPodAutoscalerSpec) -> Tolerance {
 }
 
 fn values(proposal: Proposal) -> MetricValueStatus {
-    let average = Quantity::parse(&format!("{}m", proposal.average)).unwrap_or(Quantity::ZERO);
     MetricValueStatus {
         average_utilization: proposal.utilization,
-        average_value: Some(Text(average.to_string())),
+        average_value: Some(quantity(proposal.average)),
         value: None,
     }
+}
+
+fn quantity(milli: i64) -> Text {
+    Text(Quantity::parse(&format!("{milli}m")).unwrap_or(Quantity::ZERO).to_string())
 }

@@ -1,20 +1,25 @@
 //! What is done about one autoscaler at one moment.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
     HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, ResourceMetricSource,
 };
+use serde::Serialize;
+use tandem_api::WAKE_ANNOTATION;
 use tandem_client::events::{self, Note, Severity};
 
 use super::{
-    PERIOD, Snapshot,
+    Snapshot,
     limits::{self, Bounds, Past, Rescale, Words},
     metrics::{self, Unable},
     target::Target,
+    zero,
 };
 use crate::{
-    action::{Action, Plan},
+    action::{self, Action, Plan},
     object,
 };
 
@@ -74,6 +79,9 @@ pub(super) fn plan(snapshot: &Snapshot, now: Timestamp) -> (Plan, Past) {
     let autoscaler = &*snapshot.autoscaler;
     let before = autoscaler.status.clone().unwrap_or_default();
     let mut past = snapshot.past.clone();
+    if let Some(plan) = answered(snapshot, &mut past, now) {
+        return (plan, past);
+    }
     let conditions = before.conditions.clone().unwrap_or_default();
     let mut round = Round { autoscaler, conditions, notes: Vec::new(), now };
     let outcome = decide(snapshot, &mut round, &mut past);
@@ -101,8 +109,34 @@ pub(super) fn plan(snapshot: &Snapshot, now: Timestamp) -> (Plan, Past) {
         // rescale that did not happen.
         plan.actions.push(Action::Put { subresource: "status", object });
     }
-    plan.requeue_after(PERIOD);
+    plan.requeue_after(snapshot.period);
     (plan, past)
+}
+
+#[derive(Debug, Serialize)]
+struct Marked {
+    metadata: Marks,
+}
+
+#[derive(Debug, Serialize)]
+struct Marks {
+    annotations: BTreeMap<&'static str, Option<String>>,
+}
+
+/// Takes the mark of a wake off an autoscaler whose workload does not sleep, or not any more.
+fn answered(snapshot: &Snapshot, past: &mut Past, now: Timestamp) -> Option<Plan> {
+    let current = snapshot.target.as_ref().ok()?.wanted();
+    if !zero::is_requested(snapshot) || (current == 0 && snapshot.asleep()) {
+        return None;
+    }
+    if current > 0 {
+        past.wake(1, now);
+    }
+    let annotations = [(WAKE_ANNOTATION, None)].into();
+    let body = Marked { metadata: Marks { annotations } };
+    let mut plan = Plan::of(vec![Action::patch(action::Target::of(&*snapshot.autoscaler), body)]);
+    plan.requeue_after(snapshot.period);
+    Some(plan)
 }
 
 fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcome {
@@ -117,9 +151,14 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
     };
     let spec = &snapshot.autoscaler.spec;
     let current = target.wanted();
+    let asleep = snapshot.asleep();
     if let Some(asked) = past.asked.take() {
         if current == asked.to {
             past.settle(&asked);
+            if current == 0 && asleep {
+                // Its status may not have been written.
+                round.set_words(zero::CONDITION, true, zero::TO_ZERO);
+            }
         } else if let Some(error) = &snapshot.failure {
             return refused(round, &asked, current, error);
         }
@@ -128,7 +167,10 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
     round.set(ABLE, true, "SucceededGetScale", message);
     past.begin(current, round.now);
     let least = spec.min_replicas.unwrap_or(1);
-    let (desired, reason, metrics) = if current == 0 && least != 0 {
+    let (desired, reason, metrics) = if current == 0 && asleep && zero::is_requested(snapshot) {
+        past.wake(1, round.now);
+        (least.max(1), zero::REQUESTED.to_owned(), None)
+    } else if current == 0 && !asleep {
         let message = "scaling is disabled since the replica count of the target is zero";
         round.set(ACTIVE, false, "ScalingDisabled", message);
         (0, String::new(), None)
@@ -146,7 +188,7 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
         let limited = limits::limit(past, spec.behavior.as_ref(), bounds, wanted, round.now);
         round.set_words(ABLE, true, limited.able);
         round.set_words(LIMITED, limited.limited.0, limited.limited.1);
-        (limited.replicas, reason, Some(metrics))
+        (kept(snapshot, round, current, limited.replicas), reason, Some(metrics))
     };
     let mut outcome = Outcome { current: Some(current), desired: Some(desired), metrics, rescale: None };
     if desired != current {
@@ -157,9 +199,21 @@ fn decide(snapshot: &Snapshot, round: &mut Round<'_>, past: &mut Past) -> Outcom
             format!("the HPA controller was able to update the target scale to {desired}"),
         );
         round.tell(Severity::Normal, "SuccessfulRescale", format!("New size: {desired}; reason: {reason}"));
+        let to_zero = desired == 0;
+        if least == 0 || asleep {
+            round.set_words(zero::CONDITION, to_zero, if to_zero { zero::TO_ZERO } else { zero::NOT_TO_ZERO });
+        }
         outcome.rescale = Some(Rescale { from: current, to: desired, reason, at: round.now });
     }
     outcome
+}
+
+/// The replicas that are wanted, and the last one as long as it is needed.
+fn kept(snapshot: &Snapshot, round: &mut Round<'_>, current: i32, desired: i32) -> i32 {
+    let objection = zero::Needs::of(snapshot).objection(round.now);
+    let Some(words) = objection.filter(|_| desired == 0 && current > 0) else { return desired };
+    round.set_words(ABLE, true, words);
+    1
 }
 
 /// The API did not take the last rescale.
@@ -190,8 +244,9 @@ fn compute(
     let (fallback, listed) = (default_metric(), spec.metrics.as_deref().unwrap_or_default());
     let wanted = if listed.is_empty() { std::slice::from_ref(&fallback) } else { listed };
     let (mut statuses, mut best, mut unable): (Vec<_>, Option<(i32, String)>, Vec<Unable>) = Default::default();
-    for metric in wanted {
-        match metrics::compute(snapshot, target, metric, round.now) {
+    for (index, metric) in wanted.iter().enumerate() {
+        let measured = snapshot.measured.get(index).and_then(Option::as_ref);
+        match metrics::compute(snapshot, target, (metric, measured), round.now) {
             Ok((replicas, name, status)) => {
                 statuses.push(status);
                 if best.as_ref().is_none_or(|(most, _)| *most == 0 || replicas > *most) {

@@ -51,6 +51,11 @@ pub(super) struct Proposal {
     pub(super) average: i64,
 }
 
+impl Proposal {
+    /// Of a workload without pods, which have nothing that could be measured.
+    pub(super) const ZERO: Proposal = Proposal { replicas: 0, utilization: None, average: 0 };
+}
+
 /// One metric of one target at one moment.
 pub(super) struct Question<'a> {
     pub(super) current: i32,
@@ -123,6 +128,41 @@ pub(super) fn propose(question: &Question<'_>) -> Result<Proposal, String> {
     let replicas = ceil(new, measured.len());
     let turned = (new < 1.0 && replicas > question.current) || (new > 1.0 && replicas < question.current);
     Ok(proposal(if turned { question.current } else { replicas }))
+}
+
+/// What a value of one thing asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whole {
+    /// Thousandths, as is the goal.
+    pub(super) value: i64,
+    pub(super) goal: i64,
+    pub(super) tolerance: Tolerance,
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a float becomes the nearest integer")]
+impl Whole {
+    /// Where the goal is that of all pods together.
+    pub(super) fn replicas(self, current: i32, ready: usize) -> i32 {
+        let ratio = self.value as f64 / self.goal as f64;
+        match current {
+            // Nobody shares it: so many times the goal takes so many pods.
+            0 => ratio.ceil() as i32,
+            _ if self.tolerance.has(ratio) => current,
+            _ => ceil(ratio, ready),
+        }
+    }
+
+    /// Where the goal is that of each pod, and what each has of the value.
+    pub(super) fn per_pod(self, running: i32) -> (i32, i64) {
+        let each = self.value as f64 / f64::from(running.max(1));
+        let ratio = each / self.goal as f64;
+        let replicas = if running > 0 && self.tolerance.has(ratio) {
+            running
+        } else {
+            (self.value as f64 / self.goal as f64).ceil() as i32
+        };
+        (replicas, each.ceil() as i64)
+    }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a float becomes the nearest integer")]

@@ -34,6 +34,11 @@ impl Target {
         self.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0)
     }
 
+    /// How many it was seen to have.
+    pub(super) fn running(&self) -> i32 {
+        self.scale.status.as_ref().map_or(0, |status| status.replicas)
+    }
+
     /// The selector of its pods, as `labelSelector=` takes it.
     pub(super) fn selector(&self) -> Option<&str> {
         let status = self.scale.status.as_ref()?;
@@ -61,18 +66,37 @@ impl Manifest for Target {
 /// Reads the scale of an autoscaler's target; the error is told to its user.
 pub(super) async fn find(client: &kube::Client, autoscaler: &HorizontalPodAutoscaler) -> Result<Target, String> {
     let reference = &autoscaler.spec.scale_target_ref;
-    let version = reference.api_version.as_deref().filter(|version| !version.is_empty()).unwrap_or("v1");
-    let no_match = || {
-        let group = version.split_once('/').map(|(group, _)| group).unwrap_or_default();
-        format!("no matches for kind {:?} in group {group:?}", reference.kind)
+    if !names::dns1123_subdomain(&reference.name).is_empty() {
+        return Err(format!("{} {:?} not found", reference.kind, reference.name));
+    }
+    let found = resource(client, reference.api_version.as_deref(), &reference.kind).await?;
+    let namespace = object::namespace(&autoscaler.metadata);
+    let root = if found.group.is_empty() { "api" } else { "apis" };
+    let place = action::Target {
+        kind: reference.kind.clone(),
+        path: format!("/{root}/{}/namespaces/{namespace}/{}", found.version, found.plural),
+        key: Key::new(namespace, &reference.name),
     };
+    let scale = read(client, &place).await.map_err(|error| error.to_string())?;
+    Ok(Target { scale, place })
+}
+
+/// A resource by its kind.
+pub(super) struct Found {
+    pub(super) group: String,
+    /// With the group.
+    version: String,
+    pub(super) plural: String,
+}
+
+pub(super) async fn resource(client: &kube::Client, version: Option<&str>, kind: &str) -> Result<Found, String> {
+    let version = version.filter(|version| !version.is_empty()).unwrap_or("v1");
+    let group = version.split_once('/').map(|(group, _)| group).unwrap_or_default();
+    let no_match = || format!("no matches for kind {kind:?} in group {group:?}");
     // Both become parts of a path.
     let parts: Vec<&str> = version.split('/').collect();
     if parts.len() > 2 || parts.iter().any(|part| !names::dns1123_subdomain(part).is_empty()) {
         return Err(format!("unexpected GroupVersion string: {version}"));
-    }
-    if !names::dns1123_subdomain(&reference.name).is_empty() {
-        return Err(format!("{} {:?} not found", reference.kind, reference.name));
     }
     let listed = match parts.len() {
         1 => client.list_core_api_resources(version).await,
@@ -83,16 +107,8 @@ pub(super) async fn find(client: &kube::Client, autoscaler: &HorizontalPodAutosc
         Err(error) if error.is_not_found() => return Err(no_match()),
         Err(error) => return Err(error.to_string()),
     };
-    let plural = plural(&resources, &reference.kind).ok_or_else(no_match)?;
-    let namespace = object::namespace(&autoscaler.metadata);
-    let root = if parts.len() == 1 { "api" } else { "apis" };
-    let place = action::Target {
-        kind: reference.kind.clone(),
-        path: format!("/{root}/{version}/namespaces/{namespace}/{plural}"),
-        key: Key::new(namespace, &reference.name),
-    };
-    let scale = read(client, &place).await.map_err(|error| error.to_string())?;
-    Ok(Target { scale, place })
+    let plural = plural(&resources, kind).ok_or_else(no_match)?;
+    Ok(Found { group: group.to_owned(), version: version.to_owned(), plural: plural.to_owned() })
 }
 
 fn plural<'a>(resources: &'a APIResourceList, kind: &str) -> Option<&'a str> {

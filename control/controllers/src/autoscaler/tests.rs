@@ -7,7 +7,7 @@ use k8s_openapi::{
             v1::{Scale, ScaleSpec, ScaleStatus},
             v2::{
                 CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior,
-                HorizontalPodAutoscalerStatus, MetricSpec,
+                HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricSpec,
             },
         },
         core::v1::{Container, PodCondition, PodSpec, PodStatus, ResourceRequirements},
@@ -20,8 +20,9 @@ use k8s_openapi::{
 use serde_json::json;
 
 use super::{
+    custom::Measured,
     limits::{Bounds, Limited, Moment, Rescale, limit},
-    replicas::{Goal, Question, Tolerance, propose},
+    replicas::{Goal, Question, Tolerance, Whole, propose},
     usage::{ContainerMetrics, readings},
     *,
 };
@@ -220,7 +221,7 @@ fn limited(change: (i32, i32), behavior: Option<(&str, &str)>, past: [&str; 3], 
     let behavior = behavior
         .map(|(up, down)| HorizontalPodAutoscalerBehavior { scale_up: Some(rules(up)), scale_down: Some(rules(down)) });
     let [recommendations, added, taken] = past.map(moments);
-    let mut past = Past { recommendations, added, taken, asked: None };
+    let mut past = Past { recommendations, added, taken, ..Past::default() };
     let bounds = Bounds { least: 2, most: 100, current: change.0 };
     let Limited { replicas, able, limited } = limit(&mut past, behavior.as_ref(), bounds, change.1, now());
     let mark = if limited.0 { "!" } else { "" };
@@ -289,14 +290,29 @@ struct Case {
     bounds: (i32, i32),
     replicas: i32,
     pods: &'static str,
+    measured: Vec<Option<Taken>>,
+    in_flight: Option<i64>,
     past: Past,
+    conditions: Vec<HorizontalPodAutoscalerCondition>,
+    is_marked: bool,
 }
 
 impl Default for Case {
     fn default() -> Case {
         let cpu = json!([{"type": "Resource", "resource": {
             "name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]);
-        Case { metrics: cpu, behavior: None, bounds: (1, 10), replicas: 1, pods: "a:use=100", past: Past::default() }
+        Case {
+            metrics: cpu,
+            behavior: None,
+            bounds: (1, 10),
+            replicas: 1,
+            pods: "a:use=100",
+            measured: Vec::new(),
+            in_flight: None,
+            past: Past::default(),
+            conditions: Vec::new(),
+            is_marked: false,
+        }
     }
 }
 
@@ -313,6 +329,7 @@ impl Case {
             name: Some("web".to_owned()),
             namespace: Some("default".to_owned()),
             generation: Some(1),
+            annotations: self.is_marked.then(|| [(WAKE_ANNOTATION.to_owned(), now().to_string())].into()),
             ..ObjectMeta::default()
         };
         let spec = HorizontalPodAutoscalerSpec {
@@ -322,11 +339,15 @@ impl Case {
             min_replicas: Some(self.bounds.0),
             scale_target_ref,
         };
-        let status = ScaleStatus { replicas: self.replicas, selector: Some("app=web".to_owned()) };
+        let status = (!self.conditions.is_empty()).then(|| HorizontalPodAutoscalerStatus {
+            conditions: Some(self.conditions),
+            ..HorizontalPodAutoscalerStatus::default()
+        });
+        let scale_status = ScaleStatus { replicas: self.replicas, selector: Some("app=web".to_owned()) };
         let scale = Scale {
             metadata: metadata.clone(),
             spec: Some(ScaleSpec { replicas: Some(self.replicas) }),
-            status: Some(status),
+            status: Some(scale_status),
         };
         let place = action::Target {
             kind: "Deployment".to_owned(),
@@ -334,13 +355,16 @@ impl Case {
             key: Key::new("default", "web"),
         };
         Snapshot {
-            autoscaler: Arc::new(HorizontalPodAutoscaler { metadata, spec, status: None }),
+            autoscaler: Arc::new(HorizontalPodAutoscaler { metadata, spec, status }),
             target: Ok(Target::new(scale, place)),
             pods: Ok(pods),
             usage: Ok(used),
+            measured: self.measured,
+            in_flight: self.in_flight,
             rivals: Vec::new(),
             past: self.past,
             failure: None,
+            period: PERIOD,
         }
     }
 }
@@ -360,7 +384,13 @@ fn detail(action: &Action) -> String {
     let readings = status.current_metrics.iter().flatten().map(|metric| {
         let current = metric.resource.as_ref().map(|resource| &resource.current);
         let current = current.or(metric.container_resource.as_ref().map(|resource| &resource.current));
+        let current = current.or(metric.pods.as_ref().map(|pods| &pods.current));
+        let current = current.or(metric.object.as_ref().map(|object| &object.current));
+        let current = current.or(metric.external.as_ref().map(|external| &external.current));
         current.map_or("-".to_owned(), |current| {
+            if let Some(value) = &current.value {
+                return value.0.clone();
+            }
             let average = current.average_value.as_ref().map(|value| value.0.as_str()).unwrap_or_default();
             format!("{:?}/{average}", current.average_utilization)
         })
@@ -471,6 +501,11 @@ fn the_metric_that_asks_for_most_counts() {
     );
 }
 
+/// What is known of so many metrics where nobody measures any.
+fn nobody(count: usize) -> Vec<Option<Taken>> {
+    (0..count).map(|_| Some(Err("nobody measures this".to_owned()))).collect()
+}
+
 #[test]
 fn metrics_that_cannot_be_had_are_named() {
     let other = json!([
@@ -479,12 +514,12 @@ fn metrics_that_cannot_be_had_are_named() {
         {"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "Value", "value": "1"}}},
     ]);
     planned(
-        &Case { metrics: other.clone(), ..Case::default() }.snapshot(),
+        &Case { metrics: other.clone(), measured: nobody(3), ..Case::default() }.snapshot(),
         expect![[r#"
-            event Warning FailedGetPodsMetric: unable to get metric rps: unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
-            event Warning FailedGetObjectMetric: unable to get metric rps: Ingress on default main/unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
-            event Warning FailedGetExternalMetric: unable to get external metric default/queue/nil: unable to fetch metrics from external metrics API: the server could not find the requested resource (get queue.external.metrics.k8s.io)
-            event Warning FailedComputeMetricsReplicas: invalid metrics (3 invalid out of 3), first error is: failed to get pods metric value: unable to get metric rps: unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered
+            event Warning FailedGetPodsMetric: unable to get metric rps: nobody measures this
+            event Warning FailedGetObjectMetric: unable to get metric rps: Ingress on default main/nobody measures this
+            event Warning FailedGetExternalMetric: unable to get external metric default/queue/nil: nobody measures this
+            event Warning FailedComputeMetricsReplicas: invalid metrics (3 invalid out of 3), first error is: failed to get pods metric value: unable to get metric rps: nobody measures this
             status HorizontalPodAutoscaler default/web 1->0 AbleToScale=True:SucceededGetScale ScalingActive=False:FailedGetPodsMetric [- - -]
             again in 15s
         "#]],
@@ -493,13 +528,179 @@ fn metrics_that_cannot_be_had_are_named() {
     let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}});
     let mut both = vec![other[0].clone(), cpu];
     both.reverse();
-    let busy = Case { metrics: json!(both), pods: "a:use=900", ..Case::default() };
+    let measured = vec![None, nobody(1).remove(0)];
+    let busy = Case { metrics: json!(both), measured: measured.clone(), pods: "a:use=900", ..Case::default() };
     let (plan, _) = plan::plan(&busy.snapshot(), now());
     let text = describe(&plan, detail);
     assert!(text.starts_with("scale Deployment default/web to 2\n") && text.contains("ValidMetricFound"), "{text}");
-    let idle = Case { metrics: json!(both), replicas: 2, pods: "a:use=9 b:use=9", ..Case::default() };
+    let idle = Case { metrics: json!(both), measured, replicas: 2, pods: "a:use=9 b:use=9", ..Case::default() };
     let (plan, _) = plan::plan(&idle.snapshot(), now());
     assert!(describe(&plan, detail).contains("ScalingActive=False:FailedGetPodsMetric [Some(0)/9m -]"));
+}
+
+#[test]
+fn replicas_follow_the_value_of_one_thing() {
+    let whole = |value, goal| Whole { value, goal, tolerance: Tolerance { up: 0.1, down: 0.2 } };
+    // Of all pods together: value, goal, replicas, ready among them.
+    for (value, goal, current, ready, expected) in [
+        (20_000, 10_000, 2, 2, 4),
+        (20_000, 10_000, 3, 1, 2),
+        (10_900, 10_000, 3, 3, 3),
+        (11_100, 10_000, 3, 3, 4),
+        (8_100, 10_000, 5, 5, 5),
+        (7_900, 10_000, 5, 5, 4),
+        (0, 10_000, 5, 5, 0),
+        (0, 10_000, 0, 0, 0),
+        (1, 10_000, 0, 0, 1),
+        (25_000, 10_000, 0, 0, 3),
+    ] {
+        assert_eq!(whole(value, goal).replicas(current, ready), expected, "{value}/{goal} {current} {ready}");
+    }
+    // Of each pod: value, goal, pods that run, and what each of them has.
+    for (value, goal, running, expected) in [
+        (40_000, 10_000, 2, (4, 20_000)),
+        (21_000, 10_000, 2, (2, 10_500)),
+        (17_000, 10_000, 2, (2, 8_500)),
+        (15_000, 10_000, 2, (2, 7_500)),
+        (9_000, 10_000, 2, (1, 4_500)),
+        (0, 10_000, 2, (0, 0)),
+        (0, 10_000, 0, (0, 0)),
+        (15_000, 10_000, 0, (2, 15_000)),
+    ] {
+        assert_eq!(whole(value, goal).per_pod(running), expected, "{value}/{goal} {running}");
+    }
+}
+
+fn requests(milli: &[(&str, i64)]) -> Option<Taken> {
+    let reading = |(name, milli): &(&str, i64)| {
+        ((*name).to_owned(), usage::Reading { milli: *milli, at: now(), window: Duration::from_secs(10) })
+    };
+    Some(Ok(Measured::Pods(milli.iter().map(reading).collect())))
+}
+
+fn by_requests() -> serde_json::Value {
+    json!([{"type": "Pods", "pods": {"metric": {"name": "http_requests_per_second"},
+        "target": {"type": "AverageValue", "averageValue": "10"}}}])
+}
+
+#[test]
+fn requests_of_pods_objects_and_others_count() {
+    let metrics = json!([
+        {"type": "Pods", "pods": {"metric": {"name": "rps"}, "target": {"type": "AverageValue", "averageValue": "10"}}},
+        {"type": "Object", "object": {"metric": {"name": "rps"}, "describedObject": {"kind": "Ingress", "name": "main"}, "target": {"type": "Value", "value": "30"}}},
+        {"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "AverageValue", "averageValue": "5"}}},
+    ]);
+    let measured = vec![
+        requests(&[("a", 15_000), ("b", 15_000)]),
+        Some(Ok(Measured::Value(30_000))),
+        Some(Ok(Measured::Value(29_000))),
+    ];
+    planned(
+        &Case { metrics, measured, replicas: 2, pods: "a b", ..Case::default() }.snapshot(),
+        expect![[r#"
+            scale Deployment default/web to 4
+            event Normal SuccessfulRescale: New size: 4; reason: external metric queue(nil) above target
+            status HorizontalPodAutoscaler default/web 2->4 AbleToScale=True:SucceededRescale ScalingActive=True:ValidMetricFound ScalingLimited=True:ScaleUpLimit [None/15 30 None/14500m]
+            again in 15s
+        "#]],
+    );
+}
+
+fn asleep() -> Vec<HorizontalPodAutoscalerCondition> {
+    let condition = HorizontalPodAutoscalerCondition {
+        type_: zero::CONDITION.to_owned(),
+        status: "True".to_owned(),
+        ..HorizontalPodAutoscalerCondition::default()
+    };
+    vec![condition]
+}
+
+/// Replicas after a step of a workload that may go to zero, and how often it was asked for.
+fn check_zero(case: Case, expected: &str) {
+    let bounds = (0, case.bounds.1);
+    let (plan, past) = plan::plan(&Case { bounds, ..case }.snapshot(), now());
+    let text = describe(&plan, detail);
+    let scaled = text.lines().find(|line| line.starts_with("scale ")).map_or("stays", |line| &line[line.len() - 4..]);
+    let able = text.split("AbleToScale=").nth(1).and_then(|rest| rest.split([' ', '\n']).next()).unwrap_or("-");
+    let zero = text.split("ScaledToZero=").nth(1).and_then(|rest| rest.split([' ', '\n']).next()).unwrap_or("-");
+    let patched = if text.contains("patch ") { " patched" } else { "" };
+    assert_eq!(format!("{scaled} {able} {zero}{patched}"), expected, "{text}");
+    assert_eq!(past.asked.is_some(), scaled != "stays");
+}
+
+#[test]
+fn a_workload_goes_to_zero_when_nobody_needs_it() {
+    let quiet = |past: &str| Case {
+        metrics: by_requests(),
+        measured: vec![requests(&[("a", 0)])],
+        pods: "a",
+        past: Past { recommendations: moments(past), ..Past::default() },
+        ..Case::default()
+    };
+    check_zero(quiet("1@301 0@10"), "to 0 True:SucceededRescale True:ScaledToZero");
+    check_zero(quiet("1@299"), "stays True:ScaleDownStabilized -");
+    check_zero(Case { measured: vec![requests(&[("a", 100)])], ..quiet("1@301") }, "stays True:ReadyForNewScale -");
+    // Its pod was not measured yet: it counts as busy.
+    check_zero(Case { measured: vec![requests(&[])], ..quiet("1@301") }, "stays True:SucceededGetScale -");
+    check_zero(Case { in_flight: Some(1), ..quiet("1@301") }, "stays True:RequestsInFlight -");
+    check_zero(Case { in_flight: Some(0), ..quiet("1@301") }, "to 0 True:SucceededRescale True:ScaledToZero");
+    let woken = |seconds: i64, pods| {
+        let mut case = Case { pods, measured: vec![requests(&[("a", 0)])], ..quiet("1@301") };
+        case.past.woken = Some(at(NOW - seconds));
+        case
+    };
+    check_zero(woken(59, "a:unready"), "stays True:RequestsWaiting -");
+    check_zero(woken(61, "a:unready"), "to 0 True:SucceededRescale True:ScaledToZero");
+    check_zero(woken(59, "a"), "to 0 True:SucceededRescale True:ScaledToZero");
+    // Kubernetes' own way: a window of the user's.
+    let rules = |text| {
+        Some(HorizontalPodAutoscalerBehavior { scale_up: Some(rules(DEFAULT_UP)), scale_down: Some(rules(text)) })
+    };
+    check_zero(
+        Case { behavior: rules("window=5 Percent:100:15"), ..quiet("1@6") },
+        "to 0 True:SucceededRescale True:ScaledToZero",
+    );
+    check_zero(Case { behavior: rules("window=5 Percent:100:15"), ..quiet("1@4") }, "stays True:ScaleDownStabilized -");
+}
+
+#[test]
+fn a_workload_at_zero_is_woken_by_requests_and_by_metrics_and_not_against_its_user() {
+    let zero = || Case { metrics: by_requests(), replicas: 0, pods: "", conditions: asleep(), ..Case::default() };
+    check_zero(zero(), "stays True:ReadyForNewScale True:");
+    check_zero(Case { is_marked: true, ..zero() }, "to 1 True:SucceededRescale False:NotScaledToZero");
+    // Its status was not written, but it is known who did it.
+    let asked = Rescale { from: 1, to: 0, reason: String::new(), at: now() };
+    let past = || Past { asked: Some(asked.clone()), ..Past::default() };
+    check_zero(
+        Case { is_marked: true, conditions: Vec::new(), past: past(), ..zero() },
+        "to 1 True:SucceededRescale False:NotScaledToZero",
+    );
+    // A user's zero stays, and the mark goes.
+    check_zero(Case { is_marked: true, conditions: Vec::new(), ..zero() }, "stays - - patched");
+    check_zero(Case { conditions: Vec::new(), ..zero() }, "stays True:SucceededGetScale -");
+    // Who has pods already needs none.
+    check_zero(Case { is_marked: true, replicas: 1, pods: "a", ..zero() }, "stays - - patched");
+    let object = json!([{"type": "Object", "object": {"metric": {"name": "rps"},
+        "describedObject": {"kind": "Ingress", "name": "main"}, "target": {"type": "Value", "value": "10"}}}]);
+    let by_object =
+        |value| Case { metrics: object.clone(), measured: vec![Some(Ok(Measured::Value(value)))], ..zero() };
+    check_zero(by_object(0), "stays True:ReadyForNewScale True:");
+    check_zero(by_object(25_000), "to 3 True:SucceededRescale False:NotScaledToZero");
+}
+
+#[test]
+fn what_was_woken_stays_for_its_window() {
+    let case = Case {
+        metrics: by_requests(),
+        replicas: 0,
+        pods: "",
+        bounds: (0, 3),
+        conditions: asleep(),
+        is_marked: true,
+        ..Case::default()
+    };
+    let (_, past) = plan::plan(&case.snapshot(), now());
+    assert_eq!((past.woken, past.recommendations.last().map(|one| one.replicas)), (Some(now()), Some(1)));
 }
 
 #[test]
@@ -575,7 +776,7 @@ fn changes_of_the_spec_wake_it_and_those_of_the_status_do_not() {
     };
     let wakes = |old, new| {
         let change = Change::HorizontalPodAutoscaler(Delta { old, new });
-        Autoscalers::default().wakes(&Cache::default(), &change).len()
+        Autoscalers::new(PERIOD).wakes(&Cache::default(), &change).len()
     };
     assert_eq!(wakes(None, of((1, 2), None)), 1);
     assert_eq!(wakes(of((1, 2), None), of((1, 2), Some(HorizontalPodAutoscalerStatus::default()))), 0);
@@ -618,7 +819,7 @@ async fn planned_at(server: &Server, autoscalers: &Autoscalers, second: i64) -> 
 
 #[tokio::test]
 async fn it_asks_the_api_once_a_period() {
-    let (server, autoscalers) = (api(true), Autoscalers::default());
+    let (server, autoscalers) = (api(true), Autoscalers::new(PERIOD));
     let plan = planned_at(&server, &autoscalers, NOW).await;
     assert!(plan.starts_with("scale Deployment default/web to 4\n"), "{plan}");
     let asked = server.asked().len();
@@ -630,6 +831,6 @@ async fn it_asks_the_api_once_a_period() {
 
 #[tokio::test]
 async fn a_target_that_is_not_there_is_a_condition() {
-    let plan = planned_at(&api(false), &Autoscalers::default(), NOW).await;
+    let plan = planned_at(&api(false), &Autoscalers::new(PERIOD), NOW).await;
     assert!(plan.contains("AbleToScale=False:FailedGetScale"), "{plan}");
 }

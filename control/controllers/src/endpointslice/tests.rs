@@ -10,6 +10,7 @@ fn view(service: &str, pods: &str) -> View {
         slices: Vec::new(),
         zones: [("n1".to_owned(), "z1".to_owned())].into(),
         api: None,
+        woken_by: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! HorizontalPodAutoscalers, as `autoscaling/v2`: the older shape is converted first, as Kubernetes does.
 
 use serde_json::Value;
-use tandem_api::{Cause, Object};
+use tandem_api::{Cause, Object, REQUESTS_IN_FLIGHT, REQUESTS_PER_SECOND};
 
 use super::{Problems, spec};
 use crate::{
@@ -31,8 +31,13 @@ pub(crate) fn autoscaler(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
     let (spec, mut problems) = (spec(&newest), Problems::default());
     let least = spec.int("minReplicas").unwrap_or(1);
     let most = spec.int("maxReplicas").unwrap_or_default();
-    if least < 1 {
-        problems.invalid("spec.minReplicas", least, "must be greater than or equal to 1");
+    if least < 0 {
+        problems.invalid("spec.minReplicas", least, "must be greater than or equal to 0");
+    }
+    if least == 0 && !spec.each("metrics").any(counts_without_pods) {
+        let why = "must specify at least one Object or External metric, or a Pods metric of http_requests_per_second or \
+                   http_requests_in_flight, to support scaling to zero replicas";
+        problems.forbidden("spec.metrics", why);
     }
     if most < 1 {
         problems.invalid("spec.maxReplicas", most, POSITIVE_COUNT);
@@ -53,6 +58,20 @@ pub(crate) fn autoscaler(object: &Object, _old: Option<&Object>) -> Vec<Cause> {
         }
     }
     problems.into_causes()
+}
+
+/// Whether a metric tells when a workload without pods is wanted again. Kubernetes takes those that others measure;
+/// requests of pods that are not there are noticed by the nodes.
+fn counts_without_pods(metric: &Fields) -> bool {
+    let name = |source: &Fields| source.child("metric").map(|metric| metric.text("name").to_owned());
+    match metric.text("type") {
+        "Object" | "External" => true,
+        "Pods" => metric
+            .child("pods")
+            .and_then(name)
+            .is_some_and(|name| [REQUESTS_PER_SECOND, REQUESTS_IN_FLIGHT].contains(&name.as_str())),
+        _ => false,
+    }
 }
 
 fn quantity(value: Option<&Value>) -> Option<Quantity> {

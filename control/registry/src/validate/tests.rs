@@ -509,7 +509,7 @@ fn autoscalers() {
     create(
         "autoscaling",
         "HorizontalPodAutoscaler",
-        json!({"apiVersion": "autoscaling/v2", "spec": {"minReplicas": 0, "maxReplicas": 0, "scaleTargetRef": target, "metrics": [
+        json!({"apiVersion": "autoscaling/v2", "spec": {"minReplicas": -1, "maxReplicas": 0, "scaleTargetRef": target, "metrics": [
             {"type": "Resource"}, {"type": "Load"},
             {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 0, "averageValue": "1"}}},
             {"type": "ContainerResource", "containerResource": {"name": "cpu", "target": {"type": "Much"}}},
@@ -518,7 +518,7 @@ fn autoscalers() {
             {"type": "External", "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "1"}}},
         ]}}),
         expect![[r#"
-            spec.minReplicas: Invalid value: 0: must be greater than or equal to 1
+            spec.minReplicas: Invalid value: -1: must be greater than or equal to 0
             spec.maxReplicas: Invalid value: 0: must be greater than 0
             spec.metrics[0].resource: Required value: must populate information for the given metric source
             spec.metrics[1].type: Unsupported value: "Load": supported values: "ContainerResource", "External", "Object", "Pods", "Resource"
@@ -552,6 +552,27 @@ fn autoscalers() {
             spec.behavior.scaleDown.policies[1].periodSeconds: Invalid value: 0: must be greater than zero
             spec.behavior.scaleDown.tolerance: Invalid value: "-1": must be greater or equal to 0"#]],
     );
+}
+
+#[test]
+fn autoscalers_go_to_zero_where_something_tells_when_to_come_back() {
+    const REFUSED: &str = "spec.metrics: Forbidden: must specify at least one Object or External metric, or a Pods metric of \
+                           http_requests_per_second or http_requests_in_flight, to support scaling to zero replicas";
+    let check = |metric: Value, expected: &str| {
+        let target = json!({"kind": "Deployment", "name": "web", "apiVersion": "apps/v1"});
+        let spec = json!({"minReplicas": 0, "maxReplicas": 3, "scaleTargetRef": target, "metrics": [metric]});
+        let object = json!({"apiVersion": "autoscaling/v2", "spec": spec});
+        let object = Object::from_value(object).unwrap();
+        assert_eq!(lines(&super::autoscaling::autoscaler(&object, None)), expected, "{metric}");
+    };
+    let each = json!({"type": "AverageValue", "averageValue": "1"});
+    let about = json!({"kind": "Ingress", "name": "main"});
+    check(json!({"type": "Object", "object": {"describedObject": about, "metric": {"name": "x"}, "target": each}}), "");
+    check(json!({"type": "External", "external": {"metric": {"name": "queue"}, "target": each}}), "");
+    for (name, expected) in [("http_requests_per_second", ""), ("http_requests_in_flight", ""), ("other", REFUSED)] {
+        check(json!({"type": "Pods", "pods": {"metric": {"name": name}, "target": each}}), expected);
+    }
+    check(json!({"type": "Resource", "resource": {"name": "cpu", "target": each}}), REFUSED);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tandem_runtime::State as Running;
 use super::Serving;
 use crate::{
     observed::SeenSandbox,
-    usage::{ContainerUse, Measured, Rate},
+    usage::{ContainerUse, Measured, Rate, RequestRate},
 };
 
 #[derive(Debug, Serialize)]
@@ -23,6 +23,9 @@ use crate::{
 pub(super) struct Summary {
     node: NodeFigures,
     pods: Vec<PodFigures>,
+    /// What came to this node for each Ingress. The kubelet knows none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ingresses: Vec<IngressFigures>,
     /// Whether all runtimes answered.
     #[serde(skip)]
     complete: bool,
@@ -47,6 +50,37 @@ struct PodFigures {
 }
 
 #[derive(Debug, Serialize)]
+struct IngressFigures {
+    name: String,
+    namespace: String,
+    http: HttpFigures,
+}
+
+/// Requests of a component, or of an Ingress; the rest is there once there is a rate.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpFigures {
+    in_flight: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    milli_requests_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_microseconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_milliseconds: Option<u64>,
+}
+
+impl HttpFigures {
+    fn new(in_flight: u64, rate: Option<RequestRate>) -> HttpFigures {
+        HttpFigures {
+            in_flight,
+            milli_requests_per_second: rate.map(|rate| rate.per_second_milli),
+            duration_microseconds: rate.map(|rate| rate.duration_us),
+            window_milliseconds: rate.map(|rate| u64::try_from(rate.window.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
 struct Reference {
     name: String,
     namespace: String,
@@ -60,6 +94,8 @@ struct ContainerFigures {
     start_time: Timestamp,
     cpu: Cpu,
     memory: Memory,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<HttpFigures>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -112,6 +148,7 @@ fn container(name: &str, started: Timestamp, found: &ContainerUse, now: Timestam
             working_set_bytes: stats.memory_working_set_bytes,
             rss_bytes: stats.memory_rss_bytes,
         },
+        http: stats.requests.map(|requests| HttpFigures::new(requests.in_flight, found.requests)),
     }
 }
 
@@ -161,7 +198,13 @@ async fn figures(serving: &Serving) -> Summary {
     });
     pods.values_mut().for_each(PodFigures::sum_up);
     let node = node(&context.node_name, &measured);
-    Summary { node, pods: pods.into_values().collect(), complete: measured.complete }
+    let ingresses = measured.ingresses.iter().map(|((namespace, name), rate)| IngressFigures {
+        name: name.clone(),
+        namespace: namespace.clone(),
+        http: HttpFigures::new(0, Some(*rate)),
+    });
+    let ingresses = ingresses.collect();
+    Summary { node, pods: pods.into_values().collect(), ingresses, complete: measured.complete }
 }
 
 fn node(name: &str, measured: &Measured) -> NodeFigures {
@@ -273,7 +316,7 @@ mod tests {
         let stats =
             Stats { cpu_ns: 1_500_000_000, memory_working_set_bytes: 4096, at: Some(at(7)), ..Stats::default() };
         let rate = Some(Rate { nano_cores: 250_000_000, window: Duration::from_secs(10) });
-        let one = container("web", at(3), &ContainerUse { stats, rate }, at(9));
+        let one = container("web", at(3), &ContainerUse { stats, rate, requests: None }, at(9));
         let reference =
             Reference { name: "web-1".to_owned(), namespace: "default".to_owned(), uid: "uid-1".to_owned() };
         let memory = Memory { time: at(9), available_bytes: None, usage_bytes: 0, working_set_bytes: 0, rss_bytes: 0 };
@@ -290,7 +333,7 @@ mod tests {
             cpu: Cpu::new(at(9), 60_000_000_001, None),
             memory: Memory { working_set_bytes: 1 << 20, ..memory },
         };
-        let summary = Summary { node, pods: vec![pod], complete: true };
+        let summary = Summary { node, pods: vec![pod], ingresses: Vec::new(), complete: true };
         let samples: Vec<String> =
             summary.exposition().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
         expect![[r#"

@@ -149,7 +149,7 @@ impl TestNode {
             directories,
             http: reqwest::Client::new(),
             metrics: Arc::new(Metrics::new(prometheus_client::registry::Registry::default())),
-            usage: Usage::default(),
+            usage: Usage::new(crate::usage::WINDOW, Arc::new(std::collections::HashMap::new)),
             patches: Semaphore::new(4),
             client,
         }

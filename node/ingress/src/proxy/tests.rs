@@ -22,6 +22,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use serde_json::json;
+use tandem_client::wake::Wake;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -45,10 +46,21 @@ struct Serving {
     address: SocketAddr,
     publish: watch::Sender<Arc<Table>>,
     registry: Registry,
+    metrics: Metrics,
+    woken: Arc<AtomicUsize>,
     _shutdown: DropGuard,
 }
 
+fn backend(reach: Reach, woken_by: Option<&str>) -> Arc<Backend> {
+    let woken_by = woken_by.map(|name| ("ns".to_owned(), name.to_owned()));
+    Arc::new(Backend { name: "ns/web".to_owned(), ingress: ("ns".to_owned(), "i".to_owned()), reach, woken_by })
+}
+
 fn table(reach: Reach) -> Table {
+    table_of(self::backend(reach, None))
+}
+
+fn table_of(to: Arc<Backend>) -> Table {
     let backend = |service: &str| json!({"service": {"name": service, "port": {"number": 80}}});
     let ingress: Ingress = serde_json::from_value(json!({
         "metadata": {"name": "i", "namespace": "ns"},
@@ -64,21 +76,26 @@ fn table(reach: Reach) -> Table {
         Snapshot { ingresses: vec![Arc::new(ingress)], classes: vec![Arc::new(class)], ..Snapshot::default() };
     let mut table = routes::build(&snapshot, &certificates::self_signed().unwrap());
     // Tests listen on the loopback, where no Service may lead.
-    table.replace_all(&Arc::new(Backend { name: "ns/web".to_owned(), reach }));
+    table.replace_all(&to);
     table
 }
 
 async fn proxy(reach: Reach, tls: bool) -> Serving {
+    let woken = Arc::new(AtomicUsize::new(0));
+    let counted = woken.clone();
+    let wake: Wake = Arc::new(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let (publish, tables) = watch::channel(Arc::new(table(reach)));
     let shutdown = CancellationToken::new();
-    let proxy = Arc::new(Proxy::new(tables.clone(), metrics, shutdown.clone()));
+    let proxy = Arc::new(Proxy::new(tables.clone(), metrics.clone(), wake, shutdown.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let scheme = if tls { Scheme::Https(certificates::acceptor(tables).unwrap()) } else { Scheme::Http };
     tokio::spawn(listen::serve(listener, scheme, proxy, shutdown.clone()));
-    Serving { address, publish, registry, _shutdown: shutdown.drop_guard() }
+    Serving { address, publish, registry, metrics, woken, _shutdown: shutdown.drop_guard() }
 }
 
 async fn proxy_to(backends: &[SocketAddr]) -> Serving {
@@ -558,4 +575,28 @@ async fn an_upload_waits_for_its_backend() {
     timeout(DEADLINE, reader.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     drop(timeout(DEADLINE, sending).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn a_request_for_a_workload_at_zero_waits_for_its_pod() {
+    let (pod, _) = scripted(OK).await;
+    let serving = proxy_to(&[]).await;
+    let asleep = Reach::Endpoints(Vec::new(), Protocol::Http1);
+    serving.publish.send_replace(Arc::new(table_of(backend(asleep, Some("web")))));
+    serving.metrics.set_ingresses(&[("ns".to_owned(), "i".to_owned())]);
+    let address = serving.address;
+    let asking = tokio::spawn(async move { converse(address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "ok").await });
+    let woken = timeout(DEADLINE, async {
+        while serving.woken.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    woken.await.unwrap();
+    assert!(!asking.is_finished());
+    let awake = Reach::Endpoints(vec![pod], Protocol::Http1);
+    serving.publish.send_replace(Arc::new(table_of(backend(awake, Some("web")))));
+    let answer = timeout(DEADLINE, asking).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let counted: Vec<u64> = serving.metrics.by_ingress().into_values().collect();
+    assert_eq!(counted, [1]);
 }

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt as _;
 use rustls::sign::CertifiedKey;
-use tandem_api::{INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER};
+use tandem_api::{INGRESS_CLASS_ANNOTATION, INGRESS_CONTROLLER, WOKEN_BY_ANNOTATION};
 
 use super::{Backend, Protocol, Reach, Table, normal_host, paths::Paths};
 use crate::certificates::Certificate;
@@ -112,9 +112,10 @@ pub(crate) fn build(snapshot: &Snapshot, default: &Arc<CertifiedKey>) -> Table {
     for ingress in served(&snapshot.ingresses, &snapshot.classes) {
         let namespace = ingress.namespace().unwrap_or_default();
         let Some(spec) = &ingress.spec else { continue };
-        let fallback = spec.default_backend.as_ref().map(|backend| backends.backend(&namespace, backend));
+        let name = (namespace.clone(), ingress.name_any());
+        let fallback = spec.default_backend.as_ref().map(|backend| backends.backend(&name, backend));
         for rule in spec.rules.iter().flatten() {
-            add_rule(&mut table, &backends, &namespace, rule, fallback.as_ref());
+            add_rule(&mut table, &backends, &name, rule, fallback.as_ref());
         }
         if let Some(fallback) = fallback {
             table.any.default.get_or_insert(fallback);
@@ -149,7 +150,7 @@ fn add_former(table: &mut Table, snapshot: &Snapshot, namespace: &str, tls: &Ing
 fn add_rule(
     table: &mut Table,
     backends: &Backends<'_>,
-    namespace: &str,
+    ingress: &Name,
     rule: &IngressRule,
     fallback: Option<&Arc<Backend>>,
 ) {
@@ -160,7 +161,7 @@ fn add_rule(
         None => table.hosts.entry(host).or_default(),
     };
     for path in rule.http.iter().flat_map(|http| &http.paths) {
-        add_path(paths, path, &backends.backend(namespace, &path.backend));
+        add_path(paths, path, &backends.backend(ingress, &path.backend));
     }
     if let Some(fallback) = fallback {
         paths.default.get_or_insert_with(|| fallback.clone());
@@ -209,11 +210,19 @@ impl<'a> Backends<'a> {
         Backends { services: services.collect(), slices }
     }
 
-    fn backend(&self, namespace: &str, backend: &IngressBackend) -> Arc<Backend> {
-        let service = backend.service.as_ref().map(|service| service.name.as_str());
-        let name = format!("{namespace}/{}", service.unwrap_or_default());
+    fn backend(&self, ingress: &Name, backend: &IngressBackend) -> Arc<Backend> {
+        let namespace = ingress.0.as_str();
+        let service = backend.service.as_ref().map(|service| service.name.as_str()).unwrap_or_default();
+        let name = format!("{namespace}/{service}");
         let reach = self.reach(namespace, backend).unwrap_or_else(Reach::Nowhere);
-        Arc::new(Backend { name, reach })
+        let woken_by = self.woken_by(namespace, service);
+        Arc::new(Backend { name, ingress: ingress.clone(), reach, woken_by })
+    }
+
+    fn woken_by(&self, namespace: &str, service: &str) -> Option<Name> {
+        let slices = self.slices.get(&(namespace, service))?;
+        let autoscaler = slices.iter().find_map(|slice| slice.annotations().get(WOKEN_BY_ANNOTATION))?;
+        Some((namespace.to_owned(), autoscaler.clone()))
     }
 
     fn reach(&self, namespace: &str, backend: &IngressBackend) -> Result<Reach, &'static str> {

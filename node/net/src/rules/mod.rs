@@ -4,6 +4,7 @@
 //! ```text
 //!  prerouting, output ── services  (address . protocol . port) ──> chain of the Service port ── dnat to an endpoint
 //!                     └─ nodeports (protocol . port)           ──>         "        (marked for masquerade)
+//!                          no endpoints, but an autoscaler that wakes the workload ── dnat to this node's activator
 //!  forward, output    ── no_endpoints ── reject
 //!  postrouting        ── masquerade: marked, hairpin, pods that leave the cluster
 //! ```
@@ -11,6 +12,7 @@
 mod policies;
 mod ranges;
 mod services;
+mod sleepers;
 mod transaction;
 
 use std::{
@@ -23,6 +25,7 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
 use crate::health::Ports;
 pub use policies::{Labels, POLICY_TABLE, PodFacts, PolicySnapshot, Port, policy_rules};
+pub use sleepers::{Sleeper, Sleepers, sleepers};
 pub use transaction::{removal, transaction};
 
 /// The table of Services, in the node's network namespace.
@@ -42,6 +45,8 @@ pub struct Snapshot {
     pub zone: Option<String>,
     /// Whether Services may have any address they name (`spec.externalIPs`).
     pub external_ips: bool,
+    /// Where this node takes connections for workloads that were scaled to zero.
+    pub activator: Option<(Ipv4Addr, u16)>,
     pub services: Vec<Service>,
     pub slices: Vec<EndpointSlice>,
 }

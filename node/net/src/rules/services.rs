@@ -1,4 +1,7 @@
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use ipnet::Ipv4Net;
 use k8s_openapi::{
@@ -8,6 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use tandem_api::WOKEN_BY_ANNOTATION;
 
 use crate::health::Health;
 
@@ -29,6 +33,8 @@ struct Targets {
     cluster: BTreeSet<Target>,
     zone: BTreeSet<Target>,
     local: BTreeSet<Target>,
+    /// They are this node's activator: nobody else is there, and somebody could be.
+    asleep: bool,
 }
 
 /// Adds the chains and map elements of one Service. Services without addresses of their own add nothing.
@@ -37,9 +43,7 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
     if spec.type_.as_deref() == Some("ExternalName") {
         return;
     }
-    let cluster_ips = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
-    let balancers = balancers(service, spec);
-    let external_ips = addresses(spec.external_ips.iter().flatten().filter(|_| snapshot.external_ips));
+    let [cluster_ips, balancers, external_ips] = own_addresses(snapshot, service, spec);
     for port in spec.ports.iter().flatten() {
         let all = targets(snapshot, service, port);
         let internal = if spec.internal_traffic_policy.as_deref() == Some("Local") { &all.local } else { &all.cluster };
@@ -62,7 +66,10 @@ pub(super) fn add(ruleset: &mut Ruleset, snapshot: &Snapshot, service: &Service)
             local_only(ruleset, snapshot, (&outside, service), &all, port)
         } else {
             let balanced = balance(ruleset, &outside, &all.cluster, port, affinity);
-            if let Some(rules) = ruleset.chains.get_mut(&outside) {
+            // The activator is the node itself, which needs no way back.
+            if !all.asleep
+                && let Some(rules) = ruleset.chains.get_mut(&outside)
+            {
                 rules.insert(0, masquerade());
             }
             balanced
@@ -182,6 +189,13 @@ fn nearest<'a>(
     }
 }
 
+/// The addresses inside the cluster, those of load balancers, and those that the Service names itself.
+pub(super) fn own_addresses(snapshot: &Snapshot, service: &Service, spec: &ServiceSpec) -> [BTreeSet<Ipv4Addr>; 3] {
+    let inside = addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
+    let named = addresses(spec.external_ips.iter().flatten().filter(|_| snapshot.external_ips));
+    [inside, balancers(service, spec), named]
+}
+
 enum Map {
     Address,
     NodePort,
@@ -251,8 +265,28 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
         && service.metadata.name.as_deref() == Some("kubernetes");
     if let Some((address, port)) = snapshot.api.filter(|_| is_api) {
         let one = BTreeSet::from([Target { address, port }]);
-        return Targets { cluster: one.clone(), zone: one.clone(), local: one };
+        return Targets { cluster: one.clone(), zone: one.clone(), local: one, asleep: false };
     }
+    let (ready, terminating) = endpoints(snapshot, service, port);
+    let wakes = snapshot.slices.iter().any(|slice| belongs(slice, service) && woken_by(slice).is_some());
+    if let Some((address, port)) = snapshot.activator.filter(|_| wakes && protocol(port) == "tcp")
+        && ready.cluster.is_empty()
+    {
+        // Not those that end: what comes now is for the next ones.
+        let one = BTreeSet::from([Target { address, port }]);
+        return Targets { cluster: one.clone(), zone: BTreeSet::new(), local: one, asleep: true };
+    }
+    // KEP-1669: endpoints that end serve on only where no other is left.
+    Targets {
+        cluster: if ready.cluster.is_empty() { terminating.cluster } else { ready.cluster },
+        zone: ready.zone,
+        local: if ready.local.is_empty() { terminating.local } else { ready.local },
+        asleep: false,
+    }
+}
+
+/// The endpoints of a Service port that are ready, and those that end but serve still.
+fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> (Targets, Targets) {
     let mut ready = Targets::default();
     let mut terminating = Targets::default();
     for slice in snapshot.slices.iter().filter(|slice| belongs(slice, service)) {
@@ -275,12 +309,18 @@ fn targets(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Target
             }
         }
     }
-    // KEP-1669: endpoints that end serve on only where no other is left.
-    Targets {
-        cluster: if ready.cluster.is_empty() { terminating.cluster } else { ready.cluster },
-        zone: ready.zone,
-        local: if ready.local.is_empty() { terminating.local } else { ready.local },
-    }
+    (ready, terminating)
+}
+
+/// The addresses to which a Service port's connections may go now.
+pub(super) fn ready(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
+    let (ready, _) = endpoints(snapshot, service, port);
+    ready.cluster.into_iter().map(|target| SocketAddr::from((target.address, target.port))).collect()
+}
+
+/// The autoscaler that wakes the workload of the slice's Service.
+pub(super) fn woken_by(slice: &EndpointSlice) -> Option<&str> {
+    slice.metadata.annotations.as_ref()?.get(WOKEN_BY_ANNOTATION).map(String::as_str)
 }
 
 enum Serves {
@@ -298,7 +338,7 @@ fn serves(endpoint: &Endpoint) -> Serves {
     if still { Serves::WhileTerminating } else { Serves::Not }
 }
 
-fn belongs(slice: &EndpointSlice, service: &Service) -> bool {
+pub(super) fn belongs(slice: &EndpointSlice, service: &Service) -> bool {
     let labels = slice.metadata.labels.as_ref();
     let name = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL));
     slice.address_type == "IPv4"
@@ -331,7 +371,7 @@ fn affinity_seconds(service: &Service) -> Option<u32> {
     Some(seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
 }
 
-fn protocol(port: &ServicePort) -> &'static str {
+pub(super) fn protocol(port: &ServicePort) -> &'static str {
     match port.protocol.as_deref() {
         Some("UDP") => "udp",
         Some("SCTP") => "sctp",

@@ -56,6 +56,7 @@ fn snapshot(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Snapshot {
         api: Some(("10.128.0.1".parse().unwrap(), 6443)),
         zone: Some("z1".into()),
         external_ips: false,
+        activator: Some(("10.128.0.1".parse().unwrap(), 7000)),
         services,
         slices,
     }
@@ -270,4 +271,47 @@ fn the_kernel_takes_every_transaction() {
     std::io::Write::write_all(&mut nft.stdin.take().unwrap(), script.as_bytes()).unwrap();
     let output = nft.wait_with_output().unwrap();
     assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn woken(mut slice: EndpointSlice) -> EndpointSlice {
+    let by = (tandem_api::WOKEN_BY_ANNOTATION.to_owned(), "scaler".to_owned());
+    slice.metadata.annotations = Some([by].into());
+    slice
+}
+
+#[test]
+fn connections_to_a_workload_at_zero_go_to_the_activator() {
+    let web = || service("web", "10.96.0.10", Some(30080));
+    let check = |endpoints: &str, asleep: bool| {
+        let snapshot = snapshot(vec![web()], vec![woken(slice("web", endpoints))]);
+        let ruleset = rules(&snapshot);
+        let to_activator: Vec<bool> =
+            ruleset.chains.values().map(|rules| rules.iter().any(|rule| rule.contains("10.128.0.1 . 7000"))).collect();
+        assert_eq!(to_activator, [asleep, asleep], "{endpoints}: {:?}", ruleset.chains);
+        assert!(ruleset.no_endpoints.is_empty(), "{endpoints}");
+    };
+    check("", true);
+    check("10.128.0.5@n1:not", true);
+    // Who ends still answers what it has; what comes now waits for the next one.
+    check("10.128.0.5@n1:terminating", true);
+    check("10.128.0.5@n1:ready", false);
+    let refused = rules(&snapshot(vec![web()], vec![slice("web", "")]));
+    assert_eq!(refused.no_endpoints.len(), 1, "nobody would wake it");
+}
+
+#[test]
+fn the_activator_knows_whom_a_connection_is_for() {
+    let services = vec![service("web", "10.96.0.10", Some(30080)), service("other", "10.96.0.11", None)];
+    let slices = vec![woken(slice("web", "10.128.0.5@n1:ready 10.128.0.6@n2:terminating")), slice("other", "")];
+    let found = sleepers(&snapshot(services, slices));
+    let expected = Sleeper {
+        service: ("default".to_owned(), "web".to_owned()),
+        autoscaler: ("default".to_owned(), "scaler".to_owned()),
+        ready: vec!["10.128.0.5:8080".parse().unwrap()],
+    };
+    let find = |address: &str| found.find(address.parse().unwrap()).map(|one| (**one).clone());
+    assert_eq!(find("10.96.0.10:80"), Some(expected.clone()));
+    assert_eq!(find("192.0.2.1:30080"), Some(expected));
+    assert_eq!(find("10.96.0.11:80"), None);
+    assert_eq!(find("10.96.0.10:81"), None);
 }

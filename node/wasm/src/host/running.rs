@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tandem_runtime::Requests;
 use tokio::sync::{oneshot, watch};
 
 use super::{Host, HostError, KILLED, annotations};
@@ -76,6 +77,14 @@ impl Running {
             Work::Http(service) => (service.live_instances() as u64, service.queued() as u64),
             Work::Command(_) => (1, 0),
         }
+    }
+
+    /// Counts of requests, of what takes any.
+    pub(crate) fn requests(&self) -> Option<Requests> {
+        let Work::Http(service) = &self.work else { return None };
+        let (answered, duration_us) = service.metrics.totals();
+        let in_flight = service.live_instances().saturating_add(service.queued());
+        Some(Requests { answered, duration_us, in_flight: in_flight as u64 })
     }
 
     pub(super) fn ask_to_stop(&self, grace: Duration) {

@@ -31,6 +31,8 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const NO_HOST: HeaderValue = HeaderValue::from_static("localhost");
 /// How every HTTP/2 connection begins; no HTTP/1 method does.
 const PREFACE: &[u8] = b"PRI";
+/// How the agent's probes introduce themselves, as a kubelet's do.
+const PROBE_AGENT: &[u8] = b"kube-probe/";
 
 pub(super) fn accept(listener: &std::net::TcpListener) -> io::Result<std::net::TcpStream> {
     let stream = accept_with(listener.as_fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
@@ -112,6 +114,8 @@ async fn answer(service: Arc<Service>, mut request: Request<Incoming>) -> Respon
         request.headers_mut().insert(header::HOST, NO_HOST);
     }
     let is_http1 = request.version() < http::Version::HTTP_2;
+    let is_probe =
+        request.headers().get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(PROBE_AGENT));
     let mut response = match service.admit().await {
         Ok(admission) => instance::respond(&service, admission, request).await,
         Err(refusal) => refuse(&service, refusal),
@@ -120,6 +124,9 @@ async fn answer(service: Arc<Service>, mut request: Request<Incoming>) -> Respon
         response.headers_mut().insert(header::CONNECTION, CLOSE);
     }
     service.metrics.answered(response.status(), began.elapsed());
+    if !is_probe {
+        service.metrics.asked(began.elapsed());
+    }
     response
 }
 

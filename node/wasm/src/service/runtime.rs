@@ -1,8 +1,11 @@
-use std::{pin::Pin, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
-use tandem_cri::v1::{self, runtime_service_server::RuntimeService};
+use tandem_cri::{
+    requests,
+    v1::{self, runtime_service_server::RuntimeService},
+};
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
@@ -344,14 +347,28 @@ impl RuntimeService for Services {
         &self,
         _request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answered<v1::ListMetricDescriptorsResponse> {
-        not_here("metric descriptors")
+        answer(v1::ListMetricDescriptorsResponse { descriptors: requests::descriptors() })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answered<v1::ListPodSandboxMetricsResponse> {
-        not_here("metrics of whole sandboxes")
+        let mut sandboxes: BTreeMap<String, Vec<v1::ContainerMetrics>> = BTreeMap::new();
+        for record in self.host.table.containers() {
+            let running = self.host.running(&record.id);
+            if let Some(counts) = running.as_ref().and_then(|running| running.requests()) {
+                let metrics =
+                    v1::ContainerMetrics { container_id: record.id.clone(), metrics: requests::metrics(counts) };
+                sandboxes.entry(record.sandbox.clone()).or_default().push(metrics);
+            }
+        }
+        let pod_metrics = sandboxes.into_iter().map(|(pod_sandbox_id, container_metrics)| v1::PodSandboxMetrics {
+            pod_sandbox_id,
+            metrics: Vec::new(),
+            container_metrics,
+        });
+        answer(v1::ListPodSandboxMetricsResponse { pod_metrics: pod_metrics.collect() })
     }
 
     async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Answered<v1::RuntimeConfigResponse> {
