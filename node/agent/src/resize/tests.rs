@@ -1,11 +1,16 @@
 use k8s_openapi::api::core::v1::ContainerResizePolicy;
+use tandem_runtime::Program;
 
 use super::*;
 use crate::{
     observed::{Kind, Probes},
     plan::plan_pod,
     status::pod_status,
-    testing::{self, at, prepared, running, sandbox, with_spec},
+    testing::{
+        self, at,
+        node::{TestNode, is_ready},
+        prepared, running, sandbox, with_spec,
+    },
 };
 
 const MIB: i64 = 1 << 20;
@@ -156,4 +161,56 @@ fn the_pods_own_bounds_are_wide_enough_on_the_way() {
     for (one, other, expected) in table {
         assert_eq!(wider(&one, &other), expected);
     }
+}
+
+/// The memory limit that the container has, with the same container in the same attempt.
+fn memory_of(node: &TestNode, name: &str) -> Option<u64> {
+    let all = node.sandboxes();
+    let container = all.iter().flat_map(|sandbox| &sandbox.containers).find(|one| one.name == name)?;
+    assert_eq!(container.attempt, 0);
+    node.containers.limits(&container.id).or_else(|| node.components.limits(&container.id))?.memory_bytes
+}
+
+#[tokio::test]
+async fn containers_and_components_are_resized_as_they_run_also_by_the_next_agent() {
+    let node = TestNode::new().await;
+    let sized = |memory: &str| {
+        let mut pod = testing::pod(&["a", "component-a"]);
+        for container in &mut pod.spec.as_mut().unwrap().containers {
+            container.resources = Some(resources(&format!("requests.memory={memory} limits.memory={memory}")));
+        }
+        Pod { status: None, ..pod }
+    };
+    for name in ["a", "component-a"] {
+        node.offer(name, Program::waits());
+    }
+    node.api.put_pod(sized("64Mi"));
+    let agent = node.start();
+    node.until_pod("a ready pod", is_ready).await;
+    let resize = |memory: &str| {
+        let spec = sized(memory).spec;
+        node.api.change_pod("web", |pod| pod.spec = spec);
+    };
+    let reported = |pod: &Pod, memory: &str| {
+        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+        let has = |status: &k8s_openapi::api::core::v1::ContainerStatus| {
+            let limits = status.resources.as_ref().and_then(|all| all.limits.as_ref());
+            limits.and_then(|limits| limits.get("memory")) == Some(&Quantity(memory.to_owned()))
+        };
+        statuses.len() == 2 && statuses.iter().all(has)
+    };
+    let both = |node: &TestNode| (memory_of(node, "a"), memory_of(node, "component-a"));
+    resize("128Mi");
+    node.until_pod("the new limits are reported", |pod| reported(pod, "128Mi")).await;
+    assert_eq!(both(&node), (Some(128 << 20), Some(128 << 20)));
+    // No room: the pod goes on as it was, under the next agent too.
+    resize("2Gi");
+    let told = |pod: &Pod| pod::condition_is_true(pod.status.as_ref(), "PodResizePending");
+    node.until_pod("what waits is told", told).await;
+    agent.end().await;
+    let agent = node.start();
+    resize("256Mi");
+    node.until_pod("the limits of the next agent are reported", |pod| reported(pod, "256Mi")).await;
+    assert_eq!(both(&node), (Some(256 << 20), Some(256 << 20)));
+    agent.end().await;
 }
