@@ -105,6 +105,11 @@ impl Request<'_> {
         self.operation == Operation::Create && self.subresource.is_empty() && self.is(group, resource)
     }
 
+    /// Whether a pod gets other resources.
+    fn resizes(&self) -> bool {
+        self.operation == Operation::Update && self.subresource == "resize" && self.is("", "pods")
+    }
+
     /// A refusal in the words of Kubernetes' admission plugins: `pods "x" is forbidden: WHY`.
     fn forbidden(&self, name: &str, why: impl std::fmt::Display) -> ApiError {
         forbidden(self.def, name, why)

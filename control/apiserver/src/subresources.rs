@@ -3,9 +3,9 @@
 mod approval;
 mod binding;
 mod connect;
-mod ephemeral;
 mod eviction;
 mod finalize;
+mod pod_part;
 mod proxy;
 mod reviews;
 mod scale;
@@ -43,11 +43,14 @@ pub(crate) async fn serve(core: &Arc<Core>, call: &Call, def: &ResourceDef) -> R
     }
     let target = verbs::target(def, path)?;
     match (name, verb) {
-        ("status" | "approval" | "ephemeralcontainers", Verb::Get) => verbs::get(core, call, def).await,
+        ("status" | "approval" | "ephemeralcontainers" | "resize", Verb::Get) => verbs::get(core, call, def).await,
         ("status", Verb::Update) => verbs::update(core, call, def).await,
         ("status", Verb::Patch) => verbs::patch(core, call, def).await,
         ("approval", Verb::Update | Verb::Patch) => approval::change(core, call, &target).await,
-        ("ephemeralcontainers", Verb::Update | Verb::Patch) => ephemeral::change(core, call, &target).await,
+        ("ephemeralcontainers", Verb::Update | Verb::Patch) => {
+            pod_part::change(core, call, &target, pod_part::ephemeral_containers).await
+        }
+        ("resize", Verb::Update | Verb::Patch) => pod_part::change(core, call, &target, pod_part::resources).await,
         ("scale", Verb::Get) => scale::get(core, call, &target).await,
         ("scale", Verb::Update | Verb::Patch) => scale::change(core, call, &target, sub).await,
         ("binding", Verb::Create) => binding::create(core, call, &target, sub).await,

@@ -6,7 +6,7 @@ mod conversion;
 mod core;
 mod event;
 mod network;
-mod pod;
+pub(crate) mod pod;
 mod policy;
 mod rbac;
 mod service;

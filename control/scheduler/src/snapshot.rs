@@ -241,7 +241,7 @@ pub(crate) struct Group {
 pub(crate) enum Seen {
     Before,
     New,
-    /// Its labels changed, or it began to end.
+    /// Its labels or what it has changed, or it began to end.
     Changed,
 }
 
@@ -458,7 +458,13 @@ impl Snapshot {
         let Some(node) = &pod.node_name else { return Seen::Before };
         let seen = match self.placed.get(&pod.uid) {
             Some(known) if known.assumed => Seen::New,
-            Some(known) if known.labels != pod.labels || known.terminating != pod.terminating => Seen::Changed,
+            Some(known)
+                if known.labels != pod.labels
+                    || known.terminating != pod.terminating
+                    || known.requests != pod.requests =>
+            {
+                Seen::Changed
+            }
             Some(_) => Seen::Before,
             None => Seen::New,
         };

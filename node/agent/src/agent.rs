@@ -20,6 +20,7 @@ use crate::{
     observer::Observer,
     reclaim,
     registry::Resolver,
+    resize::Room,
     rotation,
     sandbox::NODE_ANNOTATION,
     server,
@@ -131,6 +132,7 @@ fn context(config: Config, directories: Directories, events: Events, services: S
         http,
         metrics: Arc::new(Metrics::new(config.metrics)),
         usage: Usage::new(config.metric_window, config.ingresses),
+        room: Room::default(),
         patches: Semaphore::new(PATCHES_MAX),
     })
 }

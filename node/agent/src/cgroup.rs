@@ -44,34 +44,36 @@ impl Hierarchies {
 
     /// Makes the pod's cgroup with its limits. What the machine does not have is left out.
     pub(crate) fn create(&self, path: &str, limits: &Limits) -> io::Result<()> {
-        let path = path.trim_start_matches('/');
         for root in &self.roots {
-            self.make(root, path)?;
+            self.make(root, path.trim_start_matches('/'))?;
         }
+        self.set(path, limits)
+    }
+
+    /// Sets the limits of a pod's cgroup; there is none for what they do not name.
+    pub(crate) fn set(&self, path: &str, limits: &Limits) -> io::Result<()> {
+        let path = path.trim_start_matches('/');
+        let number = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
+        let memory = limits.memory_bytes.map(|bytes| bytes.to_string());
         let write = |controller: &str, file: &str, value: String| {
             let Some(root) = self.controller(controller) else { return Ok(()) };
             let target = root.join(path).join(file);
             if target.exists() { std::fs::write(target, value) } else { Ok(()) }
         };
         if self.unified {
-            if let Some(bytes) = limits.memory_bytes {
-                write("memory", "memory.max", bytes.to_string())?;
-            }
-            if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
-                write("cpu", "cpu.max", format!("{quota} {period}"))?;
-            }
+            write("memory", "memory.max", number(memory, "max"))?;
+            let cpu = limits.cpu_quota_us.zip(limits.cpu_period_us);
+            write("cpu", "cpu.max", number(cpu.map(|(quota, period)| format!("{quota} {period}")), "max"))?;
             if let Some(shares) = limits.cpu_shares {
                 write("cpu", "cpu.weight", weight(shares).to_string())?;
             }
             return Ok(());
         }
-        if let Some(bytes) = limits.memory_bytes {
-            write("memory", "memory.limit_in_bytes", bytes.to_string())?;
-        }
-        if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
+        write("memory", "memory.limit_in_bytes", number(memory, "-1"))?;
+        if let Some(period) = limits.cpu_period_us {
             write("cpu", "cpu.cfs_period_us", period.to_string())?;
-            write("cpu", "cpu.cfs_quota_us", quota.to_string())?;
         }
+        write("cpu", "cpu.cfs_quota_us", number(limits.cpu_quota_us.map(|quota| quota.to_string()), "-1"))?;
         if let Some(shares) = limits.cpu_shares {
             write("cpu", "cpu.shares", shares.to_string())?;
         }

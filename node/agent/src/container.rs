@@ -9,7 +9,9 @@ use crate::{
     backoff::BACKOFF_ANNOTATION,
     config::log_file,
     env::{Environment, expand_all},
-    pod, sandbox,
+    pod,
+    resize::RESOURCES_ANNOTATION,
+    sandbox,
 };
 
 pub(crate) struct ContainerInput {
@@ -28,6 +30,9 @@ pub(crate) struct ContainerInput {
 }
 
 pub(crate) fn container_spec(pod: &Pod, spec: &Spec, input: ContainerInput) -> Result<ContainerSpec, String> {
+    if let Some(signal) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref()) {
+        return Err(format!("lifecycle.stopSignal {signal} is not supported by this node: images name their signal"));
+    }
     let security = security(pod, spec, &input)?;
     let hash = pod::spec_hash(spec);
     let annotation = |key: &str, value: String| (key.to_owned(), value);
@@ -36,6 +41,9 @@ pub(crate) fn container_spec(pod: &Pod, spec: &Spec, input: ContainerInput) -> R
         annotation("io.kubernetes.container.restartCount", input.attempt.to_string()),
         annotation("io.kubernetes.container.terminationMessagePath", termination_path(spec).to_owned()),
     ]);
+    if let Some(resources) = &spec.resources {
+        annotations.extend(serde_json::to_string(resources).map(|text| annotation(RESOURCES_ANNOTATION, text)).ok());
+    }
     if input.backoff_seconds > 0 {
         annotations.insert(BACKOFF_ANNOTATION.to_owned(), input.backoff_seconds.to_string());
     }

@@ -16,6 +16,7 @@ use crate::{
     observed::{Kind, NodeFacts, Observed},
     observer::Observer,
     pod,
+    resize::Room,
     runtimes::Runtimes,
     services::Services,
     usage::Usage,
@@ -46,6 +47,7 @@ pub(crate) struct Context {
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) usage: Usage,
+    pub(crate) room: Room,
     /// Bounds the status patches under way.
     pub(crate) patches: Semaphore,
 }

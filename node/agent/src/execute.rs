@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    core::v1::{Container as Spec, Pod},
+    core::v1::{Container as Spec, Pod, ResourceRequirements},
     node::v1::RuntimeClass,
 };
 use kube::{
@@ -11,7 +11,7 @@ use kube::{
     api::{DeleteParams, Preconditions},
 };
 use tandem_api::WASM_RUNTIME_CLASS;
-use tandem_runtime::{AddressClass, ContainerId, Mount, Network, Runtime, SandboxId};
+use tandem_runtime::{AddressClass, ContainerId, Limits, Mount, Network, Runtime, SandboxId};
 
 use crate::{
     config::log_file,
@@ -22,7 +22,9 @@ use crate::{
     hooks,
     observed::{ImageKind, Kind, Observed},
     plan::{self, CLEAN_FAILED, NetworkChoice, SANDBOX_STOP_FAILED, STOP_FAILED, Step, StopReason},
-    pod, resources, rotation,
+    pod,
+    resize::{self, RESIZE_FAILED},
+    resources, rotation,
     sandbox::{self, SandboxInput},
 };
 
@@ -42,7 +44,7 @@ pub(crate) struct Job {
 }
 
 /// What a step brought about, beyond what the runtimes list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Done {
     Nothing,
     /// Look at the runtime again.
@@ -52,6 +54,7 @@ pub(crate) enum Done {
     Mounted(BTreeSet<String>),
     SandboxStopped(Kind, SandboxId),
     Stopped(Kind, ContainerId, StopReason),
+    Resized(Vec<(ContainerId, ResourceRequirements)>),
     Cleaned,
     Confirmed,
 }
@@ -86,6 +89,7 @@ impl Context {
                 self.stop(job, container, *kind, id, grace, *why).await?;
                 Ok(Done::Stopped(*kind, id.clone(), *why))
             }
+            Step::Resize { containers } => self.resize(job, containers).await,
             Step::Remove { kind, id } => {
                 let runtime = self.runtime(*kind)?;
                 let removed = match runtime.stop(id, Duration::ZERO).await {
@@ -322,6 +326,7 @@ impl Context {
             StopReason::Liveness => format!("Container {name} failed liveness probe{suffix}"),
             StopReason::Startup => format!("Container {name} failed startup probe{suffix}"),
             StopReason::Changed => format!("Container {name} definition changed{suffix}"),
+            StopReason::Resized => format!("Container {name} resize requires restart"),
         };
         self.events.normal(pod, Some(name), "Killing", message);
         let runtime = self.runtime(kind)?;
@@ -346,6 +351,57 @@ impl Context {
             self.events.warning(pod, Some(name), "FailedKillPod", message.clone());
             Fault::new(STOP_FAILED, message)
         })
+    }
+
+    /// Gives each container what it is allotted. The pod's own bounds are wide enough meanwhile.
+    async fn resize(&self, job: &Job, containers: &[(String, Kind, ContainerId)]) -> Result<Done, Fault> {
+        let pod = &job.pod;
+        let failed = |message: String| {
+            self.events.warning(pod, None, "ResizeError", format!("Pod resize error: {message}"));
+            Fault::new(RESIZE_FAILED, message)
+        };
+        let has_cgroup = job.seen.ready_sandbox(Kind::Container).is_some();
+        let bounds = |limits: &Limits| match has_cgroup {
+            true => {
+                self.hierarchies.set(&self.cgroup(pod), limits).map_err(|error| format!("the pod's cgroup: {error}"))
+            }
+            false => Ok(()),
+        };
+        let mut before = Pod::clone(pod);
+        let mut resized = Vec::new();
+        for (name, kind, id) in containers {
+            let (part, spec) =
+                pod::container(pod, name).ok_or_else(|| Fault::new(RESIZE_FAILED, format!("no container {name}")))?;
+            self.check_memory(*kind, id, &spec).await.map_err(failed)?;
+            let held = job.seen.latest(name).and_then(|container| resize::applied(pod, part, container, &job.seen));
+            before = resize::with(before, &held.map(|held| (name.clone(), held)).into_iter().collect());
+            resized.push((*kind, id, spec.into_owned()));
+        }
+        let (old, new) = (resources::pod_limits(&before), resources::pod_limits(pod));
+        bounds(&resize::wider(&old, &new)).map_err(failed)?;
+        for (kind, id, spec) in &resized {
+            let limits = resources::limits(pod, spec, self.size.memory_bytes);
+            let updated = self.runtime(*kind)?.update(id, &limits).await;
+            updated.map_err(|error| failed(format!("container {}: {error}", spec.name)))?;
+        }
+        bounds(&new).map_err(failed)?;
+        self.events.normal(pod, None, "ResizeCompleted", "Pod resize completed");
+        let given = resized.into_iter().map(|(_, id, spec)| (id.clone(), spec.resources.unwrap_or_default()));
+        Ok(Done::Resized(given.collect()))
+    }
+
+    /// A container that uses more than its new limit would be ended for it.
+    async fn check_memory(&self, kind: Kind, id: &ContainerId, spec: &Spec) -> Result<(), String> {
+        let Some(limit) = resources::memory_limit(spec) else { return Ok(()) };
+        let stats =
+            self.runtime(kind).map_err(|fault| fault.message)?.stats().await.map_err(|error| error.to_string())?;
+        let used = stats.iter().find(|stats| stats.container.as_ref() == Some(id));
+        match used.map(|stats| stats.memory_working_set_bytes).filter(|used| *used > limit) {
+            Some(used) => {
+                Err(format!("cannot decrease the memory limit of container {} to {limit}: it uses {used}", spec.name))
+            }
+            None => Ok(()),
+        }
     }
 
     /// What removed containers left: their logs and last words. A pod that is restarted for ever must not fill the disk.

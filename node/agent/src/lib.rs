@@ -41,6 +41,7 @@ mod quantity;
 mod reclaim;
 mod registry;
 mod report;
+mod resize;
 mod resources;
 mod rotation;
 mod runtimes;

@@ -42,7 +42,9 @@ pub(crate) struct Ended<'a> {
 
 pub(crate) fn life<'a>(pod: &Pod, part: Part, spec: &Spec, seen: &'a Observed) -> Life<'a> {
     let policy = pod::restart_policy(pod, part, spec);
+    // What the agent itself ended in order to start it anew ended by no exit code of its own.
     let restarts = |code: i32, killed: bool| match policy {
+        _ if part != Part::Ephemeral && !killed && pod::restart_rule(spec, code) => true,
         RestartPolicy::Always => true,
         RestartPolicy::OnFailure => killed || code != 0,
         RestartPolicy::Never => false,

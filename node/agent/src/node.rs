@@ -57,7 +57,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// As many as the node's part of the pod CIDR has light addresses for.
 const PODS_MAX: u32 = 12_000;
 /// Memory that pods cannot have, as a kubelet keeps it back.
-const MEMORY_KEPT_BYTES: u64 = 100 << 20;
+pub(crate) const MEMORY_KEPT_BYTES: u64 = 100 << 20;
 
 /// What does not change while the agent runs.
 #[derive(Clone)]

@@ -6,10 +6,10 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Container as Spec;
+use k8s_openapi::api::core::v1::{Container as Spec, ResourceRequirements};
 use tandem_runtime::{Container, ContainerId, Sandbox, SandboxId, State};
 
-use crate::backoff;
+use crate::{backoff, resize::Pending};
 
 /// Which of the node's runtimes runs something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub(crate) enum Subject {
     Container(String),
     /// An ended container that is cleared away.
     Remains(ContainerId),
+    /// The resources of its containers.
+    Resources,
     Pod,
 }
 
@@ -99,6 +101,10 @@ pub(crate) struct Observed {
     pub(crate) killed: BTreeSet<ContainerId>,
     /// Sandboxes whose network was given back.
     pub(crate) stopped: BTreeSet<SandboxId>,
+    /// What running containers were given since they were made.
+    pub(crate) applied: BTreeMap<ContainerId, ResourceRequirements>,
+    /// Why the pod does not have the resources that its spec asks for.
+    pub(crate) resize: Option<Pending>,
     /// When the agent first saw that the pod is deleted.
     pub(crate) deletion_seen: Option<Timestamp>,
     /// The API has no such pod any more.
@@ -119,6 +125,8 @@ impl Observed {
             messages: BTreeMap::new(),
             killed: BTreeSet::new(),
             stopped: BTreeSet::new(),
+            applied: BTreeMap::new(),
+            resize: None,
             deletion_seen: None,
             gone: false,
             cleaned: false,

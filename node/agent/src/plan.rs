@@ -11,6 +11,7 @@ use crate::{
     life::{self, Life},
     observed::{Busy, ImageKind, Kind, Observed, Probes, Subject, Verdict, earlier, seconds},
     pod::{self, Part},
+    resize::{self, Change},
 };
 
 /// How long a pod that served goes on serving after its deletion is seen: its address leaves the Services meanwhile,
@@ -76,6 +77,10 @@ pub(crate) enum Step {
         grace_seconds: i64,
         why: StopReason,
     },
+    /// Gives running containers the resources that they are allotted.
+    Resize {
+        containers: Vec<(String, Kind, ContainerId)>,
+    },
     /// Clears away an ended container.
     Remove {
         kind: Kind,
@@ -100,6 +105,7 @@ impl Step {
             Step::CreateSandbox { kind, .. } | Step::StopSandbox { kind, .. } | Step::RemoveSandbox { kind, .. } => {
                 Subject::Sandbox(*kind)
             }
+            Step::Resize { .. } => Subject::Resources,
             Step::Remove { id, .. } => Subject::Remains(id.clone()),
             Step::Cancel(subject) => subject.clone(),
             Step::Confirm => Subject::Pod,
@@ -117,6 +123,7 @@ impl Step {
             Step::Start { .. } => "start_container",
             Step::Refuse { .. } => "refuse_container",
             Step::Stop { .. } => "stop_container",
+            Step::Resize { .. } => "resize",
             Step::Remove { .. } => "remove_container",
             Step::Cancel(_) => "cancel",
             Step::Clean => "clean",
@@ -131,6 +138,7 @@ impl Step {
             Step::CreateSandbox { .. }
             | Step::StopSandbox { .. }
             | Step::RemoveSandbox { .. }
+            | Step::Resize { .. }
             | Step::Remove { .. }
             | Step::Cancel(_)
             | Step::Clean
@@ -158,6 +166,8 @@ pub(crate) enum StopReason {
     Startup,
     /// Its image changed.
     Changed,
+    /// It cannot be given its new resources while it runs.
+    Resized,
 }
 
 pub(crate) fn plan_pod(pod: &Pod, seen: &Observed, probes: &Probes, now: Timestamp) -> PodPlan {
@@ -211,7 +221,7 @@ impl<'a> Planner<'a> {
             Step::Resolve { .. } | Step::Start { .. } | Step::Refuse { .. } => trouble.reason != STOP_FAILED,
             Step::Clean => trouble.reason == CLEAN_FAILED,
             Step::Mount => trouble.reason != CLEAN_FAILED,
-            Step::Remove { .. } | Step::Confirm | Step::Cancel(_) => true,
+            Step::Resize { .. } | Step::Remove { .. } | Step::Confirm | Step::Cancel(_) => true,
         };
         Some(trouble.retry_at()).filter(|at| concerns && *at > self.now)
     }
@@ -238,6 +248,7 @@ impl<'a> Planner<'a> {
             // What runs is looked after even while something else is missing.
             self.tend_running();
         }
+        self.resize();
     }
 
     fn resolve_images(&mut self) {
@@ -425,7 +436,7 @@ impl<'a> Planner<'a> {
     fn tend_running(&mut self) {
         for (part, spec) in pod::containers(self.pod) {
             if let Life::Running(container) = life::life(self.pod, part, spec, self.seen) {
-                self.tend(spec, container);
+                self.tend(part, spec, container);
             }
         }
     }
@@ -435,7 +446,7 @@ impl<'a> Planner<'a> {
         match life::life(self.pod, part, spec, self.seen) {
             Life::Absent => self.start(spec, 0, 0),
             Life::Created(container) => self.clear(container),
-            Life::Running(container) => self.tend(spec, container),
+            Life::Running(container) => self.tend(part, spec, container),
             Life::Ended(ended) => {
                 // An init container that succeeded in a sandbox that is gone has to run again in the new one.
                 let again = part == Part::Init && !self.finished(spec);
@@ -474,8 +485,23 @@ impl<'a> Planner<'a> {
         });
     }
 
+    /// Running containers that are to have other resources, and go on meanwhile.
+    fn resize(&mut self) {
+        let mut containers = Vec::new();
+        for (part, spec) in pod::containers(self.pod) {
+            let Life::Running(container) = life::life(self.pod, part, spec, self.seen) else { continue };
+            let change = resize::change(self.pod, part, spec, container, self.seen);
+            if let (Change::InPlace, Some(kind)) = (change, self.seen.kind_of(&container.id)) {
+                containers.push((spec.name.clone(), kind, container.id.clone()));
+            }
+        }
+        if !containers.is_empty() {
+            self.step(Step::Resize { containers });
+        }
+    }
+
     /// Stops a running container that must be started anew.
-    fn tend(&mut self, spec: &Spec, container: &Container) {
+    fn tend(&mut self, part: Part, spec: &Spec, container: &Container) {
         let probes = self.probes.of(&container.id);
         let startup = spec.startup_probe.is_some() && probes.startup == Some(Verdict::Failure);
         let liveness = spec.liveness_probe.is_some() && probes.liveness == Some(Verdict::Failure);
@@ -485,6 +511,8 @@ impl<'a> Planner<'a> {
             (StopReason::Startup, spec.startup_probe.as_ref())
         } else if liveness {
             (StopReason::Liveness, spec.liveness_probe.as_ref())
+        } else if resize::change(self.pod, part, spec, container, self.seen) == Change::Restart {
+            (StopReason::Resized, None)
         } else {
             return;
         };

@@ -163,6 +163,19 @@ pub(crate) fn restart_policy(pod: &Pod, part: Part, container: &Spec) -> Restart
     }
 }
 
+/// Whether a rule of the container starts it anew after this exit code, whatever its policy says.
+pub(crate) fn restart_rule(container: &Spec, code: i32) -> bool {
+    container.restart_policy_rules.iter().flatten().filter(|rule| rule.action == "Restart").any(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let named = codes.values.iter().flatten().any(|value| *value == code);
+        match codes.operator.as_str() {
+            "In" => named,
+            "NotIn" => !named,
+            _ => false,
+        }
+    })
+}
+
 /// Changes when the container must be made anew: with its name or image, as Kubernetes has it.
 pub(crate) fn spec_hash(container: &Spec) -> u64 {
     let mut hash = Sha256::new();

@@ -13,8 +13,15 @@ use serde::Serialize;
 use crate::{context::Context, pod};
 
 /// The conditions that the agent decides; all others are somebody else's.
-const OWN_CONDITIONS: &[&str] =
-    &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN_CONDITIONS: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 /// A strategic merge patch of the status. Lists without a merge key are replaced as a whole.
 #[derive(Debug, Serialize)]
@@ -34,7 +41,7 @@ struct Target<'a> {
 struct Change<'a> {
     #[serde(flatten)]
     status: &'a PodStatus,
-    conditions: Vec<ConditionChange<'a>>,
+    conditions: Vec<ConditionPatch<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty", rename = "podIPs")]
     pod_ips: Vec<AddressChange<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +64,22 @@ struct ConditionChange<'a> {
     observed_generation: Option<i64>,
     reason: Option<&'a str>,
     message: Option<&'a str>,
+}
+
+/// A condition that is not there any more.
+#[derive(Debug, Serialize)]
+struct ConditionGone<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(rename = "$patch")]
+    patch: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ConditionPatch<'a> {
+    Is(ConditionChange<'a>),
+    Gone(ConditionGone<'a>),
 }
 
 impl<'a> ConditionChange<'a> {
@@ -90,6 +113,7 @@ fn own_part(status: &PodStatus) -> PodStatus {
         for container in list.iter_mut().flatten() {
             // An empty state and no state are the same, and which one comes back is the server's choice.
             container.last_state = container.last_state.take().filter(|state| *state != Default::default());
+            container.resources = container.resources.take().filter(|all| *all != Default::default());
             container.container_id = container.container_id.take().filter(|id| !id.is_empty());
         }
         list
@@ -141,6 +165,15 @@ pub(crate) fn merged(api: Option<&PodStatus>, own: Option<&PodStatus>) -> PodSta
     merged
 }
 
+/// The conditions that are to be there, and those of the agent's own that are not any more.
+fn conditions<'a>(last: &PodStatus, wanted: &'a PodStatus) -> Vec<ConditionPatch<'a>> {
+    let has = |status: &PodStatus, kind: &str| status.conditions.iter().flatten().any(|one| one.type_ == kind);
+    let gone = OWN_CONDITIONS.iter().filter(|kind| has(last, kind) && !has(wanted, kind));
+    let gone = gone.map(|kind| ConditionPatch::Gone(ConditionGone { kind, patch: "delete" }));
+    let there = wanted.conditions.iter().flatten().map(|one| ConditionPatch::Is(ConditionChange::of(one)));
+    there.chain(gone).collect()
+}
+
 impl Context {
     /// Sends the status; gives the pod as the API has it then, or `None` where there is no such pod.
     pub(crate) async fn report(&self, api_pod: &Pod, wanted: &PodStatus) -> Result<Option<Pod>, kube::Error> {
@@ -154,7 +187,7 @@ impl Context {
             metadata: Target { uid: pod::uid(api_pod) },
             status: Change {
                 status: &status,
-                conditions: wanted.conditions.iter().flatten().map(ConditionChange::of).collect(),
+                conditions: conditions(&last, wanted),
                 pod_ips: new.iter().map(|ip| AddressChange { ip, patch: None }).chain(stale).collect(),
                 reason: (last.reason.is_some() && wanted.reason.is_none()).then_some(()),
                 message: (last.message.is_some() && wanted.message.is_none()).then_some(()),
@@ -182,11 +215,14 @@ mod tests {
     fn a_patch_replaces_what_changed_and_clears_what_went() {
         let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
         let ready = PodCondition { type_: "Ready".to_owned(), status: "True".to_owned(), ..PodCondition::default() };
+        let resize = PodCondition { type_: "PodResizePending".to_owned(), ..PodCondition::default() };
+        let resized = PodStatus { conditions: Some(vec![resize]), ..PodStatus::default() };
+        let wanted = PodStatus { conditions: Some(vec![ready]), ..PodStatus::default() };
         let patch = StatusPatch {
             metadata: Target { uid: "uid-1" },
             status: Change {
                 status: &status,
-                conditions: vec![ConditionChange::of(&ready)],
+                conditions: conditions(&resized, &wanted),
                 pod_ips: vec![
                     AddressChange { ip: "10.0.0.2", patch: None },
                     AddressChange { ip: "10.0.0.1", patch: Some("delete") },
@@ -195,7 +231,7 @@ mod tests {
                 message: None,
             },
         };
-        expect![[r#"{"metadata":{"uid":"uid-1"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True","lastTransitionTime":null,"observedGeneration":null,"reason":null,"message":null}],"podIPs":[{"ip":"10.0.0.2"},{"ip":"10.0.0.1","$patch":"delete"}],"reason":null}}"#]]
+        expect![[r#"{"metadata":{"uid":"uid-1"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True","lastTransitionTime":null,"observedGeneration":null,"reason":null,"message":null},{"type":"PodResizePending","$patch":"delete"}],"podIPs":[{"ip":"10.0.0.2"},{"ip":"10.0.0.1","$patch":"delete"}],"reason":null}}"#]]
             .assert_eq(&serde_json::to_string(&patch).unwrap());
     }
 

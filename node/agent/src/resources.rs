@@ -45,13 +45,17 @@ fn amount(quantities: Option<&Quantities>, resource: &str) -> Option<i64> {
 }
 
 /// A container's request, or its limit where it requests nothing; in thousandths.
-fn request(spec: &Spec, resource: &str) -> Option<i64> {
+pub(crate) fn request(spec: &Spec, resource: &str) -> Option<i64> {
     let resources = spec.resources.as_ref()?;
     amount(resources.requests.as_ref(), resource).or_else(|| amount(resources.limits.as_ref(), resource))
 }
 
 fn limit(spec: &Spec, resource: &str) -> Option<i64> {
     amount(spec.resources.as_ref()?.limits.as_ref(), resource)
+}
+
+pub(crate) fn memory_limit(spec: &Spec) -> Option<u64> {
+    limit(spec, "memory").map(bytes)
 }
 
 pub(crate) fn qos_class(pod: &Pod) -> QosClass {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -14,6 +14,7 @@ use crate::{
     life::{self, Life, Outcome},
     observed::{Kind, Observed, Probes, Subject, Verdict, seconds},
     pod::{self, Part},
+    resize::{self, Change},
     resources,
 };
 
@@ -122,9 +123,54 @@ impl Reporter<'_> {
             last_state: last_state
                 .or_else(|| last.and_then(|last| last.last_state.clone()))
                 .or(Some(ContainerState::default())),
+            resources: self.resources(part, spec, running),
+            allocated_resources: spec
+                .resources
+                .as_ref()
+                .and_then(|all| all.requests.clone())
+                .filter(|_| part != Part::Ephemeral),
             state: Some(state),
             ..ContainerStatus::default()
         }
+    }
+
+    /// What the container has where it runs, else what it will be started with.
+    fn resources(&self, part: Part, spec: &Spec, running: Option<&Container>) -> Option<ResourceRequirements> {
+        if part == Part::Ephemeral {
+            return None;
+        }
+        let allotted = spec.resources.clone().unwrap_or_default();
+        let applied = running.and_then(|container| resize::applied(self.pod, part, container, self.seen));
+        Some(match applied {
+            Some(applied) if !resize::same(Some(&applied), Some(&allotted)) => applied,
+            _ => allotted,
+        })
+    }
+
+    /// Whether the pod gets what it asks for, while it does not have it.
+    fn resizing(&self) -> impl Iterator<Item = PodCondition> {
+        let pending = self
+            .seen
+            .resize
+            .as_ref()
+            .map(|pending| self.present("PodResizePending", Some(pending.reason), Some(pending.message.clone())));
+        let differs = |(part, spec): (Part, &Spec)| match life::life(self.pod, part, spec, self.seen) {
+            Life::Running(container) => resize::change(self.pod, part, spec, container, self.seen) != Change::None,
+            Life::Absent | Life::Created(_) | Life::Ended(_) | Life::Lost { .. } => false,
+        };
+        let under_way = self.outcome.is_none() && pod::containers(self.pod).any(differs);
+        let trouble = self.seen.troubles.get(&Subject::Resources);
+        let progress = under_way.then(|| {
+            let (reason, message) =
+                (trouble.map(|trouble| trouble.reason), trouble.map(|trouble| trouble.message.clone()));
+            self.present("PodResizeInProgress", reason, message)
+        });
+        pending.into_iter().chain(progress)
+    }
+
+    /// A condition that is only there while it is true.
+    fn present(&self, kind: &str, reason: Option<&str>, message: Option<String>) -> PodCondition {
+        PodCondition { reason: reason.map(str::to_owned), message, ..self.condition(kind, None) }
     }
 
     /// The state that a container is shown in, and the one before it.
@@ -296,13 +342,14 @@ impl Reporter<'_> {
             Some("PodCompleted") | None => initialized().map(|message| ("ContainersNotInitialized", Some(message))),
             Some(_) => None,
         };
-        vec![
+        let own = [
             self.condition("PodReadyToStartContainers", if sandbox { None } else { Some(("", None)) }),
             self.condition("Initialized", initialized),
             self.condition("Ready", ready),
             self.condition("ContainersReady", containers_ready),
             self.condition("PodScheduled", None),
-        ]
+        ];
+        own.into_iter().chain(self.resizing()).collect()
     }
 
     fn unmet_gates(&self) -> Vec<String> {

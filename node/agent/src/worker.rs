@@ -31,6 +31,7 @@ use crate::{
     pod,
     probes::ProbeSet,
     report::{differs, merged},
+    resize::{self, Allotted, Need},
     status::{PULL_ERROR_SHOWN_SECONDS, pod_status},
     volumes,
 };
@@ -70,6 +71,8 @@ pub(crate) struct Worker {
     seen: Observed,
     /// The names of the volumes that were made.
     mounted: Option<BTreeSet<String>>,
+    /// What the containers were allotted in the last round.
+    allotted: Option<Allotted>,
     tasks: JoinSet<Outcome>,
     subjects: HashMap<Id, Option<Subject>>,
     handles: BTreeMap<Subject, AbortHandle>,
@@ -113,6 +116,7 @@ impl Worker {
             started: false,
             status: None,
             mounted: None,
+            allotted: None,
             tasks: JoinSet::new(),
             subjects: HashMap::new(),
             handles: BTreeMap::new(),
@@ -137,6 +141,7 @@ impl Worker {
                     Some(next) => wake = next,
                     None => {
                         self.context.observer.unsubscribe(&uid);
+                        self.context.room.leave(&uid);
                         return uid;
                     }
                 }
@@ -189,6 +194,10 @@ impl Worker {
             self.seen.deletion_seen.get_or_insert(now);
         }
         self.read_last_words(&pod);
+        let (pod, pending) =
+            resize::allot(pod, self.allotted.as_ref(), &self.context.room, Need::of_node(self.context.size));
+        self.seen.resize = pending;
+        self.allotted = Some(resize::given(&pod));
         let pod = Arc::new(pod);
         self.seen.volumes_ready = self.mounted.as_ref().is_some_and(|made| volumes::are_made(&pod, made));
         self.probes.follow(&pod, &self.seen);
@@ -197,6 +206,9 @@ impl Worker {
             return None;
         }
         let mut wake = plan.wake;
+        if self.seen.resize.is_some() {
+            wake = earlier(wake, now + seconds(resize::RETRY_SECONDS));
+        }
         self.begin(plan.steps, &pod);
         let status = pod_status(&pod, &self.seen, self.probes.states(), now);
         self.tell(&pod, &status);
@@ -308,11 +320,13 @@ impl Worker {
                 self.look_again(kind);
             }
             Done::Stopped(kind, id, why) => {
-                if matches!(why, StopReason::Liveness | StopReason::Startup | StopReason::Changed) {
+                use StopReason::{Changed, Liveness, Resized, Startup};
+                if matches!(why, Liveness | Startup | Changed | Resized) {
                     self.seen.killed.insert(id);
                 }
                 self.look_again(kind);
             }
+            Done::Resized(given) => self.seen.applied.extend(given),
             Done::Cleaned => self.seen.cleaned = true,
             Done::Confirmed => self.seen.gone = true,
         }
@@ -344,7 +358,7 @@ impl Worker {
         let concerns = match subject {
             Subject::Sandbox(of) => *of == kind,
             Subject::Container(name) => self.seen.image_kind(name).is_some_and(|image| image.kind == kind),
-            Subject::Volumes | Subject::Remains(_) | Subject::Pod => false,
+            Subject::Volumes | Subject::Remains(_) | Subject::Resources | Subject::Pod => false,
         };
         if concerns {
             self.look_again(kind);
@@ -389,7 +403,8 @@ impl Worker {
         if !self.seen.gone && directories.pod(uid).is_dir() {
             let changed = self.status.as_ref() != Some(&status);
             if changed {
-                let cached = Pod { status: Some(status.clone()), ..(**pod).clone() };
+                // As the API wants it, not as it is run.
+                let cached = Pod { status: Some(status.clone()), ..(*self.api).clone() };
                 write_cache(&directories.pod_cache(uid), &cached);
             }
             if *self.probes.states() != self.known_probes {

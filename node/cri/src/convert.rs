@@ -188,6 +188,17 @@ fn resources(limits: &Limits) -> v1::LinuxContainerResources {
     }
 }
 
+/// The same for a container that is there already: what is zero would stay as it was, and -1 means no limit.
+pub(crate) fn changed_resources(limits: &Limits) -> v1::LinuxContainerResources {
+    let new = resources(limits);
+    let or_none = |value: i64| if value == 0 { -1 } else { value };
+    v1::LinuxContainerResources {
+        cpu_quota: or_none(new.cpu_quota),
+        memory_limit_in_bytes: or_none(new.memory_limit_in_bytes),
+        ..new
+    }
+}
+
 /// What of `/proc` and `/sys` a container without privileges must not see, and what it must not write: runtimes hide
 /// nothing by themselves (Kubernetes' default `procMount`).
 const MASKED_PATHS: [&str; 12] = [

@@ -7,8 +7,8 @@ use futures::{
 };
 use hyper_util::rt::TokioIo;
 use tandem_runtime::{
-    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Network, Notice,
-    RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats, StoredImage,
+    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Limits, Network,
+    Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, Stats, StoredImage,
 };
 use tokio::net::{TcpStream, UnixStream};
 use tonic::{
@@ -383,6 +383,16 @@ impl Runtime for CriRuntime {
         let request = v1::RemoveContainerRequest { container_id: id.0.clone() };
         let mut client = self.runtime();
         gone_is_done(bounded("remove", &id.0, CALL_TIMEOUT, client.remove_container(request)).await)
+    }
+
+    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<()> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.0.clone(),
+            linux: Some(convert::changed_resources(limits)),
+            ..Default::default()
+        };
+        let mut client = self.runtime();
+        bounded("update", &id.0, CALL_TIMEOUT, client.update_container_resources(request)).await.map(drop)
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<()> {

@@ -87,6 +87,9 @@ pub trait Fixture: Send + Sync {
     /// `None` where the runtime has no exec.
     fn exec(&self) -> Option<ExecCommands>;
 
+    /// The memory limit that is enforced on a running container, asked of whatever enforces it; `None` for none.
+    fn memory_limit(&self, id: &ContainerId) -> Option<u64>;
+
     /// How long a state may take to show in `list`.
     fn patience(&self) -> Duration {
         Duration::from_secs(20)

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 
 use crate::{
     AttachRequest, Capabilities, Container, ContainerId, ContainerSpec, Error, ExecIo, ExecOutput, ExecRequest, Image,
-    Network, Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats, StoredImage,
+    Limits, Network, Notice, RegistryAuth, Result, Runtime, Sandbox, SandboxId, SandboxSpec, State, Stats, StoredImage,
 };
 
 const NOTICES_MAX: usize = 64;
@@ -169,6 +169,12 @@ impl Fake {
     /// The calls so far, such as `start web`: what a test of steps compares.
     pub fn calls(&self) -> Vec<String> {
         self.inner.lock().calls.clone()
+    }
+
+    /// The limits that a container has now.
+    pub fn limits(&self, id: &ContainerId) -> Option<Limits> {
+        let inner = self.inner.lock();
+        inner.sandboxes.values().find_map(|record| Some(record.containers.get(id)?.0.limits.clone()))
     }
 
     /// What [`Runtime::list`] gives, without being async.
@@ -487,6 +493,15 @@ impl Runtime for Fake {
             record.seen.containers.retain(|container| container.id != *id);
         }
         self.wake();
+        Ok(())
+    }
+
+    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<()> {
+        self.begin("update", &id.0)?;
+        let mut inner = self.inner.lock();
+        let found = inner.sandboxes.values_mut().find_map(|record| record.containers.get_mut(id));
+        let (spec, _) = found.ok_or_else(|| not_found("update", id))?;
+        spec.limits = limits.clone();
         Ok(())
     }
 

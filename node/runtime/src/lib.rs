@@ -53,6 +53,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn remove(&self, id: &ContainerId) -> Result<()>;
 
+    /// Gives a container that was made other limits, without touching what it does. What the limits do not name is
+    /// unlimited from then on; the adjustment of its OOM score stays.
+    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<()>;
+
     /// Goes on in a new file at the log's path, after the one that was there has been given another name.
     async fn reopen_log(&self, id: &ContainerId) -> Result<()>;
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use tandem_cri::{CriRuntime, Options, Source};
 use tandem_runtime::{
-    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Notice,
+    AttachRequest, Capabilities, ContainerId, ContainerSpec, ExecIo, ExecOutput, ExecRequest, Image, Limits, Notice,
     RegistryAuth, Runtime, Sandbox, SandboxId, SandboxSpec, Stats, StoredImage,
 };
 use tokio::{net::TcpStream, process::Command, sync::broadcast};
@@ -306,6 +306,10 @@ impl Runtime for Supervised {
 
     async fn remove(&self, id: &ContainerId) -> tandem_runtime::Result<()> {
         self.runtime.remove(id).await
+    }
+
+    async fn update(&self, id: &ContainerId, limits: &Limits) -> tandem_runtime::Result<()> {
+        self.runtime.update(id, limits).await
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> tandem_runtime::Result<()> {

@@ -15,9 +15,10 @@ use crate::core::Core;
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 const CLAIM: &str = "PersistentVolumeClaim";
 
-/// Fills in and checks a new pod, and checks a claim whenever it is written.
+/// Fills in and checks a new pod, and checks a pod that is resized and a claim whenever it is written.
 pub(super) async fn apply(core: &Core, request: &Request<'_>, object: &mut Object) -> Result<(), ApiError> {
-    let pod = request.creates("", "pods");
+    let creates = request.creates("", "pods");
+    let pod = creates || request.resizes();
     let writes = request.operation != Operation::Delete && request.subresource.is_empty();
     let claim = writes && request.is("", "persistentvolumeclaims") && object.deletion_timestamp().is_none();
     if !pod && !claim {
@@ -25,7 +26,7 @@ pub(super) async fn apply(core: &Core, request: &Request<'_>, object: &mut Objec
     }
     let ranges = core.row("", "v1", "limitranges")?;
     let ranges = core.objects.all(&ranges, request.namespace, Consistency::Any).await?;
-    if pod {
+    if creates {
         ranges.iter().for_each(|range| fill_in(range, object));
     }
     for range in &ranges {

@@ -74,13 +74,14 @@ pub(super) async fn charge<'c>(
     old: Option<&Object>,
 ) -> Result<Charge<'c>, ApiError> {
     let counted = Counted { group: &request.def.group, resource: &request.def.plural };
+    let resizes = request.resizes();
     let concerned = match request.operation {
         Operation::Create => true,
-        Operation::Update => counted.may_grow(),
+        Operation::Update => counted.may_grow() || resizes,
         Operation::Delete | Operation::Connect => false,
     };
     let namespace = request.namespace.filter(|_| request.def.is_namespaced());
-    let Some(namespace) = namespace.filter(|_| concerned && request.subresource.is_empty()) else {
+    let Some(namespace) = namespace.filter(|_| concerned && (request.subresource.is_empty() || resizes)) else {
         return Ok(Charge::default());
     };
     let def = core.row("", "v1", "resourcequotas")?;

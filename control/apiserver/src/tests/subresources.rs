@@ -244,7 +244,7 @@ async fn what_is_not_served_says_so() {
     let server = Server::start().await;
     server.default_account().await;
     server.create(&in_default("pods"), &pod("a")).await;
-    for path in ["pods/a/resize", "pods/a/nothing", "pods/a/log/deeper"] {
+    for path in ["pods/a/nothing", "pods/a/log/deeper"] {
         assert_eq!(server.patch(&in_default(path), MERGE, &json!({})).await.code, 404, "{path}");
     }
     assert_eq!(server.get(&in_default("pods/a/binding")).await.code, 405);
@@ -316,4 +316,67 @@ async fn ephemeral_containers_are_what_they_may_be() {
     expect![[r#"
         422 Invalid: Pod "a" is invalid: spec.ephemeralContainers: Forbidden: existing ephemeral containers "one" may not be removed
     "#]].assert_eq(&removed.status());
+}
+
+#[tokio::test]
+async fn pods_are_resized_within_their_class() {
+    let server = Server::start().await;
+    server.default_account().await;
+    let mut sized = pod("a");
+    let resources = |cpu: &str, memory: &str| json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "memory": memory } });
+    sized["spec"]["containers"][0]["resources"] = resources("100m", "64Mi");
+    server.create(&in_default("pods"), &sized).await;
+    let uri = in_default("pods/a/resize");
+    let of = |container: Value| json!({ "spec": { "containers": [container] } });
+    let patch = async |change: Value| server.patch(&uri, STRATEGIC, &of(change)).await;
+    let grown = patch(json!({ "name": "c", "resources": resources("200m", "128Mi") })).await;
+    assert_eq!(grown.code, 200, "{}", grown.text());
+    let mut grown = grown.json();
+    assert_eq!(grown["spec"]["containers"][0]["resources"], resources("200m", "128Mi"));
+    assert_eq!(grown["metadata"]["generation"], 2);
+    // Replaced as a whole, of all else nothing counts.
+    grown["spec"]["containers"][0]["resources"] = resources("150m", "64Mi");
+    grown["spec"]["containers"][0]["image"] = "other".into();
+    let replaced = server.put(&uri, &grown).await.json();
+    assert_eq!(replaced["spec"]["containers"][0]["resources"], resources("150m", "64Mi"));
+    assert_ne!(replaced["spec"]["containers"][0]["image"], "other");
+    // The pod's own door does not resize.
+    let change = of(json!({ "name": "c", "resources": resources("1", "64Mi") }));
+    assert_eq!(server.patch(&in_default("pods/a"), STRATEGIC, &change).await.code, 422);
+    let refused = async |resources: Value| patch(json!({ "name": "c", "resources": resources })).await.status();
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.containers[0].resources.limits: Forbidden: resource limits cannot be removed"#]]
+        .assert_eq(&refused(json!({ "limits": { "memory": null } })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.containers[0].resources.requests: Forbidden: resource requests cannot be removed"#]]
+        .assert_eq(&refused(json!({ "requests": { "cpu": null } })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec: Invalid value: "Guaranteed": Pod QOS Class may not change as a result of resizing"#]]
+        .assert_eq(&refused(json!({ "limits": { "cpu": "150m" } })).await);
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec: Forbidden: only cpu and memory resources are mutable"#]]
+        .assert_eq(&refused(json!({ "limits": { "ephemeral-storage": "1Gi" } })).await);
+    let renamed = server.patch(&uri, STRATEGIC, &of(json!({ "name": "other", "image": "x" }))).await.status();
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec.containers: Forbidden: containers may not be renamed or reordered on resize"#]]
+        .assert_eq(&renamed);
+}
+
+#[tokio::test]
+async fn a_node_without_resize_keeps_its_pods_as_they_are() {
+    let server = Server::start().await;
+    server.default_account().await;
+    let mut sized = pod("a");
+    sized["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "100m" } });
+    server.create(&in_default("pods"), &sized).await;
+    let running = json!({ "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": { "running": {} } });
+    let patch = async |status: Value| {
+        let status = json!({ "status": { "containerStatuses": [status] } });
+        assert_eq!(server.patch(&in_default("pods/a/status"), MERGE, &status).await.code, 200);
+        let change = json!([{ "name": "c", "resources": { "requests": { "cpu": "200m" } } }]);
+        server
+            .patch(&in_default("pods/a/resize"), STRATEGIC, &json!({ "spec": { "containers": change } }))
+            .await
+            .status()
+    };
+    expect![[r#"422 Invalid: Pod "a" is invalid: spec: Forbidden: Pod running on node without support for resize"#]]
+        .assert_eq(&patch(running.clone()).await);
+    let mut told = running;
+    told["resources"] = json!({ "requests": { "cpu": "100m" } });
+    assert_eq!(patch(told).await, "200 : ");
 }

@@ -40,7 +40,7 @@ fn prepare(object: &mut Object, old: Option<&Object>) {
 
 /// The quality of service class: Guaranteed if every container has limits for CPU and memory and requests as much,
 /// BestEffort if none asks for anything.
-fn quality(spec: &Fields) -> &'static str {
+pub(crate) fn quality(spec: &Fields) -> &'static str {
     let amount = |container: &Fields, kind: &str, resource: &str| {
         let amounts = container.child("resources").and_then(|resources| resources.child(kind));
         let amount = amounts.map(|amounts| amounts.text(resource)).and_then(|text| Quantity::parse(text).ok());

@@ -1,6 +1,7 @@
 //! Pods and the pod templates of workloads.
 
 mod containers;
+mod resize;
 mod update;
 mod volumes;
 
@@ -11,7 +12,8 @@ use super::{Problems, labels, spec};
 use crate::json::{Fields, FieldsExt};
 
 pub(super) use containers::check_resource_name;
-pub use update::{ephemeral_containers, resize};
+pub use resize::resize;
+pub use update::ephemeral_containers;
 
 const MAX_SECONDS: i64 = i32::MAX as i64;
 

@@ -89,8 +89,8 @@ impl PodInfo {
             scheduler: scheduler.to_owned(),
             started: status.and_then(|it| it.start_time.as_ref()).map(|time| time.0),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
-            requests: requests(spec, Resources::of),
-            presumed: requests(spec, Resources::presumed),
+            requests: requests(pod, spec, Resources::of),
+            presumed: requests(pod, spec, Resources::presumed),
             node_selector: spec.node_selector.clone().unwrap_or_default(),
             required: required.map(|selector| selector.node_selector_terms),
             preferred: affinity.preferred_during_scheduling_ignored_during_execution.unwrap_or_default(),
@@ -201,12 +201,34 @@ fn host_ports(container: &Container) -> Vec<HostPort> {
         .collect()
 }
 
+/// What a container asks for, or what its node still holds for it while it is resized, whichever is more. What its node
+/// can never give it does not count.
+fn held(pod: &Pod, container: &Container, read: fn(Option<&Amounts>) -> Resources) -> Resources {
+    let asked = read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+    let Some(status) = pod.status.as_ref() else { return asked };
+    let lists = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let Some(known) = lists.into_iter().find(|known| known.name == container.name) else { return asked };
+    let given = known.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let mut given = [given, known.allocated_resources.as_ref()].into_iter().flatten();
+    let Some(first) = given.next() else { return asked };
+    let mut held = read(Some(first));
+    given.for_each(|more| held.at_least(&read(Some(more))));
+    let is_infeasible = status.conditions.iter().flatten().any(|condition| {
+        condition.type_ == "PodResizePending"
+            && condition.status == "True"
+            && condition.reason.as_deref() == Some("Infeasible")
+    });
+    if !is_infeasible {
+        held.at_least(&asked);
+    }
+    held
+}
+
 /// The most that the pod needs at any time: its containers together, or an init container with the sidecars before it.
 ///
 /// <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>
-fn requests(spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resources {
-    let of =
-        |container: &Container| read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+fn requests(pod: &Pod, spec: &PodSpec, read: fn(Option<&Amounts>) -> Resources) -> Resources {
+    let of = |container: &Container| held(pod, container, read);
     let mut total = Resources::default();
     spec.containers.iter().for_each(|container| total.add(&of(container)));
     let (mut sidecars, mut peak) = (Resources::default(), Resources::default());

@@ -48,6 +48,22 @@ fn a_pod_asks_for_its_peak_and_its_overhead() {
 }
 
 #[test]
+fn a_pod_that_is_resized_counts_with_the_most_that_is_held_for_it() {
+    for (wants, reason, expected) in [("1", "Deferred", 2000), ("5", "Deferred", 5000), ("5", "Infeasible", 2000)] {
+        let mut pod = pod("a", vec![container(&format!("cpu={wants}"))]);
+        let status = serde_json::json!({
+            "containerStatuses": [{
+                "name": "", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                "allocatedResources": { "cpu": "2" }, "resources": { "requests": { "cpu": "1" } },
+            }],
+            "conditions": [{ "type": "PodResizePending", "status": "True", "reason": reason }],
+        });
+        pod.status = serde_json::from_value(status).unwrap();
+        assert_eq!(PodInfo::of(&pod).requests.milli_cpu, expected, "{wants} {reason}");
+    }
+}
+
+#[test]
 fn what_the_whole_pod_asks_for_counts_in_place_of_its_parts() {
     let mut pod = pod("a", vec![container("cpu=100m memory=1Mi")]);
     let requests = Some(amounts("cpu=1"));

@@ -30,6 +30,10 @@ fn line(step: &Step) -> String {
         }
         Step::Refuse { container, message } => format!("refuse {container}: {message}"),
         Step::Stop { id, grace_seconds, why, .. } => format!("stop {id} within {grace_seconds}: {why:?}"),
+        Step::Resize { containers } => {
+            let names: Vec<&str> = containers.iter().map(|(name, ..)| name.as_str()).collect();
+            format!("resize {}", names.join(" "))
+        }
         Step::Remove { id, .. } => format!("remove {id}"),
         Step::Cancel(subject) => format!("cancel {subject:?}"),
         Step::Clean => "clean".to_owned(),
@@ -481,5 +485,32 @@ fn a_target_runs_and_has_processes() {
     assert!(target(&seen, Kind::Component, "a").unwrap_err().contains("no process namespace"));
     for absent in ["b", "c"] {
         assert!(target(&seen, Kind::Container, absent).unwrap_err().contains("does not run"), "{absent}");
+    }
+}
+
+#[test]
+fn rules_start_a_container_anew_whatever_its_policy_says() {
+    let rule = |operator: &str, values: &[i32]| k8s_openapi::api::core::v1::ContainerRestartRule {
+        action: "Restart".to_owned(),
+        exit_codes: Some(k8s_openapi::api::core::v1::ContainerRestartRuleOnExitCodes {
+            operator: operator.to_owned(),
+            values: Some(values.to_vec()),
+        }),
+    };
+    let table = [
+        ("In", [42, 43], 42, true),
+        ("In", [42, 43], 1, false),
+        ("NotIn", [1, 2], 42, true),
+        ("NotIn", [1, 2], 1, false),
+        ("NotIn", [1, 2], 0, true),
+    ];
+    for (operator, values, code, again) in table {
+        let pod = with_spec(pod(&["a", "b"]), |spec| {
+            spec.containers[0].restart_policy = Some("Never".to_owned());
+            spec.containers[0].restart_policy_rules = Some(vec![rule(operator, &values)]);
+        });
+        let seen = in_container_sandbox(&pod, vec![exited("a", 0, 0, 5, code), running("b", 0, 0)]);
+        let plan = text(&plan_pod(&pod, &seen, &Probes::default(), at(10)));
+        assert_eq!(plan.contains("start a 1"), again, "{operator} {values:?} {code}: {plan}");
     }
 }

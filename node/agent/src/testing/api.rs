@@ -259,7 +259,9 @@ async fn patch_node(State(api): Api, Path(name): Path<String>, body: Bytes) -> R
 
 async fn patch_status(State(api): Api, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
     let Some(mut pod) = api.pod(&name) else { return not_found(&name) };
-    let body: StatusBody = serde_json::from_slice(&body).unwrap();
+    let mut body: StatusBody = serde_json::from_slice(&body).unwrap();
+    // What is to go is named without a status.
+    body.status.conditions.get_or_insert_default().retain(|condition| !condition.status.is_empty());
     if body.metadata.uid != pod.metadata.uid {
         return StatusCode::CONFLICT.into_response();
     }

@@ -130,6 +130,7 @@ impl TestNode {
         let (services, follower) = Services::new(directories.services_cache());
         tokio::spawn(follower.run(client.clone(), CancellationToken::new()));
         Context {
+            room: crate::resize::Room::default(),
             node_name: "n1".to_owned(),
             node_ip: Ipv4Addr::new(192, 0, 2, 1),
             size: NodeSize { cpus: 2, memory_bytes: 1 << 30 },

@@ -280,7 +280,7 @@ async fn converges(pod: Pod, forget: usize, node: &TestNode) -> (usize, Vec<Sand
             Done::SandboxStopped(_, id) => drop(seen.stopped.insert(id)),
             Done::Cleaned => seen.cleaned = true,
             Done::Confirmed => seen.gone = true,
-            Done::Nothing | Done::Changed(_) | Done::Stopped(..) => {}
+            Done::Nothing | Done::Changed(_) | Done::Stopped(..) | Done::Resized(_) => {}
         }
         taken += 1;
         assert!(taken < 50, "no end: {step:?}");

@@ -2,7 +2,7 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use tandem_runtime::{
-    Network, Runtime,
+    ContainerId, Network, Runtime,
     conformance::{self, ExecCommands, Fixture, Role, Workload},
 };
 
@@ -52,6 +52,15 @@ impl Fixture for Containers {
 
     fn cgroup_parent(&self) -> String {
         format!("{}/conformance", self.0.cgroup())
+    }
+
+    fn memory_limit(&self, id: &ContainerId) -> Option<u64> {
+        let below = format!("{}/{id}", self.cgroup_parent().trim_start_matches('/'));
+        let files = [format!("memory/{below}/memory.limit_in_bytes"), format!("{below}/memory.max")];
+        let read = |file: &String| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).ok();
+        let bytes = files.iter().find_map(read)?.trim().parse::<u64>().ok()?;
+        // Version 1 has a very large number for none.
+        Some(bytes).filter(|bytes| *bytes < 1 << 60)
     }
 
     fn exec(&self) -> Option<ExecCommands> {

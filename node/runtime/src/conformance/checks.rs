@@ -5,7 +5,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::{Bench, Check, Role, ensure, text};
-use crate::{AttachRequest, ContainerId, Error, ExecIo, ExecRequest, Network, SandboxId, State, Stats};
+use crate::{AttachRequest, ContainerId, Error, ExecIo, ExecRequest, Limits, Network, SandboxId, State, Stats};
 
 /// More than any well-behaved workload takes to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -39,6 +39,7 @@ checks![
     completed_is_told_from_error,
     output_becomes_log_lines,
     a_log_that_was_put_aside_goes_on,
+    limits_change_while_it_runs,
     environment_and_arguments_arrive,
     writable_mount_takes_writes,
     read_only_mount_refuses_writes,
@@ -240,6 +241,37 @@ async fn a_log_that_was_put_aside_goes_on(bench: &Bench<'_>) -> Result<(), Strin
     std::fs::rename(&log, log.with_extension("log.aside")).map_err(|error| error.to_string())?;
     bench.runtime.reopen_log(&id).await.map_err(text)?;
     ensure(log.exists(), || format!("{} is not there again", log.display()))
+}
+
+async fn limits_change_while_it_runs(bench: &Bench<'_>) -> Result<(), String> {
+    const MIB: u64 = 1 << 20;
+    let limits = |memory: Option<u64>, cpu: Option<i64>| Limits {
+        memory_bytes: memory,
+        cpu_quota_us: cpu,
+        cpu_period_us: cpu.map(|_| 100_000),
+        cpu_shares: Some(256),
+        oom_score_adj: 0,
+    };
+    let sandbox = bench.sandbox().await?;
+    let mut spec = bench.container_spec(Role::Waits, "main").await?;
+    spec.limits = limits(Some(64 * MIB), Some(50_000));
+    let id = bench.start_spec(&sandbox, &spec).await?;
+    let before = bench.running(&id).await?;
+    let steps =
+        [(Some(128 * MIB), Some(100_000)), (Some(32 * MIB), Some(20_000)), (None, None), (Some(64 * MIB), None)];
+    for (memory, cpu) in steps {
+        for _ in 0..2 {
+            bench.runtime.update(&id, &limits(memory, cpu)).await.map_err(text)?;
+            let enforced = bench.fixture.memory_limit(&id);
+            ensure(enforced == memory, || format!("the memory limit should be {memory:?}, but is {enforced:?}"))?;
+        }
+    }
+    let after = bench.running(&id).await?;
+    ensure(after == before, || format!("the container is not as it was: {after:?}"))?;
+    let unknown = bench.runtime.update(&ContainerId("f".repeat(64)), &limits(None, None)).await;
+    ensure(matches!(unknown, Err(Error::NotFound { .. })), || {
+        format!("a container that is not there should not be found: {unknown:?}")
+    })
 }
 
 async fn environment_and_arguments_arrive(bench: &Bench<'_>) -> Result<(), String> {

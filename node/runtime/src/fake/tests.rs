@@ -37,6 +37,10 @@ impl Fixture for InMemory {
         self.network.clone()
     }
 
+    fn memory_limit(&self, id: &ContainerId) -> Option<u64> {
+        self.fake.limits(id)?.memory_bytes
+    }
+
     fn exec(&self) -> Option<ExecCommands> {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         Some(ExecCommands {
@@ -65,7 +69,7 @@ async fn check(network: Network) {
     let fixture = InMemory { fake: fake.clone(), directory: tempfile::tempdir().unwrap(), network };
     let (passed, failures) = conformance::run(&fixture).await;
     assert_eq!(failures, []);
-    assert_eq!(passed, 37);
+    assert_eq!(passed, 38);
     assert_eq!(fake.sandboxes(), []);
 }
 

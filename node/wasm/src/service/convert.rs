@@ -120,9 +120,10 @@ pub(super) fn name_host(container: &mut ContainerRequest, sandbox: Option<&v1::P
 }
 
 pub(super) fn resources(linux: Option<&v1::LinuxContainerResources>) -> ResourceRecord {
+    // Negative means no limit, as zero does.
     linux.map_or_else(ResourceRecord::default, |linux| ResourceRecord {
-        memory_bytes: linux.memory_limit_in_bytes,
-        cpu_quota_us: linux.cpu_quota,
+        memory_bytes: linux.memory_limit_in_bytes.max(0),
+        cpu_quota_us: linux.cpu_quota.max(0),
         cpu_period_us: linux.cpu_period,
         cpu_shares: linux.cpu_shares,
     })

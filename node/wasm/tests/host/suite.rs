@@ -2,7 +2,7 @@ use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use tandem_runtime::{
-    Network, Runtime,
+    ContainerId, Network, Runtime,
     conformance::{self, ExecCommands, Fixture, Role, Workload},
 };
 
@@ -52,6 +52,12 @@ impl Fixture for WasmHost {
 
     async fn network(&self) -> Network {
         Network::Host { address: Ipv4Addr::LOCALHOST }
+    }
+
+    fn memory_limit(&self, id: &ContainerId) -> Option<u64> {
+        let file = self.bench.folder.path().join(format!("host/state/containers/{id}.json"));
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        record["resources"]["memoryBytes"].as_u64().filter(|bytes| *bytes > 0)
     }
 
     fn exec(&self) -> Option<ExecCommands> {

@@ -29,7 +29,7 @@ pub(super) fn usage(pod: &Object, now: Timestamp, used: &mut Amounts) {
         return;
     }
     let overhead = amounts(pod.at(&["spec", "overhead"]));
-    let (mut requests, mut limits) = (total(pod, "requests"), total(pod, "limits"));
+    let (mut requests, mut limits) = (held(pod, "requests"), held(pod, "limits"));
     add(&mut requests, &overhead);
     for (name, limit) in &mut limits {
         let more = overhead.get(name).copied().filter(|_| !limit.is_zero()).unwrap_or(Quantity::ZERO);
@@ -73,7 +73,38 @@ fn named(requests: &Amounts, limits: &Amounts) -> Amounts {
 /// What a pod asks for in all, of `requests` or of `limits`: what its containers need together, or more where one of its
 /// init containers needs more; what the pod itself says goes before.
 pub fn total(pod: &Object, kind: &str) -> Amounts {
-    let of = |container: &Value| amounts(container.get("resources").and_then(|resources| resources.get(kind)));
+    sum(pod, kind, |container| amounts(container.get("resources").and_then(|resources| resources.get(kind))))
+}
+
+/// What a pod has: what it asks for, or what its node still holds for it while it is resized, whichever is more. What
+/// its node can never give it does not count.
+fn held(pod: &Object, kind: &str) -> Amounts {
+    let is_infeasible = pod.array_at(&["status", "conditions"]).iter().any(|condition| {
+        text(condition, "type") == "PodResizePending"
+            && text(condition, "status") == "True"
+            && text(condition, "reason") == "Infeasible"
+    });
+    let statuses = || {
+        let lists = ["containerStatuses", "initContainerStatuses"];
+        lists.into_iter().flat_map(|list| pod.array_at(&["status", list]))
+    };
+    sum(pod, kind, |container| {
+        let asked = amounts(container.get("resources").and_then(|resources| resources.get(kind)));
+        let Some(status) = statuses().find(|status| text(status, "name") == text(container, "name")) else {
+            return asked;
+        };
+        let mut held = amounts(status.get("resources").and_then(|resources| resources.get(kind)));
+        if kind == "requests" {
+            raise(&mut held, amounts(status.get("allocatedResources")));
+        }
+        if held.is_empty() || !is_infeasible {
+            raise(&mut held, asked);
+        }
+        held
+    })
+}
+
+fn sum(pod: &Object, kind: &str, of: impl Fn(&Value) -> Amounts) -> Amounts {
     let mut sum = Amounts::new();
     for container in pod.array_at(&["spec", "containers"]) {
         add(&mut sum, &of(container));

@@ -62,6 +62,25 @@ fn pods_use_what_they_ask_for() {
 }
 
 #[test]
+fn pods_use_what_is_held_for_them_while_they_are_resized() {
+    let pod = |wants: &str, reason: &str| {
+        json!({
+            "spec": { "containers": [{ "name": "a", "resources": { "requests": { "cpu": wants } } }] },
+            "status": {
+                "containerStatuses": [{
+                    "name": "a", "allocatedResources": { "cpu": "2" }, "resources": { "requests": { "cpu": "1" } },
+                }],
+                "conditions": [{ "type": "PodResizePending", "status": "True", "reason": reason }],
+            },
+        })
+    };
+    for (wants, reason, cpu) in [("1", "Deferred", "2"), ("5", "Deferred", "5"), ("5", "Infeasible", "2")] {
+        let told = used("pods", pod(wants, reason));
+        assert_eq!(told, format!("count/pods=1,cpu={cpu},pods=1,requests.cpu={cpu}"), "{wants} {reason}");
+    }
+}
+
+#[test]
 fn pods_that_have_ended_are_only_counted() {
     assert_eq!(used("pods", json!({ "status": { "phase": "Failed" } })), "count/pods=1");
     let deleted = |at: &str| json!({ "metadata": { "deletionTimestamp": at, "deletionGracePeriodSeconds": 30 } });

@@ -25,6 +25,7 @@ pub(super) fn check_all(spec: &Fields, volumes: &BTreeSet<String>, path: &str, p
         for (at, container) in spec.each(list).enumerate() {
             let path = format!("{path}.{list}[{at}]");
             check(container, volumes, &path, problems);
+            check_restart(container, spec, &path, problems);
             let name = container.text("name");
             if !name.is_empty() && !names.insert(name.to_owned()) {
                 problems.duplicate(format!("{path}.name"), name);
@@ -80,8 +81,59 @@ pub(super) fn check(container: &Fields, volumes: &BTreeSet<String>, path: &str, 
     }
 }
 
-fn check_init(container: &Fields, path: &str, problems: &mut Problems) {
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+
+/// The restart policy of one container, and its rules: which exit codes start it anew whatever the policy says.
+fn check_restart(container: &Fields, spec: &Fields, path: &str, problems: &mut Problems) {
     problems.check_enum(container, "restartPolicy", path, &["Always", "Never", "OnFailure"], false);
+    check_resize_policy(container, path, problems);
+    for (at, policy) in container.each("resizePolicy").enumerate() {
+        let own = container.text("restartPolicy");
+        let restarts = if own.is_empty() { spec.text("restartPolicy") } else { own };
+        if restarts == "Never" && policy.text("restartPolicy") == "RestartContainer" {
+            let why = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            problems.invalid(format!("{path}.resizePolicy[{at}].restartPolicy"), "RestartContainer", why);
+        }
+    }
+    let rules = container.list("restartPolicyRules");
+    let path = format!("{path}.restartPolicyRules");
+    if !rules.is_empty() && container.text("restartPolicy").is_empty() {
+        problems.required(format!("{path}.restartPolicy"), "must specify restartPolicy when restart rules are used");
+    }
+    if rules.len() > RESTART_RULES_MAX {
+        problems.too_many(path.clone(), rules.len(), RESTART_RULES_MAX);
+    }
+    for (at, rule) in container.each("restartPolicyRules").enumerate() {
+        let path = format!("{path}[{at}]");
+        problems.check_enum(rule, "action", &path, &["Restart"], true);
+        let Some(codes) = rule.child("exitCodes") else {
+            problems.required(format!("{path}.exitCodes"), "must be specified");
+            continue;
+        };
+        problems.check_enum(codes, "operator", &format!("{path}.exitCodes"), &["In", "NotIn"], true);
+        let path = format!("{path}.exitCodes.values");
+        match codes.list("values").len() {
+            0 => problems.invalid(path, json!([]), "must have at least one value"),
+            count if count > EXIT_CODES_MAX => problems.too_many(path, count, EXIT_CODES_MAX),
+            _ => {}
+        }
+    }
+}
+
+pub(super) fn check_resize_policy(container: &Fields, path: &str, problems: &mut Problems) {
+    let mut seen = BTreeSet::new();
+    for (at, policy) in container.each("resizePolicy").enumerate() {
+        let path = format!("{path}.resizePolicy[{at}]");
+        problems.check_enum(policy, "resourceName", &path, &["cpu", "memory"], true);
+        problems.check_enum(policy, "restartPolicy", &path, &["NotRequired", "RestartContainer"], true);
+        if !seen.insert(policy.text("resourceName")) {
+            problems.duplicate(path, policy.text("resourceName"));
+        }
+    }
+}
+
+fn check_init(container: &Fields, path: &str, problems: &mut Problems) {
     if container.text("restartPolicy") == "Always" {
         return;
     }

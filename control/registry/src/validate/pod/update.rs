@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tandem_api::{Cause, Object};
 
-use super::{MAX_SECONDS, containers, containers::check_resources};
+use super::{MAX_SECONDS, containers};
 use crate::{
     json::{Fields, FieldsExt},
     validate::{Problems, spec},
@@ -200,28 +200,4 @@ fn check_ephemeral(container: &Fields, path: &str, problems: &mut Problems) {
             }
         }
     }
-}
-
-/// A change through `/resize`: CPU and memory of containers may change, nothing else.
-pub fn resize(object: &Object, old: &Object) -> Vec<Cause> {
-    let mut problems = Problems::default();
-    let (mut masked, before) = (spec(object), spec(old));
-    for list in ["containers", "initContainers"] {
-        for (at, container) in masked.each(list).enumerate() {
-            if let Some(resources) = container.child("resources") {
-                check_resources(resources, &format!("spec.{list}[{at}].resources"), &mut problems);
-            }
-        }
-        let resources: Vec<Option<Value>> =
-            before.each(list).map(|container| container.get("resources").cloned()).collect();
-        for (container, resources) in masked.each_mut(list).zip(resources) {
-            if let Some(resources) = resources {
-                container.insert("resources".to_owned(), resources);
-            }
-        }
-    }
-    if masked != before {
-        problems.forbidden("spec", "only cpu and memory resources are mutable");
-    }
-    problems.into_causes()
 }
