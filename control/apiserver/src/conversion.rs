@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 use tandem_api::{ApiError, Object, Reason};
@@ -51,7 +52,18 @@ struct Outcome {
 
 impl Converter {
     /// The objects in another version; those that are in it already stay as they are.
-    pub(crate) async fn convert(
+    ///
+    /// Boxed, since the way to a webhook leads through objects that are read.
+    pub(crate) fn convert<'a>(
+        &'a self,
+        webhook: &'a ConversionWebhook,
+        to: &'a str,
+        objects: Vec<Object>,
+    ) -> BoxFuture<'a, Result<Vec<Object>, ApiError>> {
+        Box::pin(self.convert_all(webhook, to, objects))
+    }
+
+    async fn convert_all(
         &self,
         webhook: &ConversionWebhook,
         to: &str,

@@ -25,8 +25,8 @@ pub(crate) async fn run(script: &str) -> Result<(), Error> {
     call(&["-f", "-"], script).await.map(drop)
 }
 
-/// What `nft` says as JSON.
-pub(crate) async fn list(what: &[&str]) -> Result<serde_json::Value, Error> {
+/// What `nft` says, read as far as `T` is interested.
+pub(crate) async fn list<T: serde::de::DeserializeOwned>(what: &[&str]) -> Result<T, Error> {
     let output = call(&[&["-j", "list"], what].concat(), "").await?;
     serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
 }

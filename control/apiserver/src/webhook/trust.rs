@@ -106,7 +106,7 @@ fn is_valid(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
 pub(super) fn told(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             "tls: failed to verify certificate: x509: certificate signed by unknown authority".to_owned()
         }
         Some(Error::InvalidCertificate(why)) => format!("tls: failed to verify certificate: x509: {why}"),

@@ -12,7 +12,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use serde_json::Value;
+use serde::Deserialize;
 use tandem_client::events::{Note, Recorder, Severity};
 
 use super::Key;
@@ -68,7 +68,7 @@ impl Denied {
 
     pub(super) async fn look(&mut self, pods: &BTreeMap<Key, Arc<PodFacts>>) {
         let table: Vec<&str> = ["counters", "table"].into_iter().chain(POLICY_TABLE.split(' ')).collect();
-        let counters = match nft::list(&table).await {
+        let counters: Listed = match nft::list(&table).await {
             Ok(counters) => counters,
             // Without rules there is no table.
             Err(error) => return tracing::debug!(%error, "what policies denied"),
@@ -86,7 +86,7 @@ impl Denied {
             let set: Vec<&str> =
                 ["set"].into_iter().chain(POLICY_TABLE.split(' ')).chain([denied_set(direction)]).collect();
             match nft::list(&set).await {
-                Ok(set) => seen.extend(attempts(&set, direction)),
+                Ok(set) => seen.extend(attempts(set, direction)),
                 Err(error) => tracing::debug!(%error, "what policies denied"),
             }
         }
@@ -102,30 +102,62 @@ fn denied_set(direction: &str) -> &'static str {
     if direction == "ingress" { "denied_ingress" } else { "denied_egress" }
 }
 
-fn counter(listed: &Value, name: &str) -> u64 {
-    let objects = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["counter"]);
-    let of_name = objects.filter(|counter| counter["name"] == name);
-    of_name.filter_map(|counter| counter["packets"].as_u64()).sum()
+/// What `nft -j list` says, as far as it matters here.
+#[derive(Deserialize)]
+struct Listed {
+    nftables: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    counter: Option<Counted>,
+    set: Option<Set>,
+}
+
+#[derive(Deserialize)]
+struct Counted {
+    #[serde(default)]
+    name: String,
+    packets: u64,
+}
+
+#[derive(Deserialize)]
+struct Set {
+    #[serde(default)]
+    elem: Vec<Element>,
+}
+
+#[derive(Deserialize)]
+struct Element {
+    elem: Entry,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    val: Concatenation,
+    counter: Counted,
+}
+
+/// Pod, peer, protocol and port.
+#[derive(Deserialize)]
+struct Concatenation {
+    concat: (Ipv4Addr, Ipv4Addr, String, u64),
+}
+
+fn counter(listed: &Listed, name: &str) -> u64 {
+    let counters = listed.nftables.iter().filter_map(|object| object.counter.as_ref());
+    counters.filter(|counter| counter.name == name).map(|counter| counter.packets).sum()
 }
 
 /// The elements of a set, with how many packets each counted.
-fn attempts(listed: &Value, direction: &'static str) -> HashMap<Attempt, u64> {
-    let sets = listed["nftables"].as_array().into_iter().flatten();
-    let elements = sets.filter_map(|object| object["set"]["elem"].as_array()).flatten();
-    let attempt = |element: &Value| {
-        let element = &element["elem"];
-        let parts = element["val"]["concat"].as_array()?;
-        let [pod, peer, protocol, port] = parts.as_slice() else { return None };
-        let attempt = Attempt {
-            direction,
-            pod: pod.as_str()?.parse().ok()?,
-            peer: peer.as_str()?.parse().ok()?,
-            protocol: protocol.as_str()?.to_uppercase(),
-            port: port.as_u64()?,
-        };
-        Some((attempt, element["counter"]["packets"].as_u64()?))
+fn attempts(listed: Listed, direction: &'static str) -> HashMap<Attempt, u64> {
+    let elements = listed.nftables.into_iter().filter_map(|object| object.set).flat_map(|set| set.elem);
+    let attempt = |Element { elem }: Element| {
+        let (pod, peer, protocol, port) = elem.val.concat;
+        let attempt = Attempt { direction, pod, peer, protocol: protocol.to_uppercase(), port };
+        (attempt, elem.counter.packets)
     };
-    elements.filter_map(attempt).collect()
+    elements.map(attempt).collect()
 }
 
 /// What to tell the pods of this node: what was denied since the look before.
@@ -173,8 +205,9 @@ mod tests {
             ]}},
             {"counter": {"name": "denied_egress_packets", "packets": 4}},
         ]});
+        let listed: Listed = serde_json::from_value(listed).unwrap();
         assert_eq!(counter(&listed, "denied_egress_packets"), 4);
-        let seen = attempts(&listed, "egress");
+        let seen = attempts(listed, "egress");
         let pod = PodFacts {
             namespace: "shop".into(),
             name: "web".into(),
