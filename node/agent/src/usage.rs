@@ -57,7 +57,7 @@ pub(crate) struct ContainerUse {
 }
 
 /// The namespace and name of an Ingress.
-pub type IngressName = (String, String);
+pub(crate) type IngressName = (String, String);
 
 /// How many requests the node has taken for each Ingress.
 pub type IngressCounts = Arc<dyn Fn() -> HashMap<IngressName, u64> + Send + Sync>;
