@@ -181,7 +181,7 @@ impl Trail {
             return Some(Value::Object(decoded.0));
         }
         if kind.ends_with("yaml") {
-            return decode::yaml(body).ok().map(|object| Value::Object(object.0));
+            return decode::yaml(body).ok().map(|(object, _)| Value::Object(object.0));
         }
         serde_json::from_slice(body).ok()
     }

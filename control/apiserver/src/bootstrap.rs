@@ -9,7 +9,6 @@ use tandem_api::{
 use crate::{
     aggregation,
     authz::{defaults, rbac},
-    call::Warnings,
     core::Core,
     options::WriteOptions,
     write::{self, Author, Ownership, Target},

@@ -240,13 +240,6 @@ fn plain(registry: &Registry) -> Vec<(String, Value)> {
                 }),
             ));
         }
-        let version = |version: &&str| json!({ "groupVersion": group_version(name, version), "version": version });
-        let versions: Vec<Value> = versions.iter().map(version).collect();
-        let preferred = versions.first().cloned();
-        list.push(json!({ "name": name, "versions": versions, "preferredVersion": preferred }));
-        documents.push((format!("/apis/{name}"), json!({
-            "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions, "preferredVersion": preferred,
-        })));
     }
     documents.push(("/apis".to_owned(), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })));
     documents
@@ -254,14 +247,17 @@ fn plain(registry: &Registry) -> Vec<(String, Value)> {
 
 /// The groups but the core one, as `/apis` lists them.
 pub(crate) fn groups(registry: &Registry) -> Vec<Value> {
-    let groups = registry.groups().into_iter().filter(|group| !group.name.is_empty());
-    let one = |group: tandem_registry::Group| {
-        let name = &group.name;
-        let version = |version: &String| json!({ "groupVersion": group_version(name, version), "version": version });
-        let versions: Vec<Value> = group.versions.iter().map(version).collect();
+    let one = |name: &str, versions: &[&str]| {
+        let version = |version: &&str| json!({ "groupVersion": group_version(name, version), "version": version });
+        let versions: Vec<Value> = versions.iter().map(version).collect();
         json!({ "name": name, "versions": versions, "preferredVersion": versions.first() })
     };
-    groups.map(one).collect()
+    let groups = registry.groups();
+    let rows = groups.iter().filter(|group| !group.name.is_empty()).map(|group| {
+        let versions: Vec<&str> = group.versions.iter().map(String::as_str).collect();
+        one(&group.name, &versions)
+    });
+    rows.chain(requests::groups().map(|(name, versions, _)| one(name, versions))).collect()
 }
 
 /// A metric that is served without a row: of a resource, or alone.

@@ -78,8 +78,8 @@ impl Following {
 
     /// Whether anything has changed; `None` when a change was missed and all must be read again.
     pub(crate) fn catch_up(&mut self, mut take: impl FnMut(&ResourceDef, &Key, Option<&Stored>)) -> Option<bool> {
-        self.0.iter_mut().try_fold(false, |any, (def, changes)| {
-            Some(any | changes.catch_up(|key, stored| take(def, key, stored))?)
-        })
+        self.0
+            .iter_mut()
+            .try_fold(false, |any, (def, changes)| Some(any | changes.catch_up(|key, stored| take(def, key, stored))?))
     }
 }

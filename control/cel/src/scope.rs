@@ -12,7 +12,7 @@ pub(crate) fn undeclared<'e>(expr: &'e Expr, declared: &mut Vec<&'e str>) -> Opt
         | Expr::Double(_)
         | Expr::Text(_)
         | Expr::Bytes(_) => None,
-        Expr::Name(name) => {
+        Expr::Name(name, _) => {
             let known = declared.contains(&name.as_str()) || functions::type_named(name).is_some();
             (!known).then_some(name)
         }
@@ -28,11 +28,12 @@ pub(crate) fn undeclared<'e>(expr: &'e Expr, declared: &mut Vec<&'e str>) -> Opt
             parts.iter().find_map(|part| undeclared(part, declared))
         }
         Expr::Choose(parts) => parts.iter().find_map(|part| undeclared(part, declared)),
-        Expr::Binary(_, parts) => parts.iter().find_map(|part| undeclared(part, declared)),
+        Expr::Binary(_, _, parts) => parts.iter().find_map(|part| undeclared(part, declared)),
         Expr::Comprehension(fold) => undeclared(&fold.range, declared).or_else(|| {
             let inner = fold.condition.iter().chain([&fold.body]);
             within(&fold.names, inner, declared)
         }),
+        Expr::Struct { fields, .. } => fields.iter().find_map(|(_, value, _)| undeclared(value, declared)),
         Expr::Bind { name, value: of, body } | Expr::Optional { of, name, body, .. } => {
             undeclared(of, declared).or_else(|| within(std::slice::from_ref(name), [&**body], declared))
         }

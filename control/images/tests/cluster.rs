@@ -52,6 +52,7 @@ async fn start() -> Cluster {
         endpoints: Arc::new(tandem_apiserver::Outward),
         pki: None,
         audit: None,
+        metric_resolution: tandem_apiserver::METRIC_RESOLUTION,
         ready: Vec::new(),
         quorum: None,
         metrics: Arc::default(),

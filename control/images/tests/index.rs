@@ -26,6 +26,7 @@ async fn objects() -> ObjectIndex {
         endpoints: Arc::new(tandem_apiserver::Outward),
         pki: None,
         audit: None,
+        metric_resolution: tandem_apiserver::METRIC_RESOLUTION,
         ready: Vec::new(),
         quorum: None,
         metrics: Arc::default(),

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tandem_api::{ApiError, Object};
 use tandem_registry::{ResourceDef, fields};
 
-use super::{Operation, Request};
+use super::Request;
 use crate::{conversion, core::Core, decode::Expected, patch};
 use hook::{Asked, Hook};
 use review::{Sort, kind_of};

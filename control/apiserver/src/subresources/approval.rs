@@ -25,8 +25,8 @@ pub(super) async fn change(core: &Core, call: &Call, target: &Target<'_>) -> Res
         for field in ["labels", "annotations"] {
             match sent.at(&["metadata", field]) {
                 Some(sent) => new.set(&["metadata", field], sent.clone()),
-                None => new.remove(&["metadata", field]),
-            };
+                None => drop(new.remove(&["metadata", field])),
+            }
         }
         let mut conditions = sent.array_at(&["status", "conditions"]).to_vec();
         for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {

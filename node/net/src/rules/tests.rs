@@ -288,7 +288,7 @@ fn connections_to_a_workload_at_zero_go_to_the_activator() {
         let to_activator: Vec<bool> =
             ruleset.chains.values().map(|rules| rules.iter().any(|rule| rule.contains("10.128.0.1 . 7000"))).collect();
         assert_eq!(to_activator, [asleep, asleep], "{endpoints}: {:?}", ruleset.chains);
-        assert!(ruleset.no_endpoints.is_empty(), "{endpoints}");
+        assert!(ruleset.sets["no_endpoints"].elements.is_empty(), "{endpoints}");
     };
     check("", true);
     check("10.128.0.5@n1:not", true);
@@ -296,7 +296,7 @@ fn connections_to_a_workload_at_zero_go_to_the_activator() {
     check("10.128.0.5@n1:terminating", true);
     check("10.128.0.5@n1:ready", false);
     let refused = rules(&snapshot(vec![web()], vec![slice("web", "")]));
-    assert_eq!(refused.no_endpoints.len(), 1, "nobody would wake it");
+    assert_eq!(refused.sets["no_endpoints"].elements.len(), 1, "nobody would wake it");
 }
 
 #[test]
