@@ -606,7 +606,7 @@ fn requests_of_pods_objects_and_others_count() {
     );
 }
 
-fn asleep() -> Vec<HorizontalPodAutoscalerCondition> {
+fn scaled_to_zero() -> Vec<HorizontalPodAutoscalerCondition> {
     let condition = HorizontalPodAutoscalerCondition {
         type_: zero::CONDITION.to_owned(),
         status: "True".to_owned(),
@@ -665,7 +665,8 @@ fn a_workload_goes_to_zero_when_nobody_needs_it() {
 
 #[test]
 fn a_workload_at_zero_is_woken_by_requests_and_by_metrics_and_not_against_its_user() {
-    let zero = || Case { metrics: by_requests(), replicas: 0, pods: "", conditions: asleep(), ..Case::default() };
+    let zero =
+        || Case { metrics: by_requests(), replicas: 0, pods: "", conditions: scaled_to_zero(), ..Case::default() };
     check_zero(zero(), "stays True:ReadyForNewScale True:");
     check_zero(Case { is_marked: true, ..zero() }, "to 1 True:SucceededRescale False:NotScaledToZero");
     // Its status was not written, but it is known who did it.
@@ -695,7 +696,7 @@ fn what_was_woken_stays_for_its_window() {
         replicas: 0,
         pods: "",
         bounds: (0, 3),
-        conditions: asleep(),
+        conditions: scaled_to_zero(),
         is_marked: true,
         ..Case::default()
     };

@@ -41,6 +41,8 @@ pub(super) fn json_kind(value: &Value) -> &'static str {
     }
 }
 
+const DUPLICATE: &str = "duplicate field ";
+
 struct Reader {
     path: String,
     duplicates: Vec<String>,
@@ -48,7 +50,7 @@ struct Reader {
 
 impl Reader {
     fn note_duplicate(&mut self) {
-        let message = format!("duplicate field \"{}\"", self.path);
+        let message = format!("{DUPLICATE}\"{}\"", self.path);
         if self.duplicates.len() < MAX_MESSAGES && !self.duplicates.contains(&message) {
             self.duplicates.push(message);
         }
@@ -161,7 +163,9 @@ pub fn strict(schema: &Schema, type_name: &str, object: &Object, duplicates: &[S
             .collect();
     }
     let Some(ty) = schema.ty(type_name) else { return duplicates.to_vec() };
-    let mut walk = Walk { schema, duplicates, path: String::new(), messages: Vec::new() };
+    // Of YAML it is known on which line a key is given again, and not in which field.
+    let messages = duplicates.iter().filter(|message| !message.starts_with(DUPLICATE)).cloned().collect();
+    let mut walk = Walk { schema, duplicates, path: String::new(), messages };
     walk.object(ty, &object.0);
     walk.messages
 }
