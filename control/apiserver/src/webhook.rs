@@ -95,7 +95,7 @@ impl Webhooks {
         let (path, body) = (format!("{}?timeout={}s", client.place.path, patience.as_secs()), body.into());
         let failed = |why: String| {
             let Place { host, port, .. } = &client.place;
-            let port = client.place.is_port_told.then(|| format!(":{port}")).unwrap_or_default();
+            let port = if client.place.is_port_told { format!(":{port}") } else { String::new() };
             Failure(format!("Post \"https://{host}{port}{path}\": {why}"))
         };
         let exchange = async {

@@ -140,7 +140,7 @@ pub(super) async fn validate(
         let scene = &scene;
         asked.push(async move { scene.ask(hook, Sort::Validating, row, shown.as_ref(), old.as_ref()).await });
     }
-    join_all(asked).await.into_iter().map(|answer| answer.map(drop)).collect()
+    join_all(asked).await.into_iter().try_for_each(|answer| answer.map(drop))
 }
 
 /// One request, as webhooks are asked about it.

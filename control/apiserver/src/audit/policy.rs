@@ -93,7 +93,7 @@ impl Policy {
             return Err("it has no rules".to_owned());
         }
         for (at, rule) in policy.rules.iter().enumerate() {
-            if !rule.paths.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+            if !(rule.paths.is_empty() || rule.resources.is_empty() && rule.namespaces.is_empty()) {
                 return Err(format!("rules[{at}]: rules cannot apply to both regular resources and non-resource URLs"));
             }
         }

@@ -62,6 +62,9 @@ fn borrowed(path: &[String]) -> Vec<&str> {
     path.iter().map(String::as_str).collect()
 }
 
+/// What a request makes of a Scale.
+type Wanted = Box<dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync>;
+
 pub(super) async fn change(
     core: &Core,
     call: &Call,
@@ -73,7 +76,7 @@ pub(super) async fn change(
     let author = verbs::author(call, &options);
     let places = Places::of(target.def);
     let patches = call.info.verb == Verb::Patch;
-    let wanted: Box<dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync> = if patches {
+    let wanted: Wanted = if patches {
         Box::new(verbs::patch_subresource(core, call, &expected, options.validation).await?)
     } else {
         let sent = decode::body(core, call, &expected, options.validation).await?;

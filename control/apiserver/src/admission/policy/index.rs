@@ -51,13 +51,13 @@ impl Follower {
     /// What is in force now.
     pub(super) async fn index(&self, core: &Core) -> Result<Arc<Index>, ApiError> {
         let mut followed = self.0.lock().await;
-        if let Some(Followed { index, parts, following }) = &mut *followed {
-            if let Some(changed) = following.catch_up(|def, key, stored| parts.take(def, key, stored)) {
-                if changed {
-                    *index = Arc::new(parts.index());
-                }
-                return Ok(index.clone());
+        if let Some(Followed { index, parts, following }) = &mut *followed
+            && let Some(changed) = following.catch_up(|def, key, stored| parts.take(def, key, stored))
+        {
+            if changed {
+                *index = Arc::new(parts.index());
             }
+            return Ok(index.clone());
         }
         let mut parts = Parts::default();
         let resources = [VALIDATING, VALIDATING_BINDINGS, MUTATING, MUTATING_BINDINGS];
