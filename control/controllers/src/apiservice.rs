@@ -131,7 +131,7 @@ impl Controller for ApiServices {
 
     fn keys(&self, cache: &Cache) -> Vec<Key> {
         let custom = cache.definitions.all().into_iter().flat_map(|one| apis_of(&one)).collect::<Vec<_>>();
-        let names = self.local.iter().chain(&custom).map(|api| Key::new("", &api.name()));
+        let names = self.local.iter().chain(&custom).map(|api| Key::new("", api.name()));
         cache.api_services.keys().into_iter().chain(names).collect()
     }
 
@@ -145,7 +145,7 @@ impl Controller for ApiServices {
             Change::APIService(delta) => vec![delta.key()],
             Change::CustomResourceDefinition(delta) => {
                 let apis = delta.versions().flat_map(|one| apis_of(one));
-                apis.map(|api| Key::new("", &api.name())).collect()
+                apis.map(|api| Key::new("", api.name())).collect()
             }
             Change::Service(delta) => of_service(&delta.key().namespace, &delta.key().name),
             Change::EndpointSlice(delta) => {

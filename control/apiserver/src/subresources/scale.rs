@@ -63,7 +63,7 @@ fn borrowed(path: &[String]) -> Vec<&str> {
 }
 
 /// What a request makes of a Scale.
-type Wanted = Box<dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync>;
+type Wanted<'a> = Box<dyn Fn(&Object) -> Result<Object, ApiError> + Send + Sync + 'a>;
 
 pub(super) async fn change(
     core: &Core,
@@ -76,7 +76,7 @@ pub(super) async fn change(
     let author = verbs::author(call, &options);
     let places = Places::of(target.def);
     let patches = call.info.verb == Verb::Patch;
-    let wanted: Wanted = if patches {
+    let wanted: Wanted<'_> = if patches {
         Box::new(verbs::patch_subresource(core, call, &expected, options.validation).await?)
     } else {
         let sent = decode::body(core, call, &expected, options.validation).await?;

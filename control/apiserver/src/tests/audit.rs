@@ -43,7 +43,7 @@ impl Audited {
             let text = std::fs::read_to_string(self.folder.path().join("audit.log")).unwrap();
             let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let found = events.filter(|event| event["requestURI"].as_str().unwrap().contains(about));
-            if let Some(event) = found.filter(|event| event["stage"] == stage).last() {
+            if let Some(event) = found.filter(|event| event["stage"] == stage).next_back() {
                 return event;
             }
             assert!(Instant::now() < deadline, "no event about {about} in:\n{text}");

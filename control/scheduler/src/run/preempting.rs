@@ -105,13 +105,8 @@ impl Scheduler {
         let was_nominated = self.queue.get(&pod.uid).is_some_and(|known| known.nominated.is_some());
         match &pod.nominated {
             Some(node) if !self.snapshot.is_placed(&pod.uid) => self.snapshot.nominations.set(pod, node),
-            Some(_) => {}
-            None if was_nominated => {
-                if self.snapshot.nominations.remove(&pod.uid) {
-                    self.queue.wake();
-                }
-            }
-            None => {}
+            None if was_nominated && self.snapshot.nominations.remove(&pod.uid) => self.queue.wake(),
+            Some(_) | None => {}
         }
     }
 }
