@@ -230,8 +230,10 @@ async fn builtin(
         pod::wasm_class(core, object).await;
         runtime_class::apply(core, request, object).await?;
         priority::resolve(core, request, object).await?;
-        pod::tolerations(object);
         pod::trace(request, object);
+    }
+    if request.is("", "pods") && request.subresource.is_empty() {
+        pod::tolerations(object);
     }
     if request.creates("networking.k8s.io", "ingresses") {
         ingress::default_class(core, object).await?;

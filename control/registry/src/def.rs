@@ -50,6 +50,8 @@ pub enum NameRule {
     Dns1035Label,
     /// RBAC and a few others: anything that can stand as one segment of a URL path.
     PathSegment,
+    /// An address as it is written canonically (RFC 5952).
+    IpAddress,
 }
 
 impl NameRule {
@@ -63,8 +65,14 @@ impl NameRule {
             NameRule::Dns1123Label => names::dns1123_label(&masked),
             NameRule::Dns1035Label => names::dns1035_label(&masked),
             NameRule::PathSegment => path_segment(name, is_prefix),
+            NameRule::IpAddress => ip_address(name),
         }
     }
+}
+
+fn ip_address(name: &str) -> Vec<String> {
+    let canonical = name.parse().is_ok_and(|address: std::net::IpAddr| address.to_string() == name);
+    if canonical { Vec::new() } else { vec!["must be a valid IP address in canonical form".to_owned()] }
 }
 
 fn path_segment(name: &str, is_prefix: bool) -> Vec<String> {

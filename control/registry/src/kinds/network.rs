@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tandem_api::Object;
 
-use crate::{Hooks, columns, json::FieldsExt, validate};
+use crate::{Hooks, NameRule, columns, json::FieldsExt, validate};
 
 pub(super) const INGRESS: Hooks = Hooks {
     default: default_ingress,
@@ -23,7 +23,8 @@ pub(super) const NETWORK_POLICY: Hooks = Hooks {
     cells: columns::network::network_policy,
     ..Hooks::NONE
 };
-pub(super) const IP_ADDRESS: Hooks = Hooks { cells: columns::network::ip_address, ..Hooks::NONE };
+pub(super) const IP_ADDRESS: Hooks =
+    Hooks { cells: columns::network::ip_address, name: NameRule::IpAddress, ..Hooks::NONE };
 pub(super) const SERVICE_CIDR: Hooks = Hooks { cells: columns::network::service_cidr, ..Hooks::NONE };
 
 fn default_ingress(object: &mut Object) {

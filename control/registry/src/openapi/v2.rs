@@ -13,7 +13,7 @@ const METHODS: [&str; 5] = ["get", "put", "post", "delete", "patch"];
 
 pub(super) fn document(paths: &Fields, schemas: &Value, version: &str) -> Value {
     let definitions: Fields =
-        schemas.as_object().into_iter().flatten().map(|(name, schema)| (name.clone(), definition(schema))).collect();
+        schemas.as_object().into_iter().flatten().map(|(name, schema)| (name.clone(), kind(schema))).collect();
     let paths: Fields = paths.iter().map(|(path, item)| (path.clone(), path_item(item))).collect();
     json!({
         "swagger": "2.0",
@@ -29,6 +29,15 @@ pub(super) fn document(paths: &Fields, schemas: &Value, version: &str) -> Value 
 
 fn reference(text: &str) -> String {
     text.replace("#/components/schemas/", "#/definitions/")
+}
+
+/// A definition. Of a custom kind that preserves everything no field is told: kubectl would take others for unknown.
+fn kind(schema: &Value) -> Value {
+    let kinds = schema.get("x-kubernetes-group-version-kind");
+    match (kinds, schema.get("x-kubernetes-preserve-unknown-fields")) {
+        (Some(kinds), Some(Value::Bool(true))) => json!({ "type": "object", "x-kubernetes-group-version-kind": kinds }),
+        _ => definition(schema),
+    }
 }
 
 /// A schema without what v2 lacks: `oneOf`, wrapped references, defaults of references.

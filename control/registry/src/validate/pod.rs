@@ -5,6 +5,8 @@ mod resize;
 mod update;
 mod volumes;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use tandem_api::{Cause, Object};
 
@@ -15,6 +17,8 @@ pub(super) use containers::check_resource_name;
 pub use resize::resize;
 pub use update::ephemeral_containers;
 
+const SYSCTL_NAME_MAX: usize = 253;
+const SYSCTL_PATTERN: &str = r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 const MAX_SECONDS: i64 = i32::MAX as i64;
 
 pub(crate) fn pod(object: &Object, old: Option<&Object>) -> Vec<Cause> {
@@ -66,6 +70,7 @@ pub(super) fn check_spec(spec: &Fields, path: &str, problems: &mut Problems) {
     }
     if let Some(context) = spec.child("securityContext") {
         check_ids(context, &["runAsUser", "runAsGroup", "fsGroup"], &format!("{path}.securityContext"), problems);
+        check_sysctls(context, &format!("{path}.securityContext"), problems);
     }
     check_spread(spec, path, problems);
     check_gates(spec, path, problems);
@@ -97,6 +102,31 @@ fn check_names(spec: &Fields, path: &str, problems: &mut Problems) {
             problems.check_subdomain(name, &format!("{path}.hostnames[{at}]"));
         }
     }
+}
+
+fn check_sysctls(context: &Fields, path: &str, problems: &mut Problems) {
+    let mut names = BTreeSet::new();
+    for (at, sysctl) in context.each("sysctls").enumerate() {
+        let (path, name) = (format!("{path}.sysctls[{at}].name"), sysctl.text("name"));
+        if name.is_empty() {
+            problems.required(path, "");
+        } else if !is_sysctl(name) {
+            let why = format!("must have at most {SYSCTL_NAME_MAX} characters and match regex {SYSCTL_PATTERN}");
+            problems.invalid(path, name, why);
+        } else if !names.insert(name) {
+            problems.duplicate(path, name);
+        }
+    }
+}
+
+/// Whether the text matches [`SYSCTL_PATTERN`].
+fn is_sysctl(name: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    name.len() <= SYSCTL_NAME_MAX
+        && name.split(['.', '/']).map(str::as_bytes).all(|part| {
+            let inner = |byte: &u8| is_end(Some(byte)) || matches!(byte, b'-' | b'_');
+            is_end(part.first()) && is_end(part.last()) && part.iter().all(inner)
+        })
 }
 
 pub(super) fn check_ids(context: &Fields, keys: &[&str], path: &str, problems: &mut Problems) {

@@ -2,7 +2,7 @@ use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 use tandem_api::Object;
 
-use crate::{Registry, fields};
+use crate::{NameRule, Registry, fields};
 
 fn prepared(group: &str, kind: &str, mut body: Value) -> (std::sync::Arc<crate::ResourceDef>, Object) {
     let registry = Registry::builtin();
@@ -165,6 +165,17 @@ fn probes_and_volumes() {
             spec.containers[0].livenessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type
             spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1
             spec.containers[0].readinessProbe: Required value: must specify a handler type"#]],
+    );
+    of(
+        json!({"containers": [{"name": "a", "image": "i"}], "securityContext": {"sysctls": [
+            {"name": "foo-", "value": "1"}, {"name": "kernel.shm_rmid_forced", "value": "1"}, {"name": "net/ipv4/tcp_syncookies", "value": "1"},
+            {"name": "bar..", "value": "1"}, {"name": "kernel.shm_rmid_forced", "value": "0"}, {"value": "0"},
+        ]}}),
+        expect![[r#"
+            spec.securityContext.sysctls[0].name: Invalid value: "foo-": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$
+            spec.securityContext.sysctls[3].name: Invalid value: "bar..": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$
+            spec.securityContext.sysctls[4].name: Duplicate value: "kernel.shm_rmid_forced"
+            spec.securityContext.sysctls[5].name: Required value"#]],
     );
     of(
         json!({"containers": [{"name": "a", "image": "i"}], "tolerations": [{"operator": "Equal"}, {"key": "k", "operator": "Exists", "effect": "Never"}],
@@ -744,4 +755,12 @@ fn limits_and_quotas() {
         json!({"spec": {"hard": {"pods": "2"}}}),
         expect!["spec.scopes: Invalid value: []: field is immutable"],
     );
+}
+
+#[test]
+fn addresses_are_named_canonically() {
+    let problems = |name: &str| NameRule::IpAddress.problems(name, false);
+    assert!(problems("fe80::42:1dff:fe84:f9e2").is_empty() && problems("10.96.0.1").is_empty());
+    assert_eq!(problems("FE80::1"), ["must be a valid IP address in canonical form"]);
+    assert_eq!(problems("web"), problems("010.0.0.1"));
 }
