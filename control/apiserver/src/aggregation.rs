@@ -35,8 +35,8 @@ use documents::Slot;
 pub(crate) use documents::probe;
 pub(crate) use merge::serve as discover;
 pub(crate) use proxy::serve;
-pub(crate) use tls::CLIENT_NAME;
 use tls::FrontProxy;
+pub(crate) use tls::{CLIENT_NAME, unverified};
 
 pub(crate) const GROUP: &str = "apiregistration.k8s.io";
 const HTTPS: u16 = 443;

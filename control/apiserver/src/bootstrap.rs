@@ -132,6 +132,14 @@ fn objects(core: &Core) -> Vec<(&'static str, &'static str, Value)> {
         });
         ("scheduling.k8s.io", "priorityclasses", class)
     }));
+    objects.push((
+        "networking.k8s.io",
+        "servicecidrs",
+        json!({
+            "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": { "name": "kubernetes" },
+            "spec": { "cidrs": [core.settings.service_cidr.to_string()] },
+        }),
+    ));
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
     objects.push((
         "",

@@ -38,7 +38,8 @@ pub(crate) async fn serve(core: &Arc<Core>, call: &Call, def: &ResourceDef) -> R
     let name = path.subresource.as_deref().unwrap_or_default();
     let sub = def.subresource(name).ok_or_else(request::not_found)?;
     let verb = call.info.verb;
-    if !sub.verbs.iter().any(|mine| mine == verb.as_str()) {
+    let passes = name == "proxy" && matches!(verb, Verb::Head | Verb::Options);
+    if !passes && !sub.verbs.iter().any(|mine| mine == verb.as_str()) {
         return Err(request::method_not_allowed());
     }
     let target = verbs::target(def, path)?;

@@ -30,6 +30,16 @@ pub enum Type {
     Object(String),
 }
 
+impl Type {
+    /// Whether it has more than so many types within each other.
+    pub fn is_deeper_than(&self, most: usize) -> bool {
+        match self {
+            Type::List(inner) | Type::Map(inner) | Type::Optional(inner) => most == 0 || inner.is_deeper_than(most - 1),
+            _ => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Type {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

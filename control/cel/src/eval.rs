@@ -33,6 +33,7 @@ impl Budget {
 }
 
 /// How deep the evaluation of an expression and of the lazy variables that it reads may go.
+const VARIABLE_DEPTH_MAX: usize = 100;
 const DEPTH_MAX: usize = 260;
 /// The name under which an expression reads lazy variables.
 const LAZY: &str = "variables";
@@ -100,6 +101,11 @@ impl<'a, 'b> Evaluation<'a, 'b> {
             return known.clone();
         }
         let value = Evaluation::new(self.budget, self.scope, at, self.depth).eval(&lazy.program.expr);
+        // One variable's value goes into the next one's.
+        let value = match value {
+            Ok(value) if value.is_deeper_than(VARIABLE_DEPTH_MAX) => Err(Error::of("a variable is nested too deeply")),
+            value => value,
+        };
         *lazy.value.borrow_mut() = Some(value.clone());
         value
     }

@@ -50,6 +50,17 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    /// Whether it has more than so many values within each other, of those that an expression has made.
+    pub(crate) fn is_deeper_than(&self, most: usize) -> bool {
+        let within = |inner: &Value<'_>| most == 0 || inner.is_deeper_than(most - 1);
+        match self {
+            Value::List(items) => items.iter().any(within),
+            Value::Map(entries) => entries.iter().any(|(_, value)| within(value)),
+            Value::Optional(Some(inner)) => within(inner),
+            _ => false,
+        }
+    }
+
     pub fn from_json(json: &'a Json) -> Value<'a> {
         match json {
             Json::Null => Value::Null,

@@ -16,6 +16,8 @@ use crate::{
 pub const PATTERNS_MAX_BYTES: usize = 4 << 20;
 /// Against how many kinds a policy is checked, as in Kubernetes.
 const KINDS_MAX: usize = 10;
+/// One variable's type goes into the next one's: without a bound, texts of moderate length make types that overflow a stack.
+const VARIABLE_DEPTH_MAX: usize = 100;
 
 const REQUEST: &str = "kubernetes.AdmissionRequest";
 const NAMESPACE: &str = "kubernetes.Namespace";
@@ -91,7 +93,10 @@ impl<'s> Environment<'s> {
 
     /// Adds `variables.NAME`.
     pub fn define(&mut self, name: &str, expression: &str) -> Result<(), String> {
-        let found = self.compile(expression, true);
+        let found = self.compile(expression, true).and_then(|found| {
+            let deep = found.is_deeper_than(VARIABLE_DEPTH_MAX);
+            if deep { Err("compilation failed: its type is nested too deeply".to_owned()) } else { Ok(found) }
+        });
         self.variables.insert(name.to_owned(), found.clone().unwrap_or(Type::Dyn));
         found.map(drop)
     }
@@ -221,6 +226,17 @@ pub fn type_checking(registry: &Registry, policy: &Object) -> Value {
         .child("paramKind")
         .map(|kind| kind_type(registry, kind.text("apiVersion"), kind.text("kind")).unwrap_or(Type::Dyn));
     let kinds = kinds(registry, spec);
+    let mut environments: Vec<(String, Environment<'_>)> = kinds
+        .into_iter()
+        .map(|(shown, ty)| {
+            let mut environment = Environment::of(registry.schema(), ty, params.clone());
+            for variable in spec.each("variables") {
+                // What is wrong with a variable shows where it is read, as far as it does.
+                let _ = environment.define(variable.text("name"), variable.text("expression"));
+            }
+            (shown, environment)
+        })
+        .collect();
     let mut warnings = Vec::new();
     for (at, validation) in spec.each("validations").enumerate() {
         for key in ["expression", "messageExpression"] {
@@ -228,14 +244,9 @@ pub fn type_checking(registry: &Registry, policy: &Object) -> Value {
             if expression.trim().is_empty() {
                 continue;
             }
-            let problems: Vec<String> = kinds
-                .iter()
-                .filter_map(|(shown, ty)| {
-                    let mut environment = Environment::of(registry.schema(), ty.clone(), params.clone());
-                    for variable in spec.each("variables") {
-                        // What is wrong with a variable shows where it is read, as far as it does.
-                        let _ = environment.define(variable.text("name"), variable.text("expression"));
-                    }
+            let problems: Vec<String> = environments
+                .iter_mut()
+                .filter_map(|(shown, environment)| {
                     let why = environment.check(expression, Wanted::Any, true).err()?;
                     Some(format!("{shown}: {}\n", why.strip_prefix("compilation failed: ").unwrap_or(&why)))
                 })

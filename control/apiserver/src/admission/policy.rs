@@ -19,10 +19,14 @@ mod patch;
 use std::collections::BTreeSet;
 
 use tandem_api::{ApiError, Cause, Object, Reason};
-use tandem_registry::expressions;
+use tandem_registry::{ResourceDef, expressions};
 
 use super::{Operation, Request};
-use crate::core::Core;
+use crate::{
+    authz::{self, Attributes, Decision},
+    conversion,
+    core::Core,
+};
 pub(crate) use index::Follower;
 
 use compile::Action;
@@ -87,6 +91,11 @@ pub(crate) async fn mutate(
             if round.again && !round.due.contains(&key) {
                 continue;
             }
+            if is_another_version(request.def, &invocation.def) {
+                let why = "objects of a custom kind are changed in the version only in which they are sent".to_owned();
+                problems.extend(problem(invocation, why));
+                continue;
+            }
             let seen = |object: &Object| patch::convert(request.def, &invocation.def, object);
             let (new, before) = (seen(&*object), old.map(seen));
             let input = around.input(invocation, Some(&new), before.as_ref(), param.as_ref());
@@ -112,6 +121,70 @@ pub(crate) async fn mutate(
     }
     round.last = Some(object.clone());
     if problems.is_empty() { Ok(*object != before) } else { Err(refused(request, &problems)) }
+}
+
+fn is_another_version(own: &ResourceDef, matched: &ResourceDef) -> bool {
+    own.custom.is_some() && own.api_version() != matched.api_version()
+}
+
+/// The object as the row that a policy is for has it.
+async fn shown(
+    core: &Core,
+    request: &Request<'_>,
+    matched: &ResourceDef,
+    object: Option<&Object>,
+) -> Result<Option<Object>, ApiError> {
+    let Some(object) = object else { return Ok(None) };
+    if is_another_version(request.def, matched) {
+        return conversion::between(core, request.def, matched, object.clone()).await.map(Some);
+    }
+    Ok(Some(patch::convert(request.def, matched, object)))
+}
+
+/// A policy shows its parameters in what it says: who writes one, or a binding, has to be allowed to read them.
+pub(super) async fn may_read_params(
+    core: &Core,
+    request: &Request<'_>,
+    object: &Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
+    let is_binding = request.def.plural.ends_with("admissionpolicybindings");
+    let is_subject = request.def.group == GROUP && request.def.plural.contains("admissionpolic");
+    let (own, refers) = (["spec", if is_binding { "paramRef" } else { "paramKind" }], ["spec", "policyName"]);
+    let unchanged = old.is_some_and(|old| old.at(&own) == object.at(&own) && old.at(&refers) == object.at(&refers));
+    let Some(param) = object.at(&own).filter(|_| is_subject && request.subresource.is_empty() && !unchanged) else {
+        return Ok(());
+    };
+    let text = |of: &serde_json::Value, key: &str| of.get(key).and_then(|text| text.as_str()).map(str::to_owned);
+    let mut asked =
+        Attributes { verb: "get".to_owned(), group: "*".to_owned(), resource: "*".to_owned(), ..Attributes::default() };
+    let kind = if is_binding {
+        asked.name = text(param, "name").filter(|name| !name.is_empty());
+        asked.namespace = text(param, "namespace").filter(|namespace| !namespace.is_empty());
+        let plural = request.def.plural.trim_end_matches("bindings").replace("policy", "policies");
+        let policies = core.row(GROUP, "v1", &plural)?;
+        let name = object.str_at(&refers).unwrap_or_default();
+        core.objects.find(&policies, None, name).await?.and_then(|policy| policy.at(&["spec", "paramKind"]).cloned())
+    } else {
+        Some(param.clone())
+    };
+    if let Some(kind) = kind {
+        let (version, kind) = (text(&kind, "apiVersion").unwrap_or_default(), text(&kind, "kind").unwrap_or_default());
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        if let Some(def) = core.registry().by_kind(group, version, &kind) {
+            (asked.group, asked.resource) = (def.group.clone(), def.plural.clone());
+        }
+    }
+    match authz::decide(core, request.identity, &asked).await? {
+        Decision::Allowed => Ok(()),
+        Decision::Denied(_) => Err(request.forbidden(
+            object.name(),
+            format!(
+                "user {:?} does not have \"get\" permission on the objects that are its parameters",
+                request.identity.name
+            ),
+        )),
+    }
 }
 
 /// What a failure is told as; nothing where the policy wants failures ignored.
@@ -154,8 +227,8 @@ pub(crate) async fn validate(
     let mut steps = Steps::new();
     let mut denied = None;
     for invocation in &invocations {
-        let seen = |object: Option<&Object>| object.map(|object| patch::convert(request.def, &invocation.def, object));
-        let (object, old) = (seen(object), seen(old));
+        let object = shown(core, request, &invocation.def, object).await?;
+        let old = shown(core, request, &invocation.def, old).await?;
         let denials = match &invocation.params {
             Ok(params) => params
                 .iter()

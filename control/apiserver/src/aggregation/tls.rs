@@ -6,9 +6,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
     client::{
-        ResolvesClientCert,
+        ResolvesClientCert, WantsClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
@@ -126,23 +126,36 @@ pub(crate) fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err("it has no certificates".to_owned()) } else { Ok(roots) }
 }
 
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    builder.with_safe_default_protocol_versions().map_err(|why| why.to_string())
+}
+
+fn anyone(builder: ConfigBuilder<ClientConfig, WantsVerifier>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(Arc::new(ring::default_provider()))))
+}
+
+/// Upgrades are HTTP/1.1.
+fn connects(mut config: ClientConfig) -> TlsConnector {
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Connections on which nobody's certificate is asked for.
+pub(crate) fn unverified() -> Result<TlsConnector, String> {
+    Ok(connects(anyone(builder()?).with_no_client_auth()))
+}
+
 /// What connections to one server are made with. `bundle` is base64 of PEM.
 pub(super) fn connector(front: Arc<FrontProxy>, bundle: &str, insecure: bool) -> Result<TlsConnector, String> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|why| why.to_string())?;
     let builder = if insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        anyone(builder()?)
     } else {
         if bundle.is_empty() {
             return Err("spec.caBundle is empty, and spec.insecureSkipTLSVerify is not set".to_owned());
         }
         let pem = STANDARD.decode(bundle).map_err(|why| format!("spec.caBundle: {why}"))?;
-        builder.with_root_certificates(roots(&pem).map_err(|why| format!("spec.caBundle: {why}"))?)
+        builder()?.with_root_certificates(roots(&pem).map_err(|why| format!("spec.caBundle: {why}"))?)
     };
-    let mut config = builder.with_client_cert_resolver(front);
-    // Upgrades are HTTP/1.1.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(connects(builder.with_client_cert_resolver(front)))
 }

@@ -23,6 +23,7 @@ use crate::{
 /// Requests that read and requests that write, at one time (Kubernetes' defaults).
 pub(crate) const READS_MAX: usize = 400;
 const WRITES_MAX: usize = 200;
+const NODE_WRITES_MAX: usize = 100;
 /// Requests of a kind that wait for their turn beyond those, and how long: a moment with more clients than slots is
 /// nothing that they need to know of. Of one user only so many wait, so that one who floods is the first to be refused.
 const WAITING_MAX: usize = 1024;
@@ -41,6 +42,8 @@ const RETRY_SECONDS: u32 = 1;
 pub(crate) struct Limits {
     reads: Pool,
     writes: Pool,
+    /// What nodes say of themselves must not wait for writes that wait for somebody's webhook.
+    nodes: Pool,
     streams: Quota,
 }
 
@@ -49,6 +52,7 @@ impl Default for Limits {
         Limits {
             reads: Pool::of(READS_MAX),
             writes: Pool::of(WRITES_MAX),
+            nodes: Pool::of(NODE_WRITES_MAX),
             streams: Quota::of(STREAMS_MAX, STREAMS_OF_ONE_MAX),
         }
     }
@@ -57,7 +61,7 @@ impl Default for Limits {
 impl Limits {
     /// How many reads and writes are in flight.
     pub(crate) fn in_flight(&self) -> (usize, usize) {
-        (self.reads.taken(), self.writes.taken())
+        (self.reads.taken(), self.writes.taken() + self.nodes.taken())
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -147,7 +151,12 @@ pub(crate) async fn hold(State(core): State<Arc<Core>>, request: Request, next: 
     if info.is_long_running() {
         return stream(&core, &info, outside, request, next).await;
     }
-    let pool = if info.verb.is_read() { &core.limits.reads } else { &core.limits.writes };
+    let is_node = request.extensions().get::<Identity>().is_some_and(|identity| identity.node_name().is_some());
+    let pool = match info.verb.is_read() {
+        true => &core.limits.reads,
+        false if is_node => &core.limits.nodes,
+        false => &core.limits.writes,
+    };
     let longest = requested_timeout(&info).map_or(REQUEST_MAX, |asked| asked.min(REQUEST_MAX));
     let answered = async {
         let slot = if outside { Some(pool.enter(user(&request)).await) } else { None };

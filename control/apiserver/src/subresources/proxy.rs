@@ -2,14 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::response::Response;
+use axum::{body::Body, response::Response};
+use http::{HeaderValue, StatusCode, header};
+use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tandem_api::{ApiError, Object};
+use tandem_api::{ApiError, Object, Reason};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{connect, live};
 use crate::{
+    NodeStream, aggregation,
     call::Call,
     core::Core,
+    request::Verb,
     services::{self, number},
     write::Target,
 };
@@ -26,15 +31,16 @@ pub(super) fn path(call: &Call) -> Result<String, ApiError> {
 struct Name<'a> {
     name: &'a str,
     port: &'a str,
+    tls: bool,
 }
 
 impl<'a> Name<'a> {
     fn parse(text: &'a str) -> Result<Name<'a>, ApiError> {
         let parts: Vec<&str> = text.split(':').collect();
         match parts[..] {
-            [name] => Ok(Name { name, port: "" }),
-            ["" | "http", name, port] | [name, port] => Ok(Name { name, port }),
-            ["https", ..] => Err(ApiError::bad_request("https backends are not proxied by this version")),
+            [name] => Ok(Name { name, port: "", tls: false }),
+            ["https", name, port] => Ok(Name { name, port, tls: true }),
+            ["" | "http", name, port] | [name, port] => Ok(Name { name, port, tls: false }),
             _ => Err(ApiError::bad_request(format!("invalid proxy request {text:?}"))),
         }
     }
@@ -49,8 +55,37 @@ pub(super) async fn connect(core: &Core, call: &Call, target: &Target<'_>, path:
         let endpoints = services::endpoints(core, &found, asked.port).await?;
         *endpoints.first().ok_or_else(|| services::no_endpoints(found.name()))?
     };
+    if let Some(redirect) = to_root(call)? {
+        return Ok(redirect);
+    }
     let stream = services::dial(core, address).await?;
-    connect::send(core, call, Box::new(stream), &address.to_string(), path).await
+    let stream: NodeStream = if asked.tls { over_tls(stream, address).await? } else { Box::new(stream) };
+    connect::send(core, call, stream, &address.to_string(), path).await
+}
+
+/// Relative links of a root page lead to the right place only where its path ends with a slash.
+fn to_root(call: &Call) -> Result<Option<Response>, ApiError> {
+    let reads = matches!(call.info.verb, Verb::Get | Verb::Head) && !connect::is_upgrade(call);
+    if !reads || !call.path()?.rest.is_empty() {
+        return Ok(None);
+    }
+    let query = call.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let location = HeaderValue::from_str(&format!("{}/{query}", call.parts.uri.path())).map_err(ApiError::internal)?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(Some(response))
+}
+
+/// Whoever answers there is believed, as Kubernetes does: pods have certificates of all kinds, or of none that is known.
+async fn over_tls(stream: TcpStream, address: SocketAddr) -> Result<NodeStream, ApiError> {
+    let refused = |why: String| {
+        ApiError::new(Reason::ServiceUnavailable, format!("error trying to reach service: tls: {address}: {why}"))
+    };
+    let connector = aggregation::unverified().map_err(refused)?;
+    let connected = timeout(connect::DIAL_MAX, connector.connect(ServerName::from(address.ip()), stream)).await;
+    let stream = connected.map_err(|_| refused("handshake timeout".to_owned()))?;
+    Ok(Box::new(stream.map_err(|why| refused(why.to_string()))?))
 }
 
 fn pod_address(pod: &Object, port: &str) -> Result<SocketAddr, ApiError> {
@@ -81,12 +116,12 @@ mod tests {
 
     #[test]
     fn names() {
-        let check = |text, name, port| assert_eq!(Name::parse(text).unwrap(), Name { name, port });
+        let check = |text, name, port| assert_eq!(Name::parse(text).unwrap(), Name { name, port, tls: false });
         check("web", "web", "");
         check("web:80", "web", "80");
         check("http:web:metrics", "web", "metrics");
         check(":web:80", "web", "80");
-        assert!(Name::parse("https:web:443").is_err());
+        assert!(Name::parse("https:web:443").unwrap().tls);
         assert!(Name::parse("a:b:c:d").is_err());
     }
 }

@@ -311,6 +311,19 @@ async fn built_in_groups_stay_but_measurements_may_come_from_elsewhere() {
 }
 
 #[tokio::test]
+async fn services_are_reached_over_tls_by_every_method() {
+    let other = other().await;
+    let root = in_default("services/https:api:443/proxy");
+    let away = other.server.get(&format!("{root}?a=1")).await;
+    assert_eq!((away.code, away.header(header::LOCATION)), (301, format!("{root}/?a=1").as_str()));
+    for method in ["GET", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"] {
+        let answer = other.server.send(ask(method, &format!("{root}/openapi/v3"))).await;
+        assert!(answer.json()["paths"].is_object(), "{method}");
+    }
+    assert_eq!(other.server.send(ask("HEAD", &format!("{root}/openapi/v3"))).await.code, 200);
+}
+
+#[tokio::test]
 async fn other_servers_are_told_whom_to_trust() {
     let server = Server::start().await;
     let uri = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";

@@ -19,7 +19,7 @@ const CONDITIONS_MAX: usize = 64;
 const ANNOTATIONS_MAX: usize = 20;
 const ANNOTATION_EXPRESSION_MAX_BYTES: usize = 5 * 1024;
 /// How many variables one policy may have, and how many validations or mutations.
-const EXPRESSIONS_MAX: usize = 1_000;
+const EXPRESSIONS_MAX: usize = 200;
 const NEITHER: &str = "validations or auditAnnotations must contain at least one item";
 const EXCLUSIVE: &str = "name and selector are mutually exclusive";
 const RESERVED: [&str; 21] = [
