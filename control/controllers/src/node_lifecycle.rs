@@ -143,7 +143,10 @@ impl NodeLifecycle {
             return Turn::Now;
         }
         let (zone, all) = (zones::zone_of(node), cache.nodes.all());
-        let pause = zones::pause(all.iter().map(AsRef::as_ref).filter(|other| zones::zone_of(other) == zone));
+        // Where nobody is well it is not the nodes that failed: as in Kubernetes, none is given up then.
+        let any_well = all.iter().any(|other| status_of(other, READY) == "True");
+        let of_zone = all.iter().map(AsRef::as_ref).filter(|other| zones::zone_of(other) == zone);
+        let pause = if any_well { zones::pause(of_zone) } else { None };
         self.pace.lock().ask(name, zone, pause, now)
     }
 

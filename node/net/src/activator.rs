@@ -6,7 +6,7 @@
 //! What is held costs a socket and no thread; a pod sees the node as its client.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::{SocketAddr, SocketAddrV4},
     sync::{Arc, Weak},
@@ -44,6 +44,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Activator {
     sleepers: watch::Receiver<Arc<Sleepers>>,
     wake: Wake,
+    /// Namespaces whose NetworkPolicies decide who reaches a pod: only the kernel asks them.
+    guarded: watch::Receiver<Arc<BTreeSet<String>>>,
     held: Arc<Semaphore>,
     joined: Arc<Semaphore>,
     /// Of the Services that somebody waits for.
@@ -58,10 +60,15 @@ struct Place {
 }
 
 impl Activator {
-    pub(crate) fn new(sleepers: watch::Receiver<Arc<Sleepers>>, wake: Wake) -> Arc<Activator> {
+    pub(crate) fn new(
+        sleepers: watch::Receiver<Arc<Sleepers>>,
+        guarded: watch::Receiver<Arc<BTreeSet<String>>>,
+        wake: Wake,
+    ) -> Arc<Activator> {
         Arc::new(Activator {
             sleepers,
             wake,
+            guarded,
             held: Arc::new(Semaphore::new(HELD_TOTAL_MAX)),
             joined: Arc::new(Semaphore::new(JOINED_MAX)),
             services: Mutex::default(),
@@ -107,8 +114,14 @@ impl Activator {
     /// A connection to a pod of the Service that the client meant.
     async fn join(&self, client: &TcpStream) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
         let meant = sockopt::ip_original_dst(client)?;
+        let sleeper = self.find(meant)?;
+        let service = sleeper.service.clone();
+        if self.guarded.borrow().contains(&service.0) {
+            (self.wake)(&sleeper.autoscaler);
+            let why = "NetworkPolicies decide about it, which count for connections to the pod alone";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         let permit = self.joined.clone().try_acquire_owned().map_err(|_| full("of all Services"))?;
-        let service = self.find(meant)?.service.clone();
         let _place = self.place(&service).ok_or_else(|| full("of this Service"))?;
         let pod = tokio::select! {
             pod = timeout(HELD_MAX, self.pod(meant)) => {
@@ -201,7 +214,7 @@ mod tests {
     #[test]
     fn a_flood_to_one_service_leaves_places_for_others() {
         let (_publish, sleepers) = watch::channel(Arc::default());
-        let activator = Activator::new(sleepers, Arc::new(|_| {}));
+        let activator = Activator::new(sleepers, watch::channel(Arc::default()).1, Arc::new(|_| {}));
         let name = |name: &str| ("ns".to_owned(), name.to_owned());
         let places: Vec<Place> = (0..HELD_PER_SERVICE_MAX * 2).map_while(|_| activator.place(&name("a"))).collect();
         assert_eq!(places.len(), HELD_PER_SERVICE_MAX);
@@ -214,7 +227,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_nobody_led_here_is_reset() {
         let (_publish, sleepers) = watch::channel(Arc::default());
-        let activator = Activator::new(sleepers, Arc::new(|_| {}));
+        let activator = Activator::new(sleepers, watch::channel(Arc::default()).1, Arc::new(|_| {}));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

@@ -128,7 +128,8 @@ impl Network {
         let waking = activator
             .local_addr()
             .map_err(|source| Error::Listen { address: SocketAddr::from((config.pods.gateway(), 0)), source })?;
-        tasks.spawn(Activator::new(sleeping, config.wake.clone()).serve(activator, shutdown.clone()));
+        let (guarding, guarded) = watch::channel(Arc::default());
+        tasks.spawn(Activator::new(sleeping, guarded, config.wake.clone()).serve(activator, shutdown.clone()));
         let fixed = proxy::Fixed {
             node: config.node.clone(),
             pod_cidr: config.settings.pod_cidr,
@@ -145,9 +146,11 @@ impl Network {
             pod_cidr: config.settings.pod_cidr,
             dns: config.settings.dns_address,
             api: fixed.api,
+            activator: fixed.activator,
         };
         let (recorder, events) = Recorder::start(config.client.clone(), "network-policy", config.clock);
-        let follower = policy::Follower::new(config.client.clone(), policies, members, config.metrics, recorder);
+        let client = config.client.clone();
+        let follower = policy::Follower::new(client, policies, members, guarding, config.metrics, recorder);
         tasks.spawn(follower.run(shutdown.clone()));
         let members = config.known.into_iter().chain([api]).collect();
         let published = proxy::Published { zone, peers, health, members, sleepers };

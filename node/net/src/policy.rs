@@ -5,7 +5,7 @@ mod denied;
 mod facts;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -48,6 +48,8 @@ pub struct Fixed {
     pub dns: Ipv4Addr,
     /// Where the node's forwarder to the API server listens.
     pub api: (Ipv4Addr, u16),
+    /// Where the node takes connections for workloads at zero.
+    pub activator: (Ipv4Addr, u16),
 }
 
 type Key = (String, String);
@@ -133,6 +135,8 @@ pub struct Follower {
     /// What the kernel has; `None` where that is not known.
     applied: Option<Ruleset>,
     denied: Denied,
+    /// The namespaces with policies for what comes in.
+    guarded: watch::Sender<Arc<BTreeSet<String>>>,
 }
 
 impl Follower {
@@ -140,12 +144,13 @@ impl Follower {
         client: kube::Client,
         fixed: Fixed,
         members: watch::Receiver<Vec<SocketAddr>>,
+        guarded: watch::Sender<Arc<BTreeSet<String>>>,
         metrics: Metrics,
         recorder: Recorder,
     ) -> Follower {
         let policies = Followed::new(&client, facts::policy);
         let denied = Denied::new(metrics, recorder);
-        Follower { client, fixed, members, policies, selectable: None, applied: None, denied }
+        Follower { client, fixed, members, policies, selectable: None, applied: None, denied, guarded }
     }
 
     /// Keeps the rules true until shutdown. They stay then, as the pods do.
@@ -194,6 +199,19 @@ impl Follower {
         changed
     }
 
+    fn tell_guarded(&self) {
+        let guarding = self.policies.known.iter().filter(|(_, policy)| {
+            let types = policy.spec.as_ref().and_then(|spec| spec.policy_types.as_ref());
+            types.is_none_or(|types| types.is_empty() || types.iter().any(|one| one == "Ingress"))
+        });
+        let namespaces: BTreeSet<String> = guarding.map(|((namespace, _), _)| namespace.clone()).collect();
+        self.guarded.send_if_modified(|told| {
+            let changed = **told != namespaces;
+            *told = Arc::new(namespaces);
+            changed
+        });
+    }
+
     /// Gives the kernel the rules that follow from what is known; nothing before everything is.
     async fn apply(&mut self) -> Result<(), ()> {
         if !self.policies.is_complete {
@@ -207,12 +225,14 @@ impl Follower {
             }
             Some(_) => return Ok(()),
         };
+        self.tell_guarded();
         let snapshot = PolicySnapshot {
             node: self.fixed.node.clone(),
             pod_cidr: self.fixed.pod_cidr,
             dns: Some(self.fixed.dns),
             api: Some(self.fixed.api),
             members: self.members.borrow().clone(),
+            activator: Some(self.fixed.activator),
             namespaces,
             pods,
             policies: self.policies.known.values().cloned().collect(),

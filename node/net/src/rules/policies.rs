@@ -69,6 +69,8 @@ pub struct PolicySnapshot {
     /// Where this node's forwarder listens for the API server, and the members that it stands for.
     pub api: Option<(Ipv4Addr, u16)>,
     pub members: Vec<SocketAddr>,
+    /// Where this node takes connections for workloads at zero: who may not go anywhere wakes nobody.
+    pub activator: Option<(Ipv4Addr, u16)>,
     /// The labels of each.
     pub namespaces: BTreeMap<String, Labels>,
     pub pods: Vec<Arc<PodFacts>>,
@@ -157,7 +159,7 @@ fn base_chains(snapshot: &PolicySnapshot) -> BTreeMap<String, Vec<String>> {
         "ip saddr vmap @egress".to_owned(),
         "ip daddr vmap @ingress".to_owned(),
     ];
-    let own = snapshot.dns.map(|dns| (dns, DNS_PORT)).into_iter().chain(snapshot.api);
+    let own = snapshot.dns.map(|dns| (dns, DNS_PORT)).into_iter().chain(snapshot.api).chain(snapshot.activator);
     let own: Vec<String> = own.map(|(address, port)| format!("{address} . {port}")).collect();
     let mut input = vec![answers];
     if !own.is_empty() {

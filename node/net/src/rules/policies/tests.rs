@@ -55,6 +55,7 @@ fn snapshot(pods: &[&str], policies: Vec<Arc<NetworkPolicy>>) -> PolicySnapshot 
         dns: Some("10.96.0.10".parse().unwrap()),
         api: Some(("10.128.0.1".parse().unwrap(), 6443)),
         members: vec!["192.0.2.1:6443".parse().unwrap()],
+        activator: Some(("10.128.0.1".parse().unwrap(), 7000)),
         namespaces: ["shop", "other", "kube-system"].map(|name| (name.to_owned(), labels(name))).into(),
         pods: pods.iter().map(|text| pod(text)).collect(),
         policies,
@@ -115,7 +116,7 @@ fn the_hooks_are_always_the_same() {
         add rule ip tandem_policy policy_forward ip daddr vmap @ingress
         add chain ip tandem_policy policy_input { type filter hook input priority 10; policy accept; }
         add rule ip tandem_policy policy_input ct state established,related accept
-        add rule ip tandem_policy policy_input ip daddr . th dport { 10.96.0.10 . 53, 10.128.0.1 . 6443 } ip saddr vmap @egress
+        add rule ip tandem_policy policy_input ip daddr . th dport { 10.96.0.10 . 53, 10.128.0.1 . 6443, 10.128.0.1 . 7000 } ip saddr vmap @egress
         add chain ip tandem_policy policy_sources { type filter hook prerouting priority -300; policy accept; }
         add rule ip tandem_policy policy_sources ip saddr 10.128.0.0/10 fib saddr . iif oif 0 drop
     "#]]
