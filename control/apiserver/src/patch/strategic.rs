@@ -106,13 +106,16 @@ fn merge_value(
             let live = live.and_then(Value::as_object).unwrap_or(&empty);
             Ok(Value::Object(merge_map(schema, place.below(schema, key), live, patch)?))
         }
-        (live, Value::Array(patch)) => {
+        (live, whole @ Value::Array(patch)) => {
             let live = live.and_then(Value::as_array).map_or(&[] as &[Value], Vec::as_slice);
-            let merged = match field.filter(|field| field.label == Label::List && field.patch_strategy.merge) {
-                Some(field) => merge_list(schema, place.below(schema, key), field, live, patch)?,
-                None => replacement(patch),
-            };
-            ordered(field, merged, live, order)
+            match field.filter(|field| field.label == Label::List && field.patch_strategy.merge) {
+                // Without an order of its own the patch is one: what it adds comes first, as in Kubernetes.
+                Some(merging) => {
+                    let merged = merge_list(schema, place.below(schema, key), merging, live, patch)?;
+                    ordered(field, merged, live, order.or(Some(whole)))
+                }
+                None => ordered(field, replacement(patch), live, order),
+            }
         }
         (_, scalar) => Ok(scalar.clone()),
     }

@@ -24,7 +24,7 @@ fn lists_merge_by_their_keys() {
     strategic(
         &live,
         &json!({"containers": [{"name": "c"}]}),
-        expect![[r#"{"containers":[{"name":"a","image":"1"},{"name":"b","image":"1"},{"name":"c"}]}"#]],
+        expect![[r#"{"containers":[{"name":"c"},{"name":"a","image":"1"},{"name":"b","image":"1"}]}"#]],
     );
     strategic(
         &live,
@@ -86,7 +86,7 @@ fn primitive_lists_are_united_and_emptied() {
         let merged = strategic_merge(registry.schema(), "core.v1.Pod", &live, patch.as_object().unwrap()).unwrap();
         merged.at(&["metadata", "finalizers"]).unwrap().to_string()
     };
-    assert_eq!(apply(json!({"metadata": {"finalizers": ["c"]}})), r#"["a","b","c"]"#);
+    assert_eq!(apply(json!({"metadata": {"finalizers": ["c"]}})), r#"["c","a","b"]"#);
     assert_eq!(apply(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}})), r#"["b"]"#);
 }
 

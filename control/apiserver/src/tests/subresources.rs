@@ -273,7 +273,7 @@ async fn ephemeral_containers_are_added_and_stay() {
     let pod = server.get(&uri).await.json();
     let named: Vec<&str> =
         pod["spec"]["ephemeralContainers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(named, ["one", "two"]);
+    assert_eq!(named, ["two", "one"]);
     assert_eq!(pod["spec"]["ephemeralContainers"][0]["terminationMessagePath"], "/dev/termination-log");
     assert_eq!(pod["metadata"]["generation"], 3);
     // A put that says the same changes nothing, and of all else nothing counts.
