@@ -24,8 +24,6 @@ const EXTERNAL: &str = "/apis/external.metrics.k8s.io/v1beta1";
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'*');
 /// How Kubernetes says that nothing is served at a path.
 const NOTHING_SERVED: &str = "the server could not find the requested resource";
-/// Of a metric that is there, but not of these pods.
-const NOT_MEASURED: &str = "the server could not find the metric";
 const NO_CUSTOM: &str =
     "unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered";
 
@@ -142,15 +140,7 @@ async fn external(client: &kube::Client, namespace: &str, metric: &MetricIdentif
 /// How many requests the pods of a selector answer at the moment; `None` where nobody knows.
 pub(super) async fn in_flight(client: &kube::Client, key: &Key, pods: &str) -> Option<i64> {
     let metric = MetricIdentifier { name: REQUESTS_IN_FLIGHT.to_owned(), selector: None };
-    let readings = match of_pods(client, &key.namespace, &metric, pods).await {
-        Ok(readings) => readings,
-        Err(error) if error == NO_CUSTOM || error.contains(NOT_MEASURED) => return None,
-        // What cannot be read now may well be some.
-        Err(error) => {
-            tracing::debug!(error, "requests in flight are not known, and taken for some");
-            return Some(1);
-        }
-    };
+    let readings = of_pods(client, &key.namespace, &metric, pods).await.ok()?;
     Some(readings.values().map(|reading| reading.milli).fold(0, i64::saturating_add) / 1000)
 }
 
